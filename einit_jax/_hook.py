@@ -1,0 +1,109 @@
+"""The one hook into Flax: calls of modules that carry a reserved entry in `params`."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from flax import linen as nn
+
+from ._inputs import is_array
+from ._math import is_float
+from ._paths import Path
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a module's method, about to run."""
+
+    module: nn.Module
+    method: str
+    ride: Mapping[str, Any]
+    function: Callable
+    proceed: Callable
+    args: tuple
+    kwargs: Mapping[str, Any]
+
+    @property
+    def path(self) -> Path:
+        return tuple(self.module.path)
+
+
+class Leaves:
+    """A pytree taken apart: floating leaves, other arrays, and what is static."""
+
+    def __init__(self, tree: Any):
+        leaves, self.treedef = jax.tree.flatten(tree)
+        self.kinds = [
+            "float" if is_array(leaf) and is_float(leaf) else
+            "array" if is_array(leaf) else "static"
+            for leaf in leaves
+        ]  # fmt: skip
+        self.floats = self._of("float", leaves)
+        self.arrays = self._of("array", leaves)
+        self.static = self._of("static", leaves)
+
+    def _of(self, kind: str, leaves: list) -> list:
+        return [x for x, k in zip(leaves, self.kinds, strict=True) if k == kind]
+
+    def build(self, floats: list, arrays: list | None = None) -> Any:
+        """The pytree with other floating (and other) arrays in the same places."""
+        rest = {
+            "float": iter(floats),
+            "array": iter(self.arrays if arrays is None else arrays),
+            "static": iter(self.static),
+        }
+        return jax.tree.unflatten(self.treedef, [next(rest[k]) for k in self.kinds])
+
+
+def is_key(leaf: Any) -> bool:
+    """Whether an array holds typed random keys, which only jax.random can take."""
+    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended)
+
+
+def has_data(tree: Any) -> bool:
+    """Whether a pytree has an array that is no random key."""
+    leaves = Leaves(tree)
+    return bool(leaves.floats) or not all(is_key(x) for x in leaves.arrays)
+
+
+def interceptor(
+    read: Callable[[nn.Module], Mapping[str, Any] | None], act: Callable[[Call], Any]
+) -> Callable:
+    """An interceptor that hands `act` the outermost call of each module at a time.
+
+    `read` returns the module's ride or None. `super().__call__`, `__call__` that calls
+    `self.encode`, and the clones that lifted transforms make run the interceptor again
+    for a path that is being handled already: those calls pass.
+    """
+    active: list[Path] = []
+
+    def intercept(proceed, args, kwargs, context):
+        module, method = context.module, context.method_name
+        if module.scope is None or method == "setup" or module.path in active:
+            return proceed(*args, **kwargs)
+        if not hasattr(type(module), method):  # a function that Flax lifts, not ours
+            return proceed(*args, **kwargs)
+        ride = read(module)
+        if ride is None:
+            return proceed(*args, **kwargs)
+        function = context.orig_method.func
+        call = Call(module, method, ride, function, proceed, args, kwargs)
+        active.append(module.path)
+        try:
+            return act(call)
+        finally:
+            active.pop()
+
+    return intercept
+
+
+def read_ride(name: str) -> Callable[[nn.Module], Mapping[str, Any] | None]:
+    """Reads the entry `name` beside a module's own parameters."""
+
+    def read(module: nn.Module) -> Mapping[str, Any] | None:
+        if not module.has_variable("params", name):
+            return None
+        return module.get_variable("params", name)
+
+    return read

@@ -1,0 +1,53 @@
+"""What a model is called with: one batch as positional and keyword arguments."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def is_array(leaf: Any) -> bool:
+    """Whether a leaf travels as an array: anything else stays static."""
+    return isinstance(leaf, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct)
+
+
+@jax.tree_util.register_pytree_node_class
+class Inputs:
+    """The arguments of one call of a model, `model(*args, **kwargs)`.
+
+    Array leaves are the pytree's children, of any shape and dtype. Leaves that are no
+    arrays (`train=True`, `None`, strings, Python numbers) are static: they belong to
+    the tree's structure, so a jitted function sees them as the plain values they are.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, einit_jax as ei
+        >>> batch = ei.Inputs(jnp.ones((8, 3)), mask=None, train=True)
+        >>> [leaf.shape for leaf in jax.tree.leaves(batch)]
+        [(8, 3)]
+        >>> jax.jit(lambda inputs: inputs.kwargs["train"] is True)(batch)
+        Array(True, dtype=bool)
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        self.args: tuple[Any, ...] = args
+        self.kwargs: Mapping[str, Any] = kwargs
+
+    def __repr__(self) -> str:
+        parts = [repr(a) for a in self.args]
+        parts += [f"{name}={value!r}" for name, value in self.kwargs.items()]
+        return f"Inputs({', '.join(parts)})"
+
+    def tree_flatten(self):
+        leaves, treedef = jax.tree.flatten((self.args, dict(self.kwargs)))
+        arrays = tuple(leaf for leaf in leaves if is_array(leaf))
+        static = tuple(None if is_array(leaf) else (leaf,) for leaf in leaves)
+        return arrays, (treedef, static)
+
+    @classmethod
+    def tree_unflatten(cls, aux, arrays):
+        treedef, static = aux
+        rest = iter(arrays)
+        leaves = [next(rest) if slot is None else slot[0] for slot in static]
+        args, kwargs = jax.tree.unflatten(treedef, leaves)
+        return cls(*args, **kwargs)

@@ -1,0 +1,78 @@
+"""Arithmetic of the method: root mean squares, gradient scaling, scale factors."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+from jaxtyping import Array, Float, Inexact
+
+
+def is_float(leaf) -> bool:
+    """Whether a leaf carries a cotangent: a real or complex floating array."""
+    dtype = getattr(leaf, "dtype", None)
+    return dtype is not None and jnp.issubdtype(dtype, jnp.inexact)
+
+
+def is_concrete(x: Any) -> bool:
+    """Whether an array has values to look at, outside of every trace."""
+    return not isinstance(x, Tracer)
+
+
+def widen(t: Inexact[Array, "..."]) -> Inexact[Array, "..."]:
+    """At least float32: squares of float16 overflow at 256 and bfloat16 sums stall."""
+    return t.astype(jnp.promote_types(t.dtype, jnp.float32))
+
+
+def mean_square(leaves: Sequence[Array]) -> Float[Array, ""]:
+    r"""The joint mean square of arrays, `sum |t|^2 / sum size`, 0 of no element."""
+    size = sum(leaf.size for leaf in leaves)
+    if size == 0:
+        return jnp.zeros((), jnp.float32)
+    total = sum(jnp.sum(jnp.square(jnp.abs(widen(leaf)))) for leaf in leaves)
+    return jnp.asarray(total / size, jnp.float32)
+
+
+def rms(leaves: Sequence[Array], keep: int = 0) -> Float[Array, "..."]:
+    """The joint root mean square, for each index of the first `keep` axes.
+
+    Safe where squares under- or overflow float32: the largest magnitude is divided out.
+    """
+    flat = [widen(t).reshape(*t.shape[:keep], -1) for t in leaves if t.size]
+    if not flat:
+        return jnp.zeros(leaves[0].shape[:keep] if leaves else (), jnp.float32)
+    peaks = [jnp.max(jnp.abs(t), -1) for t in flat]
+    peak = jnp.max(jnp.stack(peaks), 0)
+    unit = jnp.where((peak > 0) & jnp.isfinite(peak), peak, 1)
+    squares = [jnp.square(jnp.abs(t / unit[..., None])).sum(-1) for t in flat]
+    size = sum(t.shape[-1] for t in flat)
+    return (unit * jnp.sqrt(sum(squares) / size)).astype(jnp.float32)
+
+
+def multiply(t: Inexact[Array, "..."], factor: Float[Array, ""]) -> Array:
+    """`factor * t` computed in at least float32 and given back in the dtype of t."""
+    return (widen(t) * factor).astype(t.dtype)
+
+
+@jax.custom_jvp
+def scale_gradient(t: Inexact[Array, "..."], factor: Float[Array, ""]) -> Array:
+    """`G_k(t)`: t forward, its tangent and its cotangent times k (design: G_k)."""
+    return t
+
+
+@scale_gradient.defjvp
+def _scale_gradient_jvp(primals, tangents):
+    t, factor = primals
+    return t, multiply(tangents[0], factor)
+
+
+def usable(mean_sq: Float[Array, "..."]) -> Array:
+    """Whether a mean square can be divided by: finite, and not zero."""
+    return jnp.isfinite(mean_sq) & (mean_sq > 0)
+
+
+def inverse_rms(mean_sq: Float[Array, "..."]) -> Float[Array, "..."]:
+    """`1 / sqrt(mean_sq)`, and 1 where that is no positive finite number."""
+    fine = usable(mean_sq)
+    return jnp.where(fine, jax.lax.rsqrt(jnp.where(fine, mean_sq, 1.0)), 1.0)

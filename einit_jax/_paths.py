@@ -1,0 +1,103 @@
+"""Paths into parameter trees, and the entries that ride in them.
+
+Lifted transforms of Flax carry the collections they list, nearly always `params` alone.
+Whatever must reach a unit therefore rides inside `params`, in one reserved entry beside
+the unit's own arrays, and is split along the same axis as they are.
+"""
+
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+import jax
+from flax import linen as nn
+from flax.core import FrozenDict
+
+Path = tuple[str, ...]
+
+RIDE = "einit:"
+"""Prefix of every reserved entry; no Flax module can be named so."""
+
+
+def plain(tree: Any) -> Any:
+    """Nested mappings (`FrozenDict` too) as nested dicts; leaves stay as they are."""
+    if isinstance(tree, Mapping):
+        return {name: plain(child) for name, child in tree.items()}
+    return tree
+
+
+def is_boxed(leaf: Any) -> bool:
+    """Whether a leaf is an `AxisMetadata` box such as `nn.Partitioned`."""
+    return isinstance(leaf, nn.meta.AxisMetadata)
+
+
+def unboxed(tree: Any) -> dict:
+    """The tree with arrays in the place of boxes, in plain dicts."""
+    return plain(nn.meta.unbox(plain(tree)))
+
+
+def flatten(tree: Any) -> dict[Path, Any]:
+    """Leaves by path, in the order in which jax flattens dicts (sorted names).
+
+    Parameters that are themselves pytrees (a tuple of arrays) extend the path by the
+    jax key.
+    """
+    leaves, _ = jax.tree.flatten_with_path(plain(tree), is_leaf=is_boxed)
+    return {tuple(_name(k) for k in path): leaf for path, leaf in leaves}
+
+
+def _name(key: Any) -> str:
+    return str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key))))
+
+
+def show(path: Path, method: str = "__call__") -> str:
+    """A path as users read and write it: "a/b", "wte/attend", "." for the model."""
+    parts = path if method == "__call__" else (*path, method)
+    return "/".join(parts) or "."
+
+
+def below(path: Path, root: Path) -> bool:
+    """Whether `path` is `root` or lies under it."""
+    return path[: len(root)] == root
+
+
+def insert(tree: Mapping, entries: Mapping[Path, Any]) -> dict:
+    """A copy of a nested mapping with `entries` put at their paths."""
+    out = plain(tree)
+    for path, value in entries.items():
+        node = out
+        for name in path[:-1]:
+            node = node.setdefault(name, {})
+        node[path[-1]] = value
+    return out
+
+
+def without_rides(tree: Any) -> Any:
+    """The tree without its reserved entries."""
+    if isinstance(tree, Mapping):
+        kept = {k: v for k, v in tree.items() if not str(k).startswith(RIDE)}
+        inner = {k: without_rides(v) for k, v in kept.items()}
+        return FrozenDict(inner) if isinstance(tree, FrozenDict) else inner
+    return tree
+
+
+def match(patterns: Mapping[str, Any], names: Mapping[str, Any]) -> dict[str, Any]:
+    """The value of the first pattern that matches each name, where one does.
+
+    Patterns are globs over the whole path (`"blocks_*/Dense_0"`; `*` crosses `/`).
+
+    Raises:
+        ValueError: a pattern matches no name.
+    """
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            listing = ", ".join(list(names)[:12]) + (", ..." if len(names) > 12 else "")
+            raise ValueError(
+                f"pattern {pattern!r} matches no unit; the units are: {listing}. "
+                "Patterns are globs over the whole path, such as '*/Dense_0'."
+            )
+    first: Callable = lambda name: next(
+        (p for p in patterns if fnmatchcase(name, p)), None
+    )
+    found = {name: first(name) for name in names}
+    return {name: patterns[p] for name, p in found.items() if p is not None}
