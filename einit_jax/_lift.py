@@ -1,0 +1,50 @@
+"""Where lifted transforms put their axes, told from shapes inside and outside."""
+
+import itertools
+
+
+def lifted_axes(pairs: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> tuple:
+    """Where lifted transforms put their axes, from shapes outside and inside of them.
+
+    Returns a size per axis of the ride, 0 (kept as an axis of size one) where the axis
+    is not lifted: `()` for no lift, `(L,)` for axis 0, `(0, L)` for axis 1. Where two
+    axes would fit, the lower one is taken.
+    """
+    depth = max((len(o) - len(i) for o, i in pairs), default=0)
+    signed = [*range(4), -1, -2, -3]
+    for axes in itertools.product(signed, repeat=depth):
+        sizes = [_remove(outer, axes) for outer, _ in pairs]
+        fits = [s and s[0] == i for s, (_, i) in zip(sizes, pairs, strict=True)]
+        if all(fits) and len({s[1] for s in sizes if s}) <= 1:
+            return _ride_axes(axes, sizes[0][1] if sizes and sizes[0] else ())
+    raise ValueError(f"no lifted axes turn the shapes {pairs} into each other")
+
+
+def _remove(shape: tuple[int, ...], axes: tuple[int, ...]):
+    """The shape without `axes`, taken one after the other, and their sizes."""
+    taken = []
+    for axis in axes:
+        if not -len(shape) <= axis < len(shape):
+            return None
+        taken.append(shape[axis])
+        at = axis % len(shape)
+        shape = shape[:at] + shape[at + 1 :]
+    return shape, tuple(taken)
+
+
+def _ride_axes(axes: tuple[int, ...], sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """Builds the ride's shape by putting the axes back, innermost first."""
+    ride: list[int] = []
+    for axis, size in zip(reversed(axes), reversed(sizes), strict=True):
+        at = axis if axis >= 0 else len(ride) + 1 + axis
+        ride += [0] * max(-at, at - len(ride))
+        ride.insert(max(at, 0), size)
+    return tuple(ride)
+
+
+def inner_axes(shape: tuple[int, ...], lift: tuple[int, ...]) -> tuple[int, ...]:
+    """The axes of an array that are not lifted, the ride aligned at either end."""
+    front = all(n in (0, m) for n, m in zip(lift, shape, strict=False))
+    start = 0 if front else len(shape) - len(lift)
+    lifted = {start + i for i, n in enumerate(lift) if n}
+    return tuple(i for i in range(len(shape)) if i not in lifted)

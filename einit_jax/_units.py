@@ -1,0 +1,138 @@
+"""From a graph of units to trees of values, one per unit, and back."""
+
+import itertools
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ._graph import Unit
+from ._paths import Path, insert, plain, show
+
+FACTORS = ("output", "input_grad", "output_grad")
+"""The names of a, b and c."""
+Kind = tuple[Path, str]
+"""A unit's key: its path and the method through which it is called."""
+
+
+def kind_of(unit: Unit) -> Kind:
+    """The key of a unit in dicts of values."""
+    return unit.path, unit.method
+
+
+def ones(units: Iterable[Unit]) -> dict[Kind, dict[str, Any]]:
+    """Factors of 1 for every unit."""
+    return {
+        kind_of(u): {name: jnp.ones(u.ride_shape, jnp.float32) for name in FACTORS}
+        for u in units
+    }
+
+
+def to_tree(values: Mapping[Kind, Mapping[str, Any]]) -> dict:
+    """The values as the nested dict that users see, `__call__` left unsaid."""
+    tree: dict = {}
+    for (path, method), value in values.items():
+        node = tree
+        for name in path if method == "__call__" else (*path, method):
+            node = node.setdefault(name, {})
+        node.update(value)
+    return tree
+
+
+def from_tree(tree: Mapping, params: Mapping) -> dict[Kind, dict[str, Any]]:
+    """The values of each unit in a nested dict, told from modules by `params`.
+
+    Raises:
+        ValueError: an entry is of no module of `params`, or has not the three factors.
+    """
+    values: dict[Kind, dict[str, Any]] = {}
+    _collect(plain(tree), params, (), values)
+    return values
+
+
+def _collect(node: Mapping, params: Any, path: Path, values: dict) -> None:
+    if _has_factors(node):
+        values[(path, "__call__")] = _factors(node, show(path))
+    for name, child in node.items():
+        if not isinstance(child, Mapping):
+            if name not in FACTORS:
+                raise ValueError(f"scales at {show(path)!r} have an entry {name!r}")
+            continue
+        if isinstance(params.get(name), Mapping):
+            _collect(child, params[name], (*path, name), values)
+        elif _has_factors(child):
+            values[(path, name)] = _factors(child, show(path, name))
+        elif child:
+            raise ValueError(
+                f"scales have an entry {show((*path, name))!r}, which is no module of "
+                "these params: they belong to another model; tune this one"
+            )
+
+
+def _has_factors(node: Mapping) -> bool:
+    return any(not isinstance(node.get(name, {}), Mapping) for name in FACTORS)
+
+
+def _factors(node: Mapping, where: str) -> dict[str, Any]:
+    lacking = [name for name in FACTORS if name not in node]
+    if lacking:
+        raise ValueError(f"scales at {where!r} lack {', '.join(lacking)}")
+    return {name: node[name] for name in FACTORS}
+
+
+def riding(params: Any, name: str, values: Mapping[Kind, Any]) -> dict:
+    """A copy of params with each unit's values in the entry `name` beside its own."""
+    rides: dict[Path, dict] = {}
+    for (path, method), value in values.items():
+        rides.setdefault((*path, name), {})[method] = value
+    return insert(params, rides)
+
+
+class Row(NamedTuple):
+    """One line of a table of units: a unit, or one layer of a lifted one."""
+
+    path: str
+    kind: str
+    shape: tuple[tuple[int, ...], ...]
+    calls: int
+    floats: bool
+
+
+def vector(units: Iterable[Unit], values: Mapping[Kind, jax.Array]) -> jax.Array:
+    """The values of all units and their layers, one after the other."""
+    return jnp.concatenate([values[kind_of(u)].ravel() for u in units])
+
+
+def unpack(
+    units: Iterable[Unit], columns: Mapping[str, jax.Array]
+) -> dict[Kind, dict[str, jax.Array]]:
+    """Columns over all units and layers, as values per unit in the shapes they ride."""
+    found, start = {}, 0
+    for u in units:
+        part = slice(start, start + u.size)
+        found[kind_of(u)] = {
+            n: c[part].reshape(u.ride_shape) for n, c in columns.items()
+        }
+        start += u.size
+    return found
+
+
+def rows(units: tuple[Unit, ...]) -> tuple[list[Row], np.ndarray]:
+    """The lines of a table in call order, and where in `vector` each has its values.
+
+    Units of one lifted stack take turns, layer by layer.
+    """
+    starts = np.cumsum([0, *(u.size for u in units)])
+    places = dict(zip(units, starts, strict=False))
+    stack = lambda u: (u.layers, u.path[:1] if u.layers else u.name)
+    table, order = [], []
+    for _, group in itertools.groupby(units, stack):
+        members = list(group)
+        for i, layer in enumerate(np.ndindex(*members[0].layers)):
+            for u in members:
+                mark = f"[{','.join(map(str, layer))}]" if layer else ""
+                table.append(Row(u.name + mark, u.kind, u.shape, u.calls, u.floats))
+                order.append(places[u] + i)
+    return table, np.array(order, int)
