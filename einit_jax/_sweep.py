@@ -1,0 +1,160 @@
+"""The sweep: one forward and one backward pass that solve every unit's factors.
+
+On the way forward each unit divides its output by its own rms, so that the next unit is
+measured on input that is right already. On the way back each unit holds its parameter
+gradient, its input gradient and, by a linear transpose of the vjp it has in hand, the
+change of its output by an update; it passes an input gradient of rms 1 upstream. The
+statistics leave as the cotangent of the unit's ride: `jax.grad` of the loss with
+respect to the rides *is* the table of sums over calls.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from ._graph import Unit
+from ._hook import Call, Leaves, interceptor, read_ride
+from ._math import inverse_rms, is_float, mean_square, multiply, rms, widen
+from ._paths import RIDE, Path, below, flatten, unboxed
+
+SWEEP = RIDE + "sweep"
+
+
+def ride(unit: Unit, target: float, params: Mapping) -> dict[str, Any]:
+    """The entry that rides with a unit into its first pass, and what comes back in it.
+
+    | name | into the pass | out of it: sum over calls of |
+    |---|---|---|
+    | `output` | `-target` while free, then the factor | mean square of the raw output |
+    | `input_grad` | the factor b c | largest mean square of the raw input gradients |
+    | `output_grad` | - | mean square of the change by an update, at c = 1 |
+    | `calls` | - | one |
+    | `slot` | parameter gradient of the pass before | the parameter gradient |
+
+    Only a unit that is called several times has a slot: its gradients add up before
+    they change it, which no call can know by itself.
+    """
+    shape = unit.ride_shape
+    entry: dict[str, Any] = {
+        "output": jnp.full(shape, -target, jnp.float32),
+        "input_grad": jnp.ones(shape, jnp.float32),
+        "output_grad": jnp.zeros(shape, jnp.float32),
+        "calls": jnp.zeros(shape, jnp.float32),
+    }
+    if unit.calls > 1:
+        own = [v for p, v in flatten(unboxed(params)).items() if below(p, unit.path)]
+        floats = [jnp.zeros_like(v) for v in own if is_float(v)]
+        entry["slot"] = {f"{i:04d}": v for i, v in enumerate(floats)}
+    return entry
+
+
+def sweeping() -> Any:
+    """The interceptor of a sweep."""
+    return interceptor(read_ride(SWEEP), _act)
+
+
+def _act(call: Call) -> Any:
+    if call.method not in call.ride:
+        return call.proceed(*call.args, **call.kwargs)
+    entry = call.ride[call.method]
+    inputs = Leaves((call.args, dict(call.kwargs)))
+    built: list[Leaves] = []
+
+    def run(module: nn.Module, *floats: Array) -> tuple[list, list]:
+        args, kwargs = inputs.build(list(floats))
+        y = Leaves(call.function(module, *args, **kwargs))
+        built.append(y)
+        return y.floats, y.arrays
+
+    run = nn.compact(run) if hasattr(call.function, "compact") else run
+    held = [jax.lax.stop_gradient(x) for x in inputs.floats]
+    floats, transpose, arrays = nn.vjp(  # pyright: ignore[reportAssignmentType]
+        run, call.module, *held, has_aux=True, multi_scope=True
+    )
+    power = mean_square(floats)
+    goal = entry["output"].reshape(())
+    factor = jnp.where(goal > 0, goal, jnp.abs(goal) * inverse_rms(power))
+    scaled = [multiply(t, factor) for t in floats]
+    tuned = _attach(scaled, inputs.floats, transpose, power, factor, entry)
+    return built[0].build(tuned, arrays)
+
+
+@jax.custom_vjp
+def _attach(outputs, inputs, transpose, power, factor, entry):
+    """The scaled outputs, with the backward pass of the sweep behind them."""
+    return outputs
+
+
+def _attach_forward(outputs, inputs, transpose, power, factor, entry):
+    return outputs, (transpose, power, factor, entry)
+
+
+def _attach_backward(residual, cotangents):
+    transpose, power, factor, entry = residual
+    cotangents = [multiply(t, factor) for t in cotangents]
+    gradient, back = _gradients(transpose, cotangents)
+    free = entry["output"].reshape(()) < 0
+    strength = _largest([mean_square([t]) for t in back])
+    passed = jnp.where(free, inverse_rms(strength), entry["input_grad"].reshape(()))
+    step = gradient
+    if "slot" in entry:
+        slot = list(entry["slot"].values())
+        assert len(slot) == len(gradient), "parameters of a unit outside its path"
+        step = [jnp.where(free, g, s) for g, s in zip(gradient, slot, strict=True)]
+    change = jnp.square(factor) * _change(transpose, cotangents, step)
+    sums = {
+        "output": power,
+        "input_grad": strength,
+        "output_grad": change,
+        "calls": jnp.ones((), jnp.float32),
+    }
+    sums = {name: s.reshape(entry[name].shape) for name, s in sums.items()}
+    if "slot" in entry:
+        sums["slot"] = dict(zip(entry["slot"], gradient, strict=True))
+    return None, [multiply(t, passed) for t in back], None, None, None, sums
+
+
+_attach.defvjp(_attach_forward, _attach_backward)
+
+
+def _gradients(transpose: Any, cotangents: list) -> tuple[list, list]:
+    """The gradients of a unit's own floating parameters, and of its floating inputs."""
+    of_variables, *of_inputs = transpose(cotangents)
+    own = [g for path, g in _with_paths(of_variables) if not _is_ride(path)]
+    return [g for g in own if is_float(g)], list(of_inputs)
+
+
+def _with_paths(tree: Any) -> list[tuple[Path, Any]]:
+    leaves, _ = jax.tree.flatten_with_path(tree)
+    return [(tuple(str(getattr(k, "key", "")) for k in p), g) for p, g in leaves]
+
+
+def _is_ride(path: Path) -> bool:
+    return any(name.startswith(RIDE) for name in path)
+
+
+def _change(transpose: Any, cotangents: list, step: list) -> Float[Array, ""]:
+    """The mean square of `J_theta conj(step)`, by transposing the vjp once more.
+
+    With 16 bits the step is brought to rms 1 first: raw gradients of wide layers add
+    up beyond 65504.
+    """
+    if not step:
+        return jnp.zeros((), jnp.float32)
+    narrow = any(jnp.finfo(t.dtype).bits == 16 for t in cotangents)
+    size = rms(step) if narrow else jnp.ones((), jnp.float32)
+    shrink = jnp.where(size > 0, 1 / jnp.where(size > 0, size, 1), 1)
+    step = [jnp.conj(multiply(t, shrink) if narrow else t) for t in step]
+    pullback = jax.linear_transpose(lambda ct: _gradients(transpose, ct)[0], cotangents)
+    (moved,) = pullback(step)
+    return mean_square([widen(t) for t in moved]) / jnp.square(shrink)
+
+
+def _largest(mean_squares: list) -> Float[Array, ""]:
+    """The largest of some mean squares, 0 of none."""
+    zero = jnp.zeros((), jnp.float32)
+    return jnp.max(jnp.stack([zero, *mean_squares]))
