@@ -1,0 +1,201 @@
+"""Observation of a scaled model as it stands, independent of the sweep.
+
+The factors are fixed. Outputs are read where they are, input gradients where `jax.grad`
+brings them by, and the change by an update is a forward-mode derivative of the unit
+along its own gradient. Statistics of units inside lifted transforms, which drop all
+collections but `params`, leave as cotangents of slots that ride in `params`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from ._graph import Unit
+from ._hook import Call, Leaves, interceptor, read_ride
+from ._math import is_float, multiply, rms, scale_gradient, widen
+from ._paths import RIDE, below, flatten, unboxed
+from ._units import FACTORS
+
+OBSERVE = RIDE + "observe"
+OUTPUT = ("calls", "rms", "power", "mean", "varying", "update", "update_power", "bad")
+INPUT = ("rms", "power", "bad")
+
+
+def slots(unit: Unit) -> dict[str, dict[str, Array]]:
+    """Zeros, whose cotangents are the statistics summed over calls."""
+    zero = jnp.zeros(unit.ride_shape, jnp.float32)
+    return {
+        "output": dict.fromkeys(OUTPUT, zero),
+        "input": dict.fromkeys(INPUT, zero),
+    }
+
+
+def _riding(path: tuple) -> bool:
+    return any(str(getattr(key, "key", "")).startswith(RIDE) for key in path)
+
+
+def own_floats(params: Mapping, unit: Unit) -> dict[str, Array]:
+    """The floating parameters of a unit, numbered in the order of their paths."""
+    leaves = flatten(unboxed(params)).items()
+    floats = [v for path, v in leaves if below(path, unit.path) and is_float(v)]
+    return {f"{i:04d}": v for i, v in enumerate(floats)}
+
+
+def observing() -> Any:
+    """The interceptor of an observation."""
+    return interceptor(read_ride(OBSERVE), _act)
+
+
+def _act(call: Call) -> Any:
+    if call.method not in call.ride:
+        return call.proceed(*call.args, **call.kwargs)
+    entry = call.ride[call.method]
+    a, b, c = (jnp.reshape(entry["factors"][name], ()) for name in FACTORS)
+    inputs = Leaves((call.args, dict(call.kwargs)))
+    seen = _watch(inputs.floats, entry["slots"]["input"])
+    built: list[Leaves] = []
+
+    def run(module: nn.Module, *floats: Array) -> tuple[list, list]:
+        args, kwargs = inputs.build(list(floats))
+        built.append(Leaves(call.function(module, *args, **kwargs)))
+        return built[-1].floats, built[-1].arrays
+
+    run = nn.compact(run) if hasattr(call.function, "compact") else run
+    step = jax.tree.map(jnp.add, entry["step"], entry["shift"])
+    derivative = _transposed if "opaque" in entry else _forward
+    seen = [scale_gradient(x, b) for x in seen]
+    outputs, arrays, moved = derivative(run, call.module, seen, list(step.values()))
+    outputs = _moving_along(outputs, moved)
+    outputs = [multiply(t, a) for t in outputs]
+    changes = [a * widen(jax.lax.stop_gradient(t)) for t in moved]
+    facts = statistics([jax.lax.stop_gradient(t) for t in outputs])
+    facts |= {"update": rms(changes), "update_power": jnp.square(rms(changes))}
+    outputs = [scale_gradient(t, c) for t in outputs]
+    return built[-1].build(_emit(outputs, facts, entry["slots"]["output"]), arrays)
+
+
+def statistics(outputs: list[Array]) -> dict[str, Float[Array, ""]]:
+    """What is read off one call's outputs."""
+    wide = [widen(t) for t in outputs]
+    varying = [t - jnp.mean(t, 0, keepdims=True) for t in wide if t.ndim]
+    size = sum(t.size for t in wide)
+    total = sum(jnp.sum(t) for t in wide) / max(size, 1)
+    strength = rms(wide)
+    return {
+        "calls": jnp.ones((), jnp.float32),
+        "rms": strength,
+        "power": jnp.square(strength),
+        "mean": jnp.real(total).astype(jnp.float32),
+        "varying": jnp.square(rms(varying)),
+        "bad": nonfinite(wide),
+    }
+
+
+def nonfinite(values: list[Array]) -> Float[Array, ""]:
+    """The number of elements that are not finite."""
+    count = sum(jnp.sum(~jnp.isfinite(t)) for t in values)
+    return jnp.asarray(count, jnp.float32)
+
+
+def _forward(
+    run: Any, module: nn.Module, inputs: list, step: list
+) -> tuple[list, list, list]:
+    """The unit's outputs, floating and others, and their derivative along a step."""
+    numbered = iter(step)
+
+    def tangent(path, value):
+        if _riding(path):
+            return jnp.zeros_like(value)
+        if is_float(value):
+            return next(numbered)
+        return np.zeros(jnp.shape(value), jax.dtypes.float0)
+
+    own = module.variables["params"]
+    tangents = {"params": jax.tree.map_with_path(tangent, own)}
+    bound = lambda module: run(module, *inputs)
+    lifted: Any = nn.jvp(bound, module, (), (), tangents)
+    (floats, arrays), (moved, _) = lifted
+    return floats, arrays, moved
+
+
+def _transposed(
+    run: Any, module: nn.Module, inputs: list, step: list
+) -> tuple[list, list, list]:
+    """The same by transposing reverse mode, for units with a custom vjp."""
+    held = [jax.lax.stop_gradient(x) for x in inputs]
+    outputs, arrays = run(module, *inputs)
+    fixed = nn.vjp(run, module, *held, has_aux=True)[1]
+
+    def gradient(cotangents):
+        leaves, _ = jax.tree.flatten_with_path(fixed(cotangents)[0])
+        return [g for p, g in leaves if not _riding(p) and is_float(g)]
+
+    pullback = jax.linear_transpose(gradient, outputs)
+    return outputs, arrays, pullback(step)[0]
+
+
+@jax.custom_jvp
+def _moving_along(outputs: list, moved: list) -> list:
+    """The outputs; their tangent is joined by that of `moved`.
+
+    With `moved = J (step + shift)`, the gradient with respect to the shift is that of
+    this call's own parameters, whoever else uses them.
+    """
+    return outputs
+
+
+@_moving_along.defjvp
+def _moving_along_jvp(primals, tangents):
+    return primals[0], jax.tree.map(jnp.add, *tangents)
+
+
+@jax.custom_vjp
+def _watch(inputs, slot):
+    """The inputs, with the statistics of their gradients as the slot's cotangent.
+
+    The slot, zero, is added: where `vmap` shares an input among its members, each has
+    a gradient of its own, which must not be summed before it is seen.
+    """
+    zero = slot["rms"].reshape(())
+    return [x + zero.astype(x.dtype) for x in inputs]
+
+
+def _watch_forward(inputs, slot):
+    return _watch(inputs, slot), slot
+
+
+def _watch_backward(slot, cotangents):
+    each = [rms([t]) for t in cotangents]
+    largest = jnp.max(jnp.stack([jnp.zeros((), jnp.float32), *each]))
+    facts = {
+        "rms": largest,
+        "power": jnp.square(largest),
+        "bad": nonfinite(cotangents),
+    }
+    return cotangents, {n: facts[n].reshape(slot[n].shape) for n in INPUT}
+
+
+_watch.defvjp(_watch_forward, _watch_backward)
+
+
+@jax.custom_vjp
+def _emit(outputs, facts, slot):
+    """The outputs, with the facts as the slot's cotangent."""
+    return outputs
+
+
+def _emit_forward(outputs, facts, slot):
+    return outputs, (facts, slot)
+
+
+def _emit_backward(residual, cotangents):
+    facts, slot = residual
+    return cotangents, None, {n: facts[n].reshape(slot[n].shape) for n in OUTPUT}
+
+
+_emit.defvjp(_emit_forward, _emit_backward)
