@@ -25,13 +25,20 @@ def widen(t: Inexact[Array, "..."]) -> Inexact[Array, "..."]:
     return t.astype(jnp.promote_types(t.dtype, jnp.float32))
 
 
-def mean_square(leaves: Sequence[Array]) -> Float[Array, ""]:
-    r"""The joint mean square of arrays, `sum |t|^2 / sum size`, 0 of no element."""
-    size = sum(leaf.size for leaf in leaves)
-    if size == 0:
-        return jnp.zeros((), jnp.float32)
-    total = sum(jnp.sum(jnp.square(jnp.abs(widen(leaf)))) for leaf in leaves)
-    return jnp.asarray(total / size, jnp.float32)
+def squares(leaves: Sequence[Array]) -> tuple[Float[Array, ""], int]:
+    """The sum of `|t|^2` over all elements of some arrays, and their number (1 of none).
+
+    Kept apart because the compiler then needs no kernel for the quotient of each layer.
+    """
+    parts = [_square(widen(leaf)).sum() for leaf in leaves if leaf.size]
+    total = jnp.asarray(sum(parts), jnp.float32)
+    return total, max(sum(leaf.size for leaf in leaves), 1)
+
+
+def _square(t: Array) -> Array:
+    if jnp.iscomplexobj(t):
+        return jnp.square(t.real) + jnp.square(t.imag)
+    return jnp.square(t)
 
 
 def rms(leaves: Sequence[Array], keep: int = 0) -> Float[Array, "..."]:

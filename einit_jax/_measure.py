@@ -15,10 +15,11 @@ from ._lift import inner_axes
 from ._math import rms
 from ._measurement import FLAGS, Measurement
 from ._observe import OBSERVE, OUTPUT, observing, own_floats, slots, statistics
-from ._paths import show, unboxed
+from ._paths import Path, show, unboxed
 from ._plan import anchor, checked_loss, describe, floats_of, outputs_of, plan
 from ._probe import probe as put_probes
-from ._problem import Batch, Problem, draw_batches, over_axis, problem
+from ._probe import suspects
+from ._problem import Batch, Problem, draw_batches, over_axis, problem, stack
 from ._scaled import Scaled, refuse_foreign, refuse_missing
 from ._units import FACTORS, Kind, from_tree, kind_of, ones, riding, rows, vector
 
@@ -84,34 +85,33 @@ def measure(
     key = jax.random.key(0) if key is None else key
     batches = draw_batches(input_fn, key, rngs, batch_size, draws)
     values = None if scales is None else from_tree(scales, unboxed(params))
-    return _measure(task, probe, params, dict(collections or {}), batches, key, values)
+    zeros = suspects(params) if probe else frozenset()
+    return _measure(task, zeros, params, dict(collections or {}), batches, key, values)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _measure(
     task: Problem,
-    probing: bool,
+    zeros: frozenset[Path] | None,
     params: Any,
     collections: Mapping,
-    batches: Batch,
+    batches: tuple[Batch, ...],
     key: jax.Array,
     values: dict[Kind, dict[str, jax.Array]] | None,
 ) -> Measurement:
-    first = jax.tree.map(lambda x: x[0], batches)
-    graph = plan(task, params, collections, first)
+    graph = plan(task, params, collections, batches[0])
     if values is None:
         values = ones(graph.units)
     refuse_missing(graph, values)
     refuse_foreign(graph, values)
-    replaced = {}
-    if probing:
-        params, replaced = put_probes(params, graph, key)
+    params, replaced = put_probes(params, graph, key, zeros)
     observe = partial(_observe, task, graph, params, collections, values)
+    stacked = stack(batches)
     try:
-        facts, losses = jax.lax.map(partial(observe, capture=True), batches)
+        facts, losses = jax.lax.map(partial(observe, capture=True), stacked)
     except ValueError:  # branches of nn.cond cannot capture: their trees would differ
-        facts, losses = jax.lax.map(partial(observe, capture=False), batches)
-    return _report(graph, facts, losses, values, replaced, first)
+        facts, losses = jax.lax.map(partial(observe, capture=False), stacked)
+    return _report(graph, facts, losses, values, replaced, batches[0])
 
 
 def _observe(

@@ -2,20 +2,50 @@
 
 import zlib
 from collections.abc import Mapping
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool
 
 from ._graph import Graph
 from ._lift import inner_axes
-from ._math import is_float
+from ._math import is_concrete, is_float
 from ._paths import Path, below, flatten, insert, is_boxed, show
 
 
+def suspects(params: Mapping) -> frozenset[Path] | None:
+    """The paths of arrays that hold a slice of zeros; None where params are traced.
+
+    Looking at concrete parameters first keeps probe draws out of the compiled function
+    for all arrays that cannot need one: only flags come to the host.
+    """
+    leaves = {path: _value(leaf) for path, leaf in flatten(params).items()}
+    floats = {path: v for path, v in leaves.items() if is_float(v) and v.size}
+    if not all(map(is_concrete, floats.values())):
+        return None
+    flags = jax.device_get([_has_zeros(v) for v in floats.values()])
+    return frozenset(p for p, flag in zip(floats, flags, strict=True) if flag)
+
+
+@jax.jit
+def _has_zeros(value: Array) -> Bool[Array, ""]:
+    """Whether some slice along some axis, or the whole, is zero."""
+    zero = value == 0
+    found = jnp.all(zero)
+    for axis in range(value.ndim if value.ndim > 1 else 0):
+        others = tuple(i for i in range(value.ndim) if i != axis)
+        found |= jnp.any(jnp.all(zero, others))
+    return found
+
+
 def probe(
-    params: Mapping, graph: Graph, key: jax.Array
+    params: Mapping,
+    graph: Graph,
+    key: jax.Array,
+    among: frozenset[Path] | None = None,
 ) -> tuple[dict, dict[Path, Bool[Array, ""]]]:
     """Replaces arrays of zeros that stop every gradient above them.
 
@@ -26,6 +56,9 @@ def probe(
     a gain written `1 + scale`. Under `nn.scan` and `nn.vmap` each layer is judged
     apart.
 
+    Args:
+        among: the only paths to look at, from `suspects`; None: all.
+
     Returns:
         The parameters to measure with, and per candidate path whether it was zero.
     """
@@ -33,29 +66,37 @@ def probe(
     leaves = flatten(params)
     for path, weighs in graph.factors.items():
         leaf = leaves[path]
-        value = leaf.unbox() if is_boxed(leaf) else leaf
+        value = _value(leaf)
         owner = _lift(graph, path)
         axes = inner_axes(value.shape, owner or ())
         sizes = [value.shape[i] for i in axes]
         gain = sum(n > 1 for n in sizes) <= 1 and not weighs
         if not is_float(value) or not value.size or (owner is None and not gain):
             continue
+        if among is not None and path not in among:
+            continue
         zero = jnp.all(value == 0, axis=axes, keepdims=True)
-        drawn = jnp.ones_like(value) if gain else _weights(key, path, value, sizes)
-        value = jnp.where(zero, drawn, value)
-        entries[path] = leaf.replace_boxed(value) if is_boxed(leaf) else value
+        draw = jnp.ones_like if gain else partial(_weights, key, path, sizes)
         replaced[path] = jnp.any(zero)
+        value = jax.lax.cond(
+            replaced[path],
+            lambda old, zero=zero, draw=draw: jnp.where(zero, draw(old), old),
+            lambda old: old,
+            value,
+        )
+        entries[path] = leaf.replace_boxed(value) if is_boxed(leaf) else value
     return insert(params, entries), replaced
 
 
-def _weights(
-    key: jax.Array, path: Path, like: Array, sizes: list[int]
-) -> Float[Array, "..."]:
+def _weights(key: jax.Array, path: Path, sizes: list[int], like: Array) -> Array:
     key = jax.random.fold_in(key, zlib.crc32(show(path).encode()))
     fan_in = max(int(np.prod(sizes[:-1])), 1)
-    return jax.random.normal(key, like.shape, like.dtype) / np.sqrt(fan_in).astype(
-        np.finfo(like.dtype).dtype
-    )
+    drawn = jax.random.normal(key, like.shape, like.dtype)
+    return (drawn / fan_in**0.5).astype(like.dtype)
+
+
+def _value(leaf: Any) -> Any:
+    return leaf.unbox() if is_boxed(leaf) else leaf
 
 
 def _lift(graph: Graph, path: Path) -> tuple[int, ...] | None:

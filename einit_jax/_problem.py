@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax
@@ -81,6 +82,11 @@ class Problem:
         return value_of(self.loss_fn)(outputs, **{n: known[n] for n in self.names})
 
 
+def stack(batches: Sequence[Batch]) -> Batch:
+    """The batches along a new first axis."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
+
+
 def over_axis(axis_name: Any, run: Callable[[], Any]) -> Any:
     """`run()` under a mapped axis of size one, for models that ask for its name.
 
@@ -146,38 +152,43 @@ def _loss_arguments(loss_fn: Callable) -> tuple[str, ...]:
 
 
 def draw_batches(
-    input_fn: Any, key: jax.Array, rngs: Any, batch_size: int | None, draws: int
-) -> Batch:
-    """`draws` batches, each from a key of its own, stacked along a first axis."""
-    keys = [jax.random.fold_in(key, i) for i in range(draws)]
-    drawn = [draw_batch(input_fn, k, rngs, batch_size) for k in keys]
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *drawn)
-
-
-def draw_batch(
     input_fn: Any,
     key: jax.Array,
     rngs: Sequence[str] | Mapping[str, jax.Array],
     batch_size: int | None,
-) -> Batch:
-    """Draws inputs, and derives a key for the loss and one per random stream.
+    draws: int,
+) -> tuple[Batch, ...]:
+    """`draws` batches, each with a key for the loss and one per random stream.
 
     Raises:
         TypeError: input_fn takes other arguments than a key (and batch_size).
         ValueError: batch_size is given and input_fn takes none.
     """
-    of_inputs, of_loss, of_rngs = (jax.random.fold_in(key, i) for i in range(3))
-    inputs = _inputs(_draw(input_fn, of_inputs, batch_size))
-    return Batch(inputs, of_loss, _streams(rngs, of_rngs))
+    given_keys = dict(rngs) if isinstance(rngs, Mapping) else {}
+    names = (rngs,) if isinstance(rngs, str) else tuple(rngs)
+    keys = _keys(key, tuple(dict.fromkeys(("params", *names))), draws)
+    return tuple(
+        Batch(
+            _inputs(_draw(input_fn, of_inputs, batch_size)),
+            of_loss,
+            streams | given_keys,
+        )
+        for of_inputs, of_loss, streams in keys
+    )
 
 
-def _streams(rngs: Any, key: jax.Array) -> dict[str, jax.Array]:
-    if isinstance(rngs, str):
-        rngs = (rngs,)
-    named = dict(rngs) if isinstance(rngs, Mapping) else {}
-    wanted = [*dict.fromkeys(["params", *rngs])]
-    keys = {name: jax.random.fold_in(key, i) for i, name in enumerate(wanted)}
-    return keys | named
+@partial(jax.jit, static_argnums=(1, 2))
+def _keys(key: jax.Array, names: tuple[str, ...], draws: int) -> list:
+    """For each draw a key of the inputs, one of the loss, and one per stream."""
+
+    def of_draw(i):
+        inputs, loss, rngs = (
+            jax.random.fold_in(jax.random.fold_in(key, i), j) for j in range(3)
+        )
+        streams = {name: jax.random.fold_in(rngs, j) for j, name in enumerate(names)}
+        return inputs, loss, streams
+
+    return [of_draw(i) for i in range(draws)]
 
 
 def _draw(input_fn: Any, key: jax.Array, batch_size: int | None) -> Any:

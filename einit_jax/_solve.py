@@ -128,8 +128,9 @@ def _settle(
     """
     column = lambda name: vector(units, {k: s[name] for k, s in sums.items()})
     spread = lambda f: np.concatenate([np.full(u.size, f(u)) for u in units])
-    calls = jnp.maximum(column("calls"), 1)
-    mean = {name: column(name) / calls for name in FACTORS}
+    sizes = {"output": "output_size", "input_grad": "input_size"}
+    sizes["output_grad"] = "output_size"
+    mean = {n: column(n) / jnp.maximum(column(sizes[n]), 1) for n in FACTORS}
     target = spread(lambda u: units[u]).astype(np.float32)
     shared = np.flatnonzero(spread(lambda u: u.calls > 1))
     new = {name: inverse_rms(mean[name]) for name in FACTORS}
@@ -146,6 +147,7 @@ def _settle(
         new["input_grad"] = new["input_grad"].at[shared].set(bc)
         search, better = advance(search, miss, effort.tolerance)
         entries = _next_rides(units, state.entries, sums, search.at, better)
+    new["output_grad"] = inverse_rms(jnp.square(new["output"]) * mean["output_grad"])
     new["input_grad"] = jnp.where(
         spread(lambda u: u.floats), new["input_grad"] / new["output_grad"], 1.0
     )

@@ -9,6 +9,7 @@ respect to the rides *is* the table of sums over calls.
 """
 
 from collections.abc import Mapping
+from functools import reduce
 from typing import Any
 
 import jax
@@ -18,7 +19,7 @@ from jaxtyping import Array, Float
 
 from ._graph import Unit
 from ._hook import Call, Leaves, interceptor, read_ride
-from ._math import inverse_rms, is_float, mean_square, multiply, rms, widen
+from ._math import inverse_rms, is_float, multiply, rms, squares
 from ._paths import RIDE, Path, below, flatten, unboxed
 
 SWEEP = RIDE + "sweep"
@@ -29,10 +30,11 @@ def ride(unit: Unit, target: float, params: Mapping) -> dict[str, Any]:
 
     | name | into the pass | out of it: sum over calls of |
     |---|---|---|
-    | `output` | `-target` while free, then the factor | mean square of the raw output |
-    | `input_grad` | the factor b c | largest mean square of the raw input gradients |
-    | `output_grad` | - | mean square of the change by an update, at c = 1 |
-    | `calls` | - | one |
+    | `output` | `-target` while free, then the factor | squares of the raw output |
+    | `output_size` | - | number of elements of the output |
+    | `input_grad` | the factor b c | squares of the strongest raw input gradient |
+    | `input_size` | - | number of elements of that gradient |
+    | `output_grad` | - | squares of the change by an update, at a = c = 1 |
     | `slot` | parameter gradient of the pass before | the parameter gradient |
 
     Only a unit that is called several times has a slot: its gradients add up before
@@ -41,9 +43,10 @@ def ride(unit: Unit, target: float, params: Mapping) -> dict[str, Any]:
     shape = unit.ride_shape
     entry: dict[str, Any] = {
         "output": jnp.full(shape, -target, jnp.float32),
+        "output_size": jnp.zeros(shape, jnp.float32),
         "input_grad": jnp.ones(shape, jnp.float32),
+        "input_size": jnp.zeros(shape, jnp.float32),
         "output_grad": jnp.zeros(shape, jnp.float32),
-        "calls": jnp.zeros(shape, jnp.float32),
     }
     if unit.calls > 1:
         own = [v for p, v in flatten(unboxed(params)).items() if below(p, unit.path)]
@@ -75,9 +78,9 @@ def _act(call: Call) -> Any:
     floats, transpose, arrays = nn.vjp(  # pyright: ignore[reportAssignmentType]
         run, call.module, *held, has_aux=True, multi_scope=True
     )
-    power = mean_square(floats)
+    power, size = squares(floats)
     goal = entry["output"].reshape(())
-    factor = jnp.where(goal > 0, goal, jnp.abs(goal) * inverse_rms(power))
+    factor = jnp.where(goal > 0, goal, jnp.abs(goal) * inverse_rms(power / size))
     scaled = [multiply(t, factor) for t in floats]
     tuned = _attach(scaled, inputs.floats, transpose, power, factor, entry)
     return built[0].build(tuned, arrays)
@@ -98,21 +101,26 @@ def _attach_backward(residual, cotangents):
     cotangents = [multiply(t, factor) for t in cotangents]
     gradient, back = _gradients(transpose, cotangents)
     free = entry["output"].reshape(()) < 0
-    strength = _largest([mean_square([t]) for t in back])
-    passed = jnp.where(free, inverse_rms(strength), entry["input_grad"].reshape(()))
+    strength, count = _strongest(back)
+    passed = jnp.where(
+        free, inverse_rms(strength / count), entry["input_grad"].reshape(())
+    )
     step = gradient
     if "slot" in entry:
         slot = list(entry["slot"].values())
         assert len(slot) == len(gradient), "parameters of a unit outside its path"
         step = [jnp.where(free, g, s) for g, s in zip(gradient, slot, strict=True)]
-    change = jnp.square(factor) * _change(transpose, cotangents, step)
     sums = {
         "output": power,
+        "output_size": sum(t.size for t in cotangents),
         "input_grad": strength,
-        "output_grad": change,
-        "calls": jnp.ones((), jnp.float32),
+        "input_size": count,
+        "output_grad": _change(transpose, cotangents, step),
     }
-    sums = {name: s.reshape(entry[name].shape) for name, s in sums.items()}
+    sums = {
+        name: jnp.asarray(s, jnp.float32).reshape(entry[name].shape)
+        for name, s in sums.items()
+    }
     if "slot" in entry:
         sums["slot"] = dict(zip(entry["slot"], gradient, strict=True))
     return None, [multiply(t, passed) for t in back], None, None, None, sums
@@ -138,23 +146,30 @@ def _is_ride(path: Path) -> bool:
 
 
 def _change(transpose: Any, cotangents: list, step: list) -> Float[Array, ""]:
-    """The mean square of `J_theta conj(step)`, by transposing the vjp once more.
+    """The squares of `J_theta conj(step)`, by transposing the vjp once more.
 
     With 16 bits the step is brought to rms 1 first: raw gradients of wide layers add
     up beyond 65504.
     """
     if not step:
         return jnp.zeros((), jnp.float32)
+    size = jnp.ones((), jnp.float32)
     narrow = any(jnp.finfo(t.dtype).bits == 16 for t in cotangents)
-    size = rms(step) if narrow else jnp.ones((), jnp.float32)
-    shrink = jnp.where(size > 0, 1 / jnp.where(size > 0, size, 1), 1)
-    step = [jnp.conj(multiply(t, shrink) if narrow else t) for t in step]
+    if narrow:
+        size = rms(step)
+        size = jnp.where(size > 0, size, 1)
+        step = [multiply(t, 1 / size) for t in step]
     pullback = jax.linear_transpose(lambda ct: _gradients(transpose, ct)[0], cotangents)
-    (moved,) = pullback(step)
-    return mean_square([widen(t) for t in moved]) / jnp.square(shrink)
+    (moved,) = pullback([jnp.conj(t) for t in step])
+    power, _ = squares(moved)
+    return jnp.square(size) * power if narrow else power
 
 
-def _largest(mean_squares: list) -> Float[Array, ""]:
-    """The largest of some mean squares, 0 of none."""
-    zero = jnp.zeros((), jnp.float32)
-    return jnp.max(jnp.stack([zero, *mean_squares]))
+def _strongest(gradients: list) -> tuple[Float[Array, ""], Any]:
+    """The squares and the size of the gradient with the largest rms."""
+    if not gradients:
+        return jnp.zeros((), jnp.float32), 1
+    if len(gradients) == 1:
+        return squares(gradients)
+    means = [power / size for power, size in (squares([t]) for t in gradients)]
+    return reduce(jnp.maximum, means), 1

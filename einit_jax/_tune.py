@@ -11,10 +11,10 @@ from flax import linen as nn
 from jaxtyping import PyTree
 
 from ._graph import Unit
-from ._paths import match
+from ._paths import Path, match
 from ._plan import plan
-from ._probe import probe
-from ._problem import Batch, Problem, draw_batches, problem
+from ._probe import probe, suspects
+from ._problem import Batch, Problem, draw_batches, problem, stack
 from ._scaled import Scaled
 from ._solve import Effort, Findings, solve
 from ._units import ones, to_tree
@@ -129,31 +129,32 @@ def tune(
     task = problem(model, loss_fn, method, axis_name)
     key = jax.random.key(0) if key is None else key
     batches = draw_batches(input_fn, key, rngs, batch_size, draws)
+    zeros = suspects(params)
     scales, findings = _tune(
-        task, options, params, dict(collections or {}), batches, key
+        task, options, zeros, params, dict(collections or {}), batches, key
     )
     findings.refuse()
     return scales
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@partial(jax.jit, static_argnums=(0, 1, 2))
 def _tune(
     task: Problem,
     options: Options,
+    zeros: frozenset[Path] | None,
     params: Any,
     collections: Mapping,
-    batches: Batch,
+    batches: tuple[Batch, ...],
     key: jax.Array,
 ) -> tuple[dict, Findings]:
-    first = jax.tree.map(lambda x: x[0], batches)
-    graph = plan(task, params, collections, first)
+    graph = plan(task, params, collections, batches[0])
     units = chosen(graph.units, options)
-    params, _ = probe(params, graph, key)
+    params, _ = probe(params, graph, key, zeros)
     run = partial(solve, task, options.effort, units, params, collections)
-    if batches.key.shape[0] == 1:
-        found, findings = run(first)
+    if len(batches) == 1:
+        found, findings = run(batches[0])
     else:
-        found, findings = jax.lax.map(run, batches)
+        found, findings = jax.lax.map(run, stack(batches))
         found = jax.tree.map(lambda s: jnp.exp(jnp.mean(jnp.log(s), 0)), found)
         findings = jax.tree.map(lambda f: jnp.all(f, 0), findings)
     return to_tree(ones(graph.units) | found), findings

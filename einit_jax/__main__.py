@@ -1,0 +1,119 @@
+"""`python -m einit_jax`: tune a model, and show it before and after."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import flax
+import jax
+from rich.console import Console
+from rich.progress import Progress
+
+from ._demo import Digits, Job, digits, digits_job, train
+from ._measure import measure
+from ._tune import tune
+
+STEPS = 300
+TAIL = 20
+"""The final loss is the mean over so many steps."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    console = Console(soft_wrap=True, highlight=False)
+    key = jax.random.key(options.seed)
+    try:
+        data = None if options.job else digits()
+        job = load_job(options.job) if data is None else digits_job(data, key)
+    except (ImportError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    scales = _tuned(job, key, console)
+    if options.out:
+        options.out.write_bytes(flax.serialization.to_bytes(scales))
+        console.print(f"scales written to {options.out} (flax.serialization)")
+    if data is not None:
+        _train_both(job, scales, data, options, console)
+    return 0
+
+
+def load_job(name: str) -> Job:
+    """The job that the user's function makes.
+
+    Raises:
+        ImportError: there is no such module.
+        ValueError: the name is not `module:function`, or it returns something else.
+    """
+    module_name, colon, function = name.partition(":")
+    if not colon or not function:
+        raise ValueError(f"{name!r} is not of the form package.module:function")
+    sys.path.insert(0, "")
+    module = importlib.import_module(module_name)
+    if not callable(getattr(module, function, None)):
+        raise ValueError(f"module {module_name!r} has no function {function!r}")
+    made = getattr(module, function)()
+    if not isinstance(made, tuple) or len(made) not in (4, 5):
+        raise ValueError(
+            f"{name} returned {type(made).__name__}, expected (model, params, "
+            "input_fn, loss_fn) or these and a dict of keywords for tune and measure"
+        )
+    return Job(*made)
+
+
+def _tuned(job: Job, key: jax.Array, console: Console) -> dict:
+    model, params, input_fn, loss_fn, options = job
+    case: Any = (model, params, input_fn, loss_fn)
+    options = {"key": key, **options}
+    console.print("[bold]before[/bold]")
+    console.print(str(measure(*case, **options)), markup=False)
+    scales = tune(*case, **options)
+    console.print("\n[bold]after[/bold]")
+    console.print(str(measure(*case, scales=scales, **options)), markup=False)
+    return scales
+
+
+def _train_both(
+    job: Job, scales: dict, data: Digits, options: Any, console: Console
+) -> None:
+    """Trains the model as it is and tuned, from the same parameters and batches."""
+    console.print(f"\ntraining both, {options.steps} steps of SGD")
+    losses: dict[str, list[float]] = {"as it is": [], "tuned": []}
+    with Progress(console=console) as progress:
+        for name, extra in zip(losses, (None, scales), strict=True):
+            bar = progress.add_task(name, total=options.steps)
+            run = (job.model, job.params, extra, data, options.steps, options.seed)
+            for loss in train(*run):
+                losses[name].append(loss)
+                progress.advance(bar)
+    for name, seen in losses.items():
+        end = sum(seen[-TAIL:]) / len(seen[-TAIL:])
+        console.print(f"loss {name}: {seen[0]:.3f} -> {end:.3f}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m einit_jax",
+        description="Tune a Flax model: run it, measure, scale. Without a job: a "
+        "32-layer MLP on scikit-learn's digits, before and after, and its training.",
+    )
+    parser.add_argument(
+        "job",
+        nargs="?",
+        metavar="package.module:function",
+        help="a function that returns (model, params, input_fn, loss_fn), and if need "
+        "be a dict of further keywords for tune and measure",
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="save the scales")
+    parser.add_argument("--seed", type=int, default=0, help="of all random draws")
+    parser.add_argument(
+        "--steps", type=int, default=STEPS, help="training steps of the embedded job"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

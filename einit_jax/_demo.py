@@ -1,0 +1,108 @@
+"""The embedded job: a deep MLP without normalization on scikit-learn's digits."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from jaxtyping import Array, Float, Int
+
+from ._scaled import scaled
+
+DEPTH, WIDTH, BATCH = 32, 128, 256
+LEARNING_RATE = 2.0**-6
+
+
+class Job(NamedTuple):
+    """What `tune` and `measure` take."""
+
+    model: nn.Module
+    params: Any
+    input_fn: Any
+    loss_fn: Callable
+    options: dict[str, Any] = {}  # noqa: RUF012 - never changed
+
+
+class MLP(nn.Module):
+    """Dense layers with ReLU between them, and nothing else."""
+
+    depth: int = DEPTH
+    width: int = WIDTH
+    classes: int = 10
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch features"]) -> Float[Array, "batch 10"]:
+        for _ in range(self.depth - 1):
+            x = nn.relu(nn.Dense(self.width)(x))
+        return nn.Dense(self.classes)(x)
+
+
+class Digits(NamedTuple):
+    """Images of 8x8 pixels, standardized, and their labels."""
+
+    images: Float[Array, "n 64"]
+    labels: Int[Array, " n"]
+
+
+def digits() -> Digits:
+    """The 1797 digits.
+
+    Raises:
+        ImportError: scikit-learn is not installed.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ImportError(
+            "the demonstration needs scikit-learn: pip install 'einit_jax[demo]'"
+        ) from error
+    images, labels = load_digits(return_X_y=True)
+    images = (images - images.mean()) / images.std()
+    return Digits(jnp.asarray(images, jnp.float32), jnp.asarray(labels, jnp.int32))
+
+
+def digits_job(data: Digits, key: jax.Array) -> Job:
+    """The MLP, to be tuned on one batch of digits with their labels."""
+    model = MLP()
+    rows = jax.random.permutation(key, len(data.labels))[:BATCH]
+    images, labels = data.images[rows], data.labels[rows]
+    params = jax.jit(model.init)(key, images)["params"]
+    return Job(model, params, images, lambda logits: cross_entropy(logits, labels))
+
+
+def cross_entropy(logits: Array, labels: Array) -> Float[Array, ""]:
+    """The mean cross entropy."""
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return losses.mean()
+
+
+def train(
+    model: nn.Module, params: Any, scales: Any, data: Digits, steps: int, seed: int
+) -> Iterator[float]:
+    """Trains by plain SGD, and yields the loss of every step.
+
+    `scales=None` trains the model as it is.
+    """
+    optimizer = optax.sgd(LEARNING_RATE)
+    extra = {} if scales is None else {"scales": scales}
+    apply = model.apply if scales is None else scaled(model).apply
+
+    def loss(params, rows):
+        logits = apply({"params": params, **extra}, data.images[rows])
+        return cross_entropy(jnp.asarray(logits), data.labels[rows])
+
+    @jax.jit
+    def step(params, state, rows):
+        value, gradient = jax.value_and_grad(loss)(params, rows)
+        updates, state = optimizer.update(gradient, state)
+        return optax.apply_updates(params, updates), state, value
+
+    state = optimizer.init(params)
+    draw = np.random.default_rng(seed)
+    for _ in range(steps):
+        rows = draw.choice(len(data.labels), BATCH, replace=False)
+        params, state, value = step(params, state, rows)
+        yield float(value)
