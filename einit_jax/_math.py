@@ -26,7 +26,7 @@ def widen(t: Inexact[Array, "..."]) -> Inexact[Array, "..."]:
 
 
 def squares(leaves: Sequence[Array]) -> tuple[Float[Array, ""], int]:
-    """The sum of `|t|^2` over all elements of some arrays, and their number (1 of none).
+    """The sum of `|t|^2` over all elements of some arrays, and their number (or 1).
 
     Kept apart because the compiler then needs no kernel for the quotient of each layer.
     """

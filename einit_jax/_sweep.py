@@ -110,17 +110,15 @@ def _attach_backward(residual, cotangents):
         slot = list(entry["slot"].values())
         assert len(slot) == len(gradient), "parameters of a unit outside its path"
         step = [jnp.where(free, g, s) for g, s in zip(gradient, slot, strict=True)]
-    sums = {
+    sums: dict[str, Any] = {
         "output": power,
         "output_size": sum(t.size for t in cotangents),
         "input_grad": strength,
         "input_size": count,
         "output_grad": _change(transpose, cotangents, step),
     }
-    sums = {
-        name: jnp.asarray(s, jnp.float32).reshape(entry[name].shape)
-        for name, s in sums.items()
-    }
+    for name, value in sums.items():
+        sums[name] = jnp.asarray(value, jnp.float32).reshape(entry[name].shape)
     if "slot" in entry:
         sums["slot"] = dict(zip(entry["slot"], gradient, strict=True))
     return None, [multiply(t, passed) for t in back], None, None, None, sums

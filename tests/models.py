@@ -784,6 +784,7 @@ TRAPS = (
         "vmap_shared",
         lambda: make(SharedVmap(), vectors),
         paths(f"each/{BLOCK} head"),
+        shared=paths(f"each/{BLOCK}"),
     ),
     Case(
         "nn_jit",
