@@ -29,9 +29,15 @@ class Inputs:
         Array(True, dtype=bool)
     """
 
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
     def __init__(self, *args: Any, **kwargs: Any):
-        self.args: tuple[Any, ...] = args
-        self.kwargs: Mapping[str, Any] = kwargs
+        leaves, self._treedef = jax.tree.flatten((args, kwargs))
+        # decided here, not when flattened: a transformation may put anything in the
+        # place of an array, and it must stay a child
+        self._static = tuple(None if is_array(x) else (x,) for x in leaves)
+        self.args, self.kwargs = args, kwargs
 
     def __repr__(self) -> str:
         parts = [repr(a) for a in self.args]
@@ -39,15 +45,16 @@ class Inputs:
         return f"Inputs({', '.join(parts)})"
 
     def tree_flatten(self):
-        leaves, treedef = jax.tree.flatten((self.args, dict(self.kwargs)))
-        arrays = tuple(leaf for leaf in leaves if is_array(leaf))
-        static = tuple(None if is_array(leaf) else (leaf,) for leaf in leaves)
-        return arrays, (treedef, static)
+        leaves = self._treedef.flatten_up_to((self.args, self.kwargs))
+        slots = zip(leaves, self._static, strict=True)
+        arrays = tuple(leaf for leaf, slot in slots if slot is None)
+        return arrays, (self._treedef, self._static)
 
     @classmethod
     def tree_unflatten(cls, aux, arrays):
-        treedef, static = aux
+        made = object.__new__(cls)
+        made._treedef, made._static = aux
         rest = iter(arrays)
-        leaves = [next(rest) if slot is None else slot[0] for slot in static]
-        args, kwargs = jax.tree.unflatten(treedef, leaves)
-        return cls(*args, **kwargs)
+        leaves = [next(rest) if slot is None else slot[0] for slot in made._static]
+        made.args, made.kwargs = jax.tree.unflatten(made._treedef, leaves)
+        return made

@@ -14,14 +14,25 @@ from ._graph import Graph, Unit
 from ._lift import inner_axes
 from ._math import rms
 from ._measurement import FLAGS, Measurement
-from ._observe import OBSERVE, OUTPUT, observing, own_floats, slots, statistics
+from ._observe import OBSERVE, OUTPUT, observing, slots, statistics
 from ._paths import Path, show, unboxed
 from ._plan import anchor, checked_loss, describe, floats_of, outputs_of, plan
 from ._probe import probe as put_probes
 from ._probe import suspects
 from ._problem import Batch, Problem, draw_batches, over_axis, problem, stack
 from ._scaled import Scaled, refuse_foreign, refuse_missing
-from ._units import FACTORS, Kind, from_tree, kind_of, ones, riding, rows, vector
+from ._units import (
+    FACTORS,
+    Kind,
+    blank,
+    from_tree,
+    kind_of,
+    ones,
+    own_floats,
+    riding,
+    rows,
+    vector,
+)
 
 
 def measure(
@@ -126,7 +137,7 @@ def _observe(
     """The statistics of each unit on one batch, and the loss."""
     units = {kind_of(u): u for u in graph.units}
     own = {kind: own_floats(params, unit) for kind, unit in units.items()}
-    still = jax.tree.map(jnp.zeros_like, own)
+    still = {kind: blank(params, unit) for kind, unit in units.items()}
     empty = {kind: slots(unit) for kind, unit in units.items()}
 
     def loss(params, shifts, slots, steps):

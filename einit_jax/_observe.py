@@ -6,7 +6,6 @@ along its own gradient. Statistics of units inside lifted transforms, which drop
 collections but `params`, leave as cotangents of slots that ride in `params`.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -18,7 +17,7 @@ from jaxtyping import Array, Float
 from ._graph import Unit
 from ._hook import Call, Leaves, interceptor, read_ride
 from ._math import is_float, multiply, rms, scale_gradient, widen
-from ._paths import RIDE, below, flatten, unboxed
+from ._paths import RIDE
 from ._units import FACTORS
 
 OBSERVE = RIDE + "observe"
@@ -37,13 +36,6 @@ def slots(unit: Unit) -> dict[str, dict[str, Array]]:
 
 def _riding(path: tuple) -> bool:
     return any(str(getattr(key, "key", "")).startswith(RIDE) for key in path)
-
-
-def own_floats(params: Mapping, unit: Unit) -> dict[str, Array]:
-    """The floating parameters of a unit, numbered in the order of their paths."""
-    leaves = flatten(unboxed(params)).items()
-    floats = [v for path, v in leaves if below(path, unit.path) and is_float(v)]
-    return {f"{i:04d}": v for i, v in enumerate(floats)}
 
 
 def observing() -> Any:
@@ -112,7 +104,7 @@ def _forward(
         if _riding(path):
             return jnp.zeros_like(value)
         if is_float(value):
-            return next(numbered)
+            return next(numbered).reshape(value.shape)
         return np.zeros(jnp.shape(value), jax.dtypes.float0)
 
     own = module.variables["params"]
@@ -133,7 +125,8 @@ def _transposed(
 
     def gradient(cotangents):
         leaves, _ = jax.tree.flatten_with_path(fixed(cotangents)[0])
-        return [g for p, g in leaves if not _riding(p) and is_float(g)]
+        own = [g for p, g in leaves if not _riding(p) and is_float(g)]
+        return [g.reshape(s.shape) for g, s in zip(own, step, strict=True)]
 
     pullback = jax.linear_transpose(gradient, outputs)
     return outputs, arrays, pullback(step)[0]

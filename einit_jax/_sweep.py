@@ -20,7 +20,8 @@ from jaxtyping import Array, Float
 from ._graph import Unit
 from ._hook import Call, Leaves, interceptor, read_ride
 from ._math import inverse_rms, is_float, multiply, rms, squares
-from ._paths import RIDE, Path, below, flatten, unboxed
+from ._paths import RIDE, Path
+from ._units import blank
 
 SWEEP = RIDE + "sweep"
 
@@ -49,9 +50,7 @@ def ride(unit: Unit, target: float, params: Mapping) -> dict[str, Any]:
         "output_grad": jnp.zeros(shape, jnp.float32),
     }
     if unit.calls > 1:
-        own = [v for p, v in flatten(unboxed(params)).items() if below(p, unit.path)]
-        floats = [jnp.zeros_like(v) for v in own if is_float(v)]
-        entry["slot"] = {f"{i:04d}": v for i, v in enumerate(floats)}
+        entry["slot"] = blank(params, unit)
     return entry
 
 
@@ -109,7 +108,8 @@ def _attach_backward(residual, cotangents):
     if "slot" in entry:
         slot = list(entry["slot"].values())
         assert len(slot) == len(gradient), "parameters of a unit outside its path"
-        step = [jnp.where(free, g, s) for g, s in zip(gradient, slot, strict=True)]
+        pairs = zip(gradient, slot, strict=True)
+        step = [jnp.where(free, g, s.reshape(g.shape)) for g, s in pairs]
     sums: dict[str, Any] = {
         "output": power,
         "output_size": sum(t.size for t in cotangents),
@@ -120,7 +120,8 @@ def _attach_backward(residual, cotangents):
     for name, value in sums.items():
         sums[name] = jnp.asarray(value, jnp.float32).reshape(entry[name].shape)
     if "slot" in entry:
-        sums["slot"] = dict(zip(entry["slot"], gradient, strict=True))
+        pairs = zip(entry["slot"].items(), gradient, strict=True)
+        sums["slot"] = {name: g.reshape(s.shape) for (name, s), g in pairs}
     return None, [multiply(t, passed) for t in back], None, None, None, sums
 
 

@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from ._graph import Unit
-from ._paths import Path, insert, plain, show
+from ._math import is_float
+from ._paths import Path, below, flatten, insert, plain, show, unboxed
 
 FACTORS = ("output", "input_grad", "output_grad")
 """The names of a, b and c."""
@@ -88,6 +90,23 @@ def riding(params: Any, name: str, values: Mapping[Kind, Any]) -> dict:
     for (path, method), value in values.items():
         rides.setdefault((*path, name), {})[method] = value
     return insert(params, rides)
+
+
+def own_floats(params: Mapping, unit: Unit) -> dict[str, Array]:
+    """The floating parameters of a unit, numbered in the order of their paths."""
+    leaves = flatten(unboxed(params)).items()
+    floats = [v for path, v in leaves if below(path, unit.path) and is_float(v)]
+    return {f"{i:04d}": v for i, v in enumerate(floats)}
+
+
+def blank(params: Mapping, unit: Unit) -> dict[str, Array]:
+    """Zeros that ride like the unit's floating parameters.
+
+    They are flat where no axis is lifted: a transform of the variables, such as
+    `nn.SpectralNorm`, would take a matrix for one of the weights.
+    """
+    own = own_floats(params, unit)
+    return {n: jnp.zeros_like(v if unit.lift else v.ravel()) for n, v in own.items()}
 
 
 class Row(NamedTuple):

@@ -100,9 +100,11 @@ def check(model: nn.Module, shape: tuple[int, ...], chain: bool) -> None:
         forward = jax.tree.map(jnp.ones_like, scales)
         pick = lambda path, one, s: s if path[-1].key == "output" else one
         scales = jax.tree.map_with_path(pick, forward, scales)
-    table = {r["path"]: r for r in ei.measure(*case(model, params), scales=scales).rows()}
+    table = {
+        r["path"]: r for r in ei.measure(*case(model, params), scales=scales).rows()
+    }
     factors = {path: v for (path, _), v in from_tree(scales, params).items()}
-    units = {path: None for path in (p[:-1] for p in flatten(params))}
+    units = dict.fromkeys(p[:-1] for p in flatten(params))
     zero = dict.fromkeys(units, jnp.zeros(()))
     variables = {"params": params, "scales": scales}
     _, inputs, _ = outputs(model, variables, zero)
@@ -124,6 +126,7 @@ def case(model, params):
 
 def check_unit(model, variables, zero, path, row, carried, passed):
     """One unit: shift its inputs and its parameters, and look."""
+
     def with_input(shift):
         return outputs(model, variables, {**zero, path: shift})[0]
 
@@ -135,7 +138,8 @@ def check_unit(model, variables, zero, path, row, carried, passed):
     own = get(variables["params"], path)
     back = passed * gradient(with_input, jnp.zeros(inputs[path].shape))
     steps = {
-        leaf: carried * gradient(lambda v, leaf=leaf: with_own({**own, leaf: v})[0], value)
+        leaf: carried
+        * gradient(lambda v, leaf=leaf: with_own({**own, leaf: v})[0], value)
         for leaf, value in own.items()
     }
 

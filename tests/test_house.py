@@ -40,7 +40,9 @@ def test_imports_point_one_way(file):
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
 def test_files_stay_small(file):
-    assert len(file.read_text().splitlines()) <= (60 if file.stem == "__init__" else 300)
+    assert len(file.read_text().splitlines()) <= (
+        60 if file.stem == "__init__" else 300
+    )
 
 
 def test_bare_import_is_light():
