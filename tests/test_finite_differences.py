@@ -100,9 +100,8 @@ def check(model: nn.Module, shape: tuple[int, ...], chain: bool) -> None:
         forward = jax.tree.map(jnp.ones_like, scales)
         pick = lambda path, one, s: s if path[-1].key == "output" else one
         scales = jax.tree.map_with_path(pick, forward, scales)
-    table = {
-        r["path"]: r for r in ei.measure(*case(model, params), scales=scales).rows()
-    }
+    rows = ei.measure(model, params, X, loss_fn, scales=scales).rows()
+    table = {row["path"]: row for row in rows}
     factors = {path: v for (path, _), v in from_tree(scales, params).items()}
     units = dict.fromkeys(p[:-1] for p in flatten(params))
     zero = dict.fromkeys(units, jnp.zeros(()))
@@ -120,10 +119,6 @@ def check(model: nn.Module, shape: tuple[int, ...], chain: bool) -> None:
         check_unit(model, variables, zero, path, row, carried, passed)
 
 
-def case(model, params):
-    return model, params, X, loss_fn
-
-
 def check_unit(model, variables, zero, path, row, carried, passed):
     """One unit: shift its inputs and its parameters, and look."""
 
@@ -137,11 +132,8 @@ def check_unit(model, variables, zero, path, row, carried, passed):
     _, inputs, out = outputs(model, variables, zero)
     own = get(variables["params"], path)
     back = passed * gradient(with_input, jnp.zeros(inputs[path].shape))
-    steps = {
-        leaf: carried
-        * gradient(lambda v, leaf=leaf: with_own({**own, leaf: v})[0], value)
-        for leaf, value in own.items()
-    }
+    loss_of = lambda leaf: lambda value: with_own({**own, leaf: value})[0]
+    steps = {leaf: carried * gradient(loss_of(leaf), own[leaf]) for leaf in own}
 
     def moved(rate):
         stepped = {leaf: value - rate * steps[leaf] for leaf, value in own.items()}
