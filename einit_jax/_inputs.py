@@ -36,7 +36,7 @@ class Inputs:
         leaves, self._treedef = jax.tree.flatten((args, kwargs))
         # decided here, not when flattened: a transformation may put anything in the
         # place of an array, and it must stay a child
-        self._static = tuple(None if is_array(x) else (x,) for x in leaves)
+        self._static = tuple(None if is_array(x) else (type(x), x) for x in leaves)
         self.args, self.kwargs = args, kwargs
 
     def __repr__(self) -> str:
@@ -55,6 +55,6 @@ class Inputs:
         made = object.__new__(cls)
         made._treedef, made._static = aux
         rest = iter(arrays)
-        leaves = [next(rest) if slot is None else slot[0] for slot in made._static]
+        leaves = [next(rest) if slot is None else slot[1] for slot in made._static]
         made.args, made.kwargs = jax.tree.unflatten(made._treedef, leaves)
         return made

@@ -22,7 +22,9 @@ def plan(problem: Problem, params: Any, collections: Mapping, batch: Batch) -> G
             model cannot take, a loss that is no floating scalar or that does not depend
             on the outputs.
     """
-    if not flatten(params):
+    if isinstance(params, Mapping) and set(params) == {"params"}:
+        raise ValueError("params hold an entry 'params'; pass variables['params']")
+    if not isinstance(params, Mapping) or not flatten(params):
         raise ValueError(
             "params are empty: pass model.init(key, inputs)['params'] of a model that "
             "has parameters"
@@ -62,7 +64,8 @@ def outputs_of(
         return problem.apply(params, collections, batch, **options)
     except (errors.ScopeParamNotFoundError, errors.ScopeParamShapeError) as error:
         raise ValueError(
-            f"params do not fit {name}: {error}; pass model.init(key, inputs)['params']"
+            f"params do not fit {name} called with {describe(batch.inputs)}: {error}; "
+            "pass model.init(key, inputs)['params'] of such inputs"
         ) from error
     except NameError as error:
         raise ValueError(
@@ -84,17 +87,12 @@ def checked_loss(problem: Problem, outputs: Any, batch: Batch) -> jax.Array:
             f"loss_fn failed on the outputs {describe(outputs)}: "
             f"{type(error).__name__}: {error}"
         ) from error
-    dtype, shape = getattr(loss, "dtype", None), jnp.shape(loss)
+    dtype, shape = getattr(loss, "dtype", None), getattr(loss, "shape", None)
     real = dtype is not None and jnp.issubdtype(dtype, jnp.floating)
-    if not real and dtype is None:
-        raise ValueError(
-            f"loss_fn returned {loss!r}, expected a floating scalar that depends on "
-            "the outputs"
-        )
     if shape != () or not real:
+        hint = "; take the mean over the batch" if real else " that depends on outputs"
         raise ValueError(
-            f"loss_fn returned {dtype}{list(shape)}, expected a floating scalar; take "
-            "the mean over the batch"
+            f"loss_fn returned {describe(loss)}, expected a floating scalar{hint}"
         )
     return loss
 

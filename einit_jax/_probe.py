@@ -26,7 +26,8 @@ def suspects(params: Mapping) -> frozenset[Path] | None:
     floats = {path: v for path, v in leaves.items() if is_float(v) and v.size}
     if not all(map(is_concrete, floats.values())):
         return None
-    flags = jax.device_get([_has_zeros(v) for v in floats.values()])
+    with jax.ensure_compile_time_eval():
+        flags = jax.device_get([_has_zeros(v) for v in floats.values()])
     return frozenset(p for p, flag in zip(floats, flags, strict=True) if flag)
 
 

@@ -114,13 +114,7 @@ def problem(
         TypeError: model is no Linen module, or loss_fn takes other arguments.
         ValueError: the model has no such method.
     """
-    if not isinstance(model, nn.Module):
-        hint = ""
-        if isinstance(model, type) and issubclass(model, nn.Module):
-            hint = f"; make an instance: {model.__name__}(...)"
-        raise TypeError(
-            f"model is a {type(model).__name__}, expected a flax.linen.Module{hint}"
-        )
+    refuse_other(model)
     if isinstance(method, str) and not callable(getattr(model, method, None)):
         raise ValueError(
             f"{type(model).__name__} has no method {method!r}; pass the name of one of "
@@ -132,6 +126,18 @@ def problem(
     return Problem(static(model), static(loss_fn), static(method), axis_name, names)
 
 
+def refuse_other(model: Any) -> None:
+    """Raises where model is no instance of a Linen module."""
+    if isinstance(model, nn.Module):
+        return
+    hint = ""
+    if isinstance(model, type) and issubclass(model, nn.Module):
+        hint = f"; make an instance: {model.__name__}(...)"
+    raise TypeError(
+        f"model is a {type(model).__name__}, expected a flax.linen.Module{hint}"
+    )
+
+
 def _loss_arguments(loss_fn: Callable) -> tuple[str, ...]:
     if not callable(loss_fn):
         raise TypeError(f"loss_fn is {loss_fn!r}, expected a function of the outputs")
@@ -140,6 +146,8 @@ def _loss_arguments(loss_fn: Callable) -> tuple[str, ...]:
     except ValueError:
         return ()
     named = [p for p in given[1:] if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    bound = getattr(loss_fn, "keywords", {})  # by functools.partial
+    named = [p for p in named if p.name not in bound]
     wanted = tuple(p.name for p in named if p.name in ("key", "inputs"))
     extra = [p.name for p in named if p.name not in wanted and p.default is p.empty]
     if extra or not given:
@@ -162,8 +170,11 @@ def draw_batches(
 
     Raises:
         TypeError: input_fn takes other arguments than a key (and batch_size).
-        ValueError: batch_size is given and input_fn takes none.
+        ValueError: draws is no positive integer; batch_size is given and input_fn
+            takes none.
     """
+    if not isinstance(draws, int) or draws < 1:
+        raise ValueError(f"draws is {draws!r}, expected a positive integer")
     given_keys = dict(rngs) if isinstance(rngs, Mapping) else {}
     names = (rngs,) if isinstance(rngs, str) else tuple(rngs)
     keys = _keys(key, tuple(dict.fromkeys(("params", *names))), draws)

@@ -14,6 +14,7 @@ from ._hook import Call, Leaves, has_data, interceptor, read_ride
 from ._inputs import Inputs
 from ._math import multiply, scale_gradient
 from ._paths import RIDE, below, flatten, show, unboxed, without_rides
+from ._problem import refuse_other
 from ._units import FACTORS, Kind, from_tree, kind_of, ones, riding, to_tree
 
 SCALE = RIDE + "scale"
@@ -57,10 +58,7 @@ def scaled(model: "nn.Module | Scaled") -> "Scaled":
     """
     if isinstance(model, Scaled):
         return model
-    if not isinstance(model, nn.Module):
-        raise TypeError(
-            f"model is {model!r}, expected an instance of a flax.linen.Module"
-        )
+    refuse_other(model)
     return Scaled(model)
 
 
@@ -109,8 +107,12 @@ class Scaled:
         plain_rest = dict(rest)
         rest["params"] = riding(params, SCALE, values)
         unseen: set[Kind] = set()
-        with nn.intercept_methods(scaling(unseen)):
-            out = self.model.apply(rest, *args, **how)
+        try:
+            with nn.intercept_methods(scaling(unseen)):
+                out = self.model.apply(rest, *args, **how)
+        except Exception:  # is it the scales? if not, it is the caller's own error
+            refuse_foreign(_graph(self.model, plain_rest, args, how), values)
+            raise
         if unseen:
             refuse_missing(_graph(self.model, plain_rest, args, how), values)
         if mutable is False or mutable is None:
@@ -168,6 +170,12 @@ def scaling(unseen: set[Kind]) -> Any:
     """
 
     def act(call: Call) -> Any:
+        foreign = [m for m in call.ride if not hasattr(type(call.module), m)]
+        if foreign:
+            raise ValueError(
+                f"scales have an entry {show(call.path, foreign[0])!r}: neither "
+                "a module of these params nor a method; tune this model"
+            )
         if call.method not in call.ride:
             if has_data((call.args, dict(call.kwargs))):
                 unseen.add((call.path, call.method))

@@ -123,8 +123,6 @@ def tune(
     """
     _refuse_rules(gradients, update)
     options = _options(include, exclude, targets, max_sweeps, tolerance)
-    if draws < 1 or draws != int(draws):
-        raise ValueError(f"draws is {draws!r}, expected a positive integer")
     model = model.model if isinstance(model, Scaled) else model
     task = problem(model, loss_fn, method, axis_name)
     key = jax.random.key(0) if key is None else key
@@ -191,15 +189,17 @@ def _options(
             raise ValueError(
                 f"target {target!r} of pattern {pattern!r} is not positive and finite"
             )
-    if max_sweeps < 1:
-        raise ValueError(f"max_sweeps is {max_sweeps!r}, expected at least 1")
-    if not tolerance > 0:
+    if not isinstance(max_sweeps, int) or max_sweeps < 1:
+        raise ValueError(
+            f"max_sweeps is {max_sweeps!r}, expected an integer, at least 1"
+        )
+    if not (isinstance(tolerance, Real) and float(tolerance) > 0):
         raise ValueError(f"tolerance is {tolerance!r}, expected a positive number")
     return Options(
         None if include is None else _patterns(include),
         _patterns(exclude),
         tuple((p, float(t)) for p, t in pairs.items()),
-        Effort(int(max_sweeps), float(tolerance)),
+        Effort(max_sweeps, float(tolerance)),
     )
 
 

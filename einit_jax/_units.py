@@ -51,6 +51,13 @@ def from_tree(tree: Mapping, params: Mapping) -> dict[Kind, dict[str, Any]]:
     """
     values: dict[Kind, dict[str, Any]] = {}
     _collect(plain(tree), params, (), values)
+    above = {path[:i] for path, _ in values for i in range(len(path))}
+    nested = [show(*kind) for kind in values if kind[0] in above]
+    if nested:
+        raise ValueError(
+            f"scales at {nested[0]!r} have units below them, so it is no unit; they "
+            "belong to another model; tune this one"
+        )
     return values
 
 
@@ -60,7 +67,10 @@ def _collect(node: Mapping, params: Any, path: Path, values: dict) -> None:
     for name, child in node.items():
         if not isinstance(child, Mapping):
             if name not in FACTORS:
-                raise ValueError(f"scales at {show(path)!r} have an entry {name!r}")
+                raise ValueError(
+                    f"scales at {show(path)!r} have an entry {name!r}, expected only "
+                    f"{', '.join(FACTORS)}; pass what tune returned"
+                )
             continue
         if isinstance(params.get(name), Mapping):
             _collect(child, params[name], (*path, name), values)
@@ -80,7 +90,9 @@ def _has_factors(node: Mapping) -> bool:
 def _factors(node: Mapping, where: str) -> dict[str, Any]:
     lacking = [name for name in FACTORS if name not in node]
     if lacking:
-        raise ValueError(f"scales at {where!r} lack {', '.join(lacking)}")
+        raise ValueError(
+            f"scales at {where!r} lack {', '.join(lacking)}; pass what tune returned"
+        )
     return {name: node[name] for name in FACTORS}
 
 
