@@ -1,0 +1,22 @@
+"""How the numbers of a benchmark read: a table, with the target beside each number."""
+
+from collections.abc import Iterable, Mapping
+
+from rich.console import Console
+from rich.table import Table
+
+
+def verdict(value: float, target: float, style: str = ".2f") -> str:
+    """The value, and whether it is at most the target."""
+    return f"{value:{style}} {'ok' if value <= target else 'MISS'}"
+
+
+def show(title: str, rows: Iterable[Mapping[str, str]]) -> None:
+    """Prints rows that have the same columns; the first column names the row."""
+    rows = list(rows)
+    table = Table(title=title, title_justify="left")
+    for i, name in enumerate(rows[0]):
+        table.add_column(name, justify="right" if i else "left")
+    for row in rows:
+        table.add_row(*row.values())
+    Console(width=110, highlight=False).print(table)
