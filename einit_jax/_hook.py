@@ -98,12 +98,52 @@ def interceptor(
     return intercept
 
 
-def read_ride(name: str) -> Callable[[nn.Module], Mapping[str, Any] | None]:
-    """Reads the entry `name` beside a module's own parameters."""
+def unit_hook(
+    name: str,
+    act: Callable[[Call, Mapping[str, Any]], Any],
+    other: Callable[[Call], Any] = lambda call: None,
+) -> Callable:
+    """An interceptor for the units that carry the entry `name` beside their parameters.
+
+    `act` gets the call and what rides for its method. Where nothing rides for a method,
+    the call runs as it is, after `other` has seen it.
+    """
 
     def read(module: nn.Module) -> Mapping[str, Any] | None:
         if not module.has_variable("params", name):
             return None
         return module.get_variable("params", name)
 
-    return read
+    def dispatch(call: Call) -> Any:
+        if call.method in call.ride:
+            return act(call, call.ride[call.method])
+        other(call)
+        return call.proceed(*call.args, **call.kwargs)
+
+    return interceptor(read, dispatch)
+
+
+class Body:
+    """A call as a function of its module and its floating inputs alone."""
+
+    def __init__(self, call: Call):
+        self._call = call
+        self._inputs = Leaves((call.args, dict(call.kwargs)))
+        self._outputs: Leaves | None = None
+        self.floats = self._inputs.floats
+        compact = hasattr(call.function, "compact")
+        self.run = nn.compact(self._run) if compact else self._run
+
+    def build(self, floats: list, arrays: list) -> Any:
+        """The call's result with other arrays in it, once it has run."""
+        assert self._outputs is not None
+        return self._outputs.build(floats, arrays)
+
+    @property
+    def _run(self) -> Callable[..., tuple[list, list]]:
+        def run(module: nn.Module, *floats: Any) -> tuple[list, list]:
+            args, kwargs = self._inputs.build(list(floats))
+            self._outputs = Leaves(self._call.function(module, *args, **kwargs))
+            return self._outputs.floats, self._outputs.arrays
+
+        return run

@@ -6,6 +6,7 @@ along its own gradient. Statistics of units inside lifted transforms, which drop
 collections but `params`, leave as cotangents of slots that ride in `params`.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from ._graph import Unit
-from ._hook import Call, Leaves, interceptor, read_ride
+from ._hook import Body, Call, unit_hook
 from ._math import is_float, multiply, rms, scale_gradient, widen
 from ._paths import RIDE
 from ._units import FACTORS
@@ -40,35 +41,26 @@ def _riding(path: tuple) -> bool:
 
 def observing() -> Any:
     """The interceptor of an observation."""
-    return interceptor(read_ride(OBSERVE), _act)
+    return unit_hook(OBSERVE, _act)
 
 
-def _act(call: Call) -> Any:
-    if call.method not in call.ride:
-        return call.proceed(*call.args, **call.kwargs)
-    entry = call.ride[call.method]
+def _act(call: Call, entry: Mapping[str, Any]) -> Any:
+    body = Body(call)
     a, b, c = (jnp.reshape(entry["factors"][name], ()) for name in FACTORS)
-    inputs = Leaves((call.args, dict(call.kwargs)))
-    seen = _watch(inputs.floats, entry["slots"]["input"])
-    built: list[Leaves] = []
-
-    def run(module: nn.Module, *floats: Array) -> tuple[list, list]:
-        args, kwargs = inputs.build(list(floats))
-        built.append(Leaves(call.function(module, *args, **kwargs)))
-        return built[-1].floats, built[-1].arrays
-
-    run = nn.compact(run) if hasattr(call.function, "compact") else run
+    seen = _watch(body.floats, entry["slots"]["input"])
     step = jax.tree.map(jnp.add, entry["step"], entry["shift"])
     derivative = _transposed if "opaque" in entry else _forward
     seen = [scale_gradient(x, b) for x in seen]
-    outputs, arrays, moved = derivative(run, call.module, seen, list(step.values()))
+    outputs, arrays, moved = derivative(
+        body.run, call.module, seen, list(step.values())
+    )
     outputs = _moving_along(outputs, moved)
     outputs = [multiply(t, a) for t in outputs]
     changes = [a * widen(jax.lax.stop_gradient(t)) for t in moved]
     facts = statistics([jax.lax.stop_gradient(t) for t in outputs])
     facts |= {"update": rms(changes), "update_power": jnp.square(rms(changes))}
     outputs = [scale_gradient(t, c) for t in outputs]
-    return built[-1].build(_emit(outputs, facts, entry["slots"]["output"]), arrays)
+    return body.build(_emit(outputs, facts, entry["slots"]["output"]), arrays)
 
 
 def statistics(outputs: list[Array]) -> dict[str, Float[Array, ""]]:

@@ -17,7 +17,7 @@ from ._paths import Path, below, flatten, insert, is_boxed, show
 
 
 def suspects(params: Mapping) -> frozenset[Path] | None:
-    """The paths of arrays that hold a slice of zeros; None where params are traced.
+    """The paths of arrays that may hold a slice of zeros; None where they are traced.
 
     Looking at concrete parameters first keeps probe draws out of the compiled function
     for all arrays that cannot need one: only flags come to the host.
@@ -27,19 +27,33 @@ def suspects(params: Mapping) -> frozenset[Path] | None:
     if not all(map(is_concrete, floats.values())):
         return None
     with jax.ensure_compile_time_eval():
-        flags = jax.device_get([_has_zeros(v) for v in floats.values()])
+        flags = jax.device_get([_may_hold_zeros(v) for v in floats.values()])
     return frozenset(p for p, flag in zip(floats, flags, strict=True) if flag)
 
 
-@jax.jit
-def _has_zeros(value: Array) -> Bool[Array, ""]:
-    """Whether some slice along some axis, or the whole, is zero."""
-    zero = value == 0
-    found = jnp.all(zero)
-    for axis in range(value.ndim if value.ndim > 1 else 0):
-        others = tuple(i for i in range(value.ndim) if i != axis)
-        found |= jnp.any(jnp.all(zero, others))
-    return found
+def _may_hold_zeros(value: Array) -> Any:
+    """Whether a slice along some axis, or the whole, can be zero.
+
+    A look along each axis at the first index of the others: what holds no zero there
+    holds no slice of zeros. On the host this takes no compilation.
+    """
+    if isinstance(value, np.ndarray) or _on_host(value):
+        return _cross(np, np.asarray(value))
+    return jax.jit(_cross, static_argnums=0)(jnp, value)
+
+
+def _on_host(value: jax.Array) -> bool:
+    platforms = {device.platform for device in value.devices()}
+    return platforms == {"cpu"} and value.is_fully_addressable
+
+
+def _cross(numpy: Any, value: Any) -> Any:
+    """Whether a line through the corner, along any axis, holds a zero."""
+    if not value.ndim:
+        return value == 0
+    lines = [(0,) * i + (slice(None),) for i in range(value.ndim)]
+    lines = [value[line + (0,) * (value.ndim - len(line))] for line in lines]
+    return numpy.any(numpy.concatenate(lines) == 0)
 
 
 def probe(

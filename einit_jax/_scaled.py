@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from ._graph import Graph, discover
-from ._hook import Call, Leaves, has_data, interceptor, read_ride
+from ._hook import Call, Leaves, has_data, unit_hook
 from ._inputs import Inputs
 from ._math import multiply, scale_gradient
 from ._paths import RIDE, below, flatten, show, unboxed, without_rides
@@ -169,28 +169,33 @@ def scaling(unseen: set[Kind]) -> Any:
     caller to tell whether they should have some.
     """
 
-    def act(call: Call) -> Any:
-        foreign = [m for m in call.ride if not hasattr(type(call.module), m)]
-        if foreign:
-            raise ValueError(
-                f"scales have an entry {show(call.path, foreign[0])!r}: neither "
-                "a module of these params nor a method; tune this model"
-            )
-        if call.method not in call.ride:
-            if has_data((call.args, dict(call.kwargs))):
-                unseen.add((call.path, call.method))
-            return call.proceed(*call.args, **call.kwargs)
-        return with_factors(call, call.ride[call.method], call.proceed)
+    def act(call: Call, factors: Mapping[str, jax.Array]) -> Any:
+        _refuse_entries(call)
+        return with_factors(call, factors)
 
-    return interceptor(read_ride(SCALE), act)
+    def note(call: Call) -> None:
+        _refuse_entries(call)
+        if has_data((call.args, dict(call.kwargs))):
+            unseen.add((call.path, call.method))
+
+    return unit_hook(SCALE, act, note)
 
 
-def with_factors(call: Call, factors: Mapping[str, jax.Array], run: Any) -> Any:
-    """`G_c(a run(G_b(x)))` on the floating leaves of a call's inputs and outputs."""
+def _refuse_entries(call: Call) -> None:
+    foreign = [m for m in call.ride if not hasattr(type(call.module), m)]
+    if foreign:
+        raise ValueError(
+            f"scales have an entry {show(call.path, foreign[0])!r}: neither a module "
+            "of these params nor a method; tune this model"
+        )
+
+
+def with_factors(call: Call, factors: Mapping[str, jax.Array]) -> Any:
+    """`G_c(a f(G_b(x)))` on the floating leaves of a call's inputs and outputs."""
     a, b, c = (jnp.reshape(factors[name], ()) for name in FACTORS)
     inputs = Leaves((call.args, dict(call.kwargs)))
     args, kwargs = inputs.build([scale_gradient(x, b) for x in inputs.floats])
-    y = Leaves(run(*args, **kwargs))
+    y = Leaves(call.proceed(*args, **kwargs))
     return y.build([scale_gradient(multiply(t, a), c) for t in y.floats])
 
 

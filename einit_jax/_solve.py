@@ -16,7 +16,7 @@ from ._plan import anchor, checked_loss, floats_of, outputs_of
 from ._problem import Batch, Problem, over_axis
 from ._search import Search, advance, begin
 from ._sweep import SWEEP, ride, sweeping
-from ._units import FACTORS, Kind, kind_of, riding, unpack, vector
+from ._units import FACTORS, Kind, kind_of, ones, riding, unpack, vector
 
 
 class Effort(NamedTuple):
@@ -62,7 +62,7 @@ class _State(NamedTuple):
     """What the sweeps of one draw hand on."""
 
     entries: dict[Kind, dict[str, Any]]
-    factors: dict[str, jax.Array]
+    factors: dict[Kind, dict[str, jax.Array]]
     findings: Findings
     search: Search
     moved: jax.Array
@@ -99,16 +99,15 @@ def solve(
         state = jax.lax.while_loop(unsettled, sweep, state)
     else:
         state = sweep(state)
-    return unpack(units, state.factors), state.findings
+    return state.factors, state.findings
 
 
 def _start(units: dict[Unit, float], params: Any) -> _State:
     flags = jnp.ones(len(units), bool)
-    rows = sum(unit.size for unit in units)
     shared = sum(unit.size for unit in units if unit.calls > 1)
     return _State(
         {kind_of(u): ride(u, target, params) for u, target in units.items()},
-        {name: jnp.ones(rows, jnp.float32) for name in FACTORS},
+        ones(units),
         Findings(tuple(u.name for u in units), flags, flags, jnp.array(True)),
         begin(2 * shared),
         jnp.full((), jnp.inf, jnp.float32),
@@ -124,51 +123,79 @@ def _settle(
 ) -> _State:
     """The factors that the sums of a pass imply, and the rides of the next one.
 
-    Arithmetic on one vector per statistic: its cost does not grow with the network.
+    Unit by unit, on scalars: kernels that are alike are compiled once, whereas slices
+    of a common vector would each be a kernel of their own.
     """
-    column = lambda name: vector(units, {k: s[name] for k, s in sums.items()})
-    spread = lambda f: np.concatenate([np.full(u.size, f(u)) for u in units])
-    sizes = {"output": "output_size", "input_grad": "input_size"}
-    sizes["output_grad"] = "output_size"
-    mean = {n: column(n) / jnp.maximum(column(sizes[n]), 1) for n in FACTORS}
-    target = spread(lambda u: units[u]).astype(np.float32)
-    shared = np.flatnonzero(spread(lambda u: u.calls > 1))
-    new = {name: inverse_rms(mean[name]) for name in FACTORS}
-    new["output"] = jnp.where(usable(mean["output"]), target * new["output"], 1.0)
-    search, better, entries = state.search, jnp.array(True), state.entries
-    if shared.size:
-        solved = [jnp.log(new[name][shared]) for name in ("output", "input_grad")]
-        sound = [jnp.isfinite(mean[n][shared]) for n in ("output", "input_grad")]
-        miss = search.at - jnp.concatenate(solved)
-        miss = jnp.where(jnp.concatenate(sound), miss, jnp.inf)
-        found = jnp.where(search.passes == 0, jnp.concatenate(solved), search.at)
-        a, bc = jnp.split(jnp.exp(found), 2)
-        new["output"] = new["output"].at[shared].set(a)
-        new["input_grad"] = new["input_grad"].at[shared].set(bc)
-        search, better = advance(search, miss, effort.tolerance)
-        entries = _next_rides(units, state.entries, sums, search.at, better)
-    new["output_grad"] = inverse_rms(jnp.square(new["output"]) * mean["output_grad"])
-    new["input_grad"] = jnp.where(
-        spread(lambda u: u.floats), new["input_grad"] / new["output_grad"], 1.0
+    solved = {kind_of(u): _solved(t, sums[kind_of(u)]) for u, t in units.items()}
+    findings = _findings(units, sums, finite_loss)
+    shared = [unit for unit in units if unit.calls > 1]
+    if not shared:
+        factors = {kind_of(u): _factors(u, solved[kind_of(u)]) for u in units}
+        return state._replace(factors=factors, findings=findings)
+    search, used, better = _searched(shared, effort, state.search, solved)
+    for kind in used:
+        solved[kind] |= used[kind]
+    factors = {kind_of(u): _factors(u, solved[kind_of(u)]) for u in units}
+    now, was = (
+        vector(shared, _pick(f, "output_grad")) for f in (factors, state.factors)
     )
-    was = state.factors["output_grad"][shared]
-    moved = jnp.max(jnp.abs(jnp.log(new["output_grad"][shared] / was)), initial=0.0)
-    fresh = (new, _findings(units, mean, finite_loss))
-    kept = (state.factors, state.findings)
-    new, findings = jax.tree.map(lambda n, o: jnp.where(better, n, o), fresh, kept)
-    moved = jnp.where(better, moved, state.moved)
-    return _State(entries, new, findings, search, moved)
+    moved = jnp.max(jnp.abs(jnp.log(now / was)))
+    kept = (state.factors, state.findings, state.moved)
+    factors, findings, moved = jax.tree.map(
+        lambda new, old: jnp.where(better, new, old), (factors, findings, moved), kept
+    )
+    rides = _next_rides(shared, state.entries, sums, search.at, better)
+    return _State(rides, factors, findings, search, moved)
+
+
+def _pick(values: Mapping[Kind, Mapping[str, Any]], name: str) -> dict[Kind, Any]:
+    return {kind: value[name] for kind, value in values.items()}
+
+
+def _solved(target: float, sums: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """a and b c in closed form, and the mean squares that they and c come from."""
+    size = jnp.maximum(sums["output_size"], 1)
+    power = sums["output"] / size
+    strength = sums["input_grad"] / jnp.maximum(sums["input_size"], 1)
+    return {
+        "output": jnp.where(usable(power), target * inverse_rms(power), 1.0),
+        "input_grad": inverse_rms(strength),
+        "change": sums["output_grad"] / size,
+        "sound": jnp.isfinite(power) & jnp.isfinite(strength),
+    }
+
+
+def _factors(unit: Unit, solved: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """a, b and c, from a, b c and the change at a = c = 1."""
+    a, change = solved["output"], solved["change"]
+    c = inverse_rms(jnp.square(a) * change)
+    b = solved["input_grad"] / c if unit.floats else jnp.ones_like(c)
+    return {"output": a, "input_grad": b, "output_grad": c}
+
+
+def _searched(
+    shared: list[Unit], effort: Effort, search: Search, solved: Mapping
+) -> tuple[Search, dict[Kind, dict[str, jax.Array]], jax.Array]:
+    """The search after a pass, the factors it used, and whether it was the best."""
+    names = ("output", "input_grad")
+    implied = [jnp.log(vector(shared, _pick(solved, name))) for name in names]
+    implied = jnp.concatenate(implied)
+    sound = jnp.tile(vector(shared, _pick(solved, "sound")), 2)
+    miss = jnp.where(sound, search.at - implied, jnp.inf)
+    used = jnp.exp(jnp.where(search.passes == 0, implied, search.at))
+    search, better = advance(search, miss, effort.tolerance)
+    a, bc = jnp.split(used, 2)
+    return search, unpack(shared, {"output": a, "input_grad": bc}), better
 
 
 def _next_rides(
-    units: dict[Unit, float],
+    shared: list[Unit],
     entries: dict[Kind, dict[str, Any]],
     sums: dict,
     at: jax.Array,
     better: jax.Array,
 ) -> dict[Kind, dict[str, Any]]:
     """The rides with the factors to try next and the gradients of the best pass."""
-    shared = [unit for unit in units if unit.calls > 1]
     a, bc = jnp.split(jnp.exp(at), 2)
     tried = unpack(shared, {"output": a, "input_grad": bc})
     rides = dict(entries)
@@ -179,13 +206,11 @@ def _next_rides(
     return rides
 
 
-def _findings(
-    units: dict[Unit, float], mean: dict[str, jax.Array], finite_loss: jax.Array
-) -> Findings:
+def _findings(units: dict[Unit, float], sums: dict, finite_loss: jax.Array) -> Findings:
     """Which units' statistics are finite in every layer."""
-    forward = jnp.isfinite(mean["output"])
-    backward = jnp.isfinite(mean["input_grad"]) & jnp.isfinite(mean["output_grad"])
     owner = np.repeat(np.arange(len(units)), [unit.size for unit in units])
+    finite = {name: jnp.isfinite(vector(units, _pick(sums, name))) for name in FACTORS}
     every = lambda good: jnp.ones(len(units), bool).at[owner].min(good)
     names = tuple(unit.name for unit in units)
-    return Findings(names, every(forward), every(backward), finite_loss)
+    backward = finite["input_grad"] & finite["output_grad"]
+    return Findings(names, every(finite["output"]), every(backward), finite_loss)

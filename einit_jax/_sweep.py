@@ -18,7 +18,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from ._graph import Unit
-from ._hook import Call, Leaves, interceptor, read_ride
+from ._hook import Body, Call, unit_hook
 from ._math import inverse_rms, is_float, multiply, rms, squares
 from ._paths import RIDE, Path
 from ._units import blank
@@ -56,33 +56,21 @@ def ride(unit: Unit, target: float, params: Mapping) -> dict[str, Any]:
 
 def sweeping() -> Any:
     """The interceptor of a sweep."""
-    return interceptor(read_ride(SWEEP), _act)
+    return unit_hook(SWEEP, _act)
 
 
-def _act(call: Call) -> Any:
-    if call.method not in call.ride:
-        return call.proceed(*call.args, **call.kwargs)
-    entry = call.ride[call.method]
-    inputs = Leaves((call.args, dict(call.kwargs)))
-    built: list[Leaves] = []
-
-    def run(module: nn.Module, *floats: Array) -> tuple[list, list]:
-        args, kwargs = inputs.build(list(floats))
-        y = Leaves(call.function(module, *args, **kwargs))
-        built.append(y)
-        return y.floats, y.arrays
-
-    run = nn.compact(run) if hasattr(call.function, "compact") else run
-    held = [jax.lax.stop_gradient(x) for x in inputs.floats]
+def _act(call: Call, entry: Mapping[str, Any]) -> Any:
+    body = Body(call)
+    held = [jax.lax.stop_gradient(x) for x in body.floats]
     floats, transpose, arrays = nn.vjp(  # pyright: ignore[reportAssignmentType]
-        run, call.module, *held, has_aux=True, multi_scope=True
+        body.run, call.module, *held, has_aux=True, multi_scope=True
     )
     power, size = squares(floats)
     goal = entry["output"].reshape(())
     factor = jnp.where(goal > 0, goal, jnp.abs(goal) * inverse_rms(power / size))
     scaled = [multiply(t, factor) for t in floats]
-    tuned = _attach(scaled, inputs.floats, transpose, power, factor, entry)
-    return built[0].build(tuned, arrays)
+    tuned = _attach(scaled, body.floats, transpose, power, factor, entry)
+    return body.build(tuned, arrays)
 
 
 @jax.custom_vjp
