@@ -133,7 +133,7 @@ def _observe(
     values: dict,
     batch: Batch,
     capture: bool,
-) -> tuple[dict[Kind, dict[str, jax.Array]], jax.Array]:
+) -> tuple[dict[Kind, dict[str, Any]], jax.Array]:
     """The statistics of each unit on one batch, and the loss."""
     units = {kind_of(u): u for u in graph.units}
     own = {kind: own_floats(params, unit) for kind, unit in units.items()}

@@ -9,3 +9,13 @@ FLAGS = (
 )
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+# Signatures are checked, shapes and dtypes included; not those of the public verbs,
+# which are called with wrong arguments on purpose and refuse them in their own words.
+from jaxtyping import install_import_hook  # noqa: E402
+
+CHECKED = (
+    "_math", "_search", "_lift", "_paths", "_hook", "_walk", "_graph", "_units",
+    "_plan", "_probe", "_sweep", "_observe", "_measurement", "_solve", "_demo",
+)  # fmt: skip
+install_import_hook([f"einit_jax.{name}" for name in CHECKED], "beartype.beartype")
