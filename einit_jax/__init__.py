@@ -1,4 +1,8 @@
-"""Empirical initialization for Flax."""
+"""Empirical initialization for Flax: run the network, measure, scale.
+
+`tune` returns scale factors, `scaled` a model that takes them, `measure` the rms of
+activations, gradients and updates in every layer.
+"""
 
 from ._inputs import Inputs as Inputs
 from ._measure import measure as measure

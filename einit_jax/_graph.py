@@ -105,6 +105,7 @@ def _has_params(module: nn.Module) -> Mapping[str, Any] | None:
 
 
 _ids = itertools.count()
+"""Never starts over: the trace of a call may come from a cache of an earlier one."""
 
 
 def _mark_call(call: Call) -> Any:
