@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from einit_jax import _math
+from einit_jax import _math, _probe
 from einit_jax._lift import inner_axes, lifted_axes
 from einit_jax._paths import match
 from einit_jax._search import advance, begin
@@ -84,6 +84,24 @@ def test_lifted_axes_nested_and_impossible():
     assert inner_axes((4, 7, 5), (0, 7)) == (0, 2)
     with pytest.raises(ValueError, match="no lifted axes"):
         lifted_axes([((2, 3), (7,))])
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        (np.zeros((3, 4)), True),
+        (np.ones((3, 4)), False),
+        (np.stack([np.ones((3, 4)), np.zeros((3, 4))]), True),
+        (np.stack([np.ones((3, 4)), np.zeros((3, 4))], 1), True),
+        (np.zeros(()), True),
+        (np.ones(5), False),
+    ],
+)
+def test_zeros_are_suspected_alike_on_host_and_device(value, found):
+    """A layer of zeros among others counts; the device path gives the same answer."""
+    assert bool(_probe._cross(np, value)) is found
+    assert bool(jax.jit(_probe._cross, static_argnums=0)(jnp, value)) is found
+    assert (("w",) in _probe.suspects({"w": jnp.asarray(value)})) is found
 
 
 def test_first_pattern_wins_and_all_must_match():
