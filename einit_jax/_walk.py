@@ -113,7 +113,8 @@ class Walk:
 
     def scan(self, eqn, ins: list, trips: int, record: bool) -> list:
         body = _open(eqn.params["jaxpr"])
-        consts, carries = eqn.params["num_consts"], eqn.params["num_carry"]
+        carries = sum(map(_same_rank, eqn.outvars, body.outvars))
+        consts = sum(map(_same_rank, eqn.invars, body.invars)) - carries
         while True:
             outs = self.run(body, ins, trips, False)
             grown = [a | b for a, b in zip(ins[consts:], outs[:carries], strict=False)]
@@ -136,6 +137,14 @@ class Walk:
 
 
 _NONE: frozenset = frozenset()
+
+
+def _same_rank(outer: Any, inner: Any) -> bool:
+    """Whether a scan hands a value on whole: what it slices or stacks gains an axis.
+
+    The counts among the equation's parameters have other names from version to version.
+    """
+    return outer.aval.ndim == inner.aval.ndim
 
 
 def _open(jaxpr: Jaxpr | ClosedJaxpr) -> Jaxpr:
