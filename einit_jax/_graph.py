@@ -20,7 +20,7 @@ from jax.ad_checkpoint import checkpoint_name
 from ._hook import Call, Leaves, is_key
 from ._hook import interceptor as hook
 from ._lift import lifted_axes
-from ._paths import RIDE, Path, below, flatten, insert, show, unboxed
+from ._paths import RIDE, Path, below, flatten, insert, show, unboxed, without_rides
 from ._walk import Record, Walk
 
 
@@ -77,8 +77,8 @@ def discover(apply: Callable, params: Any, *args: Any) -> Graph:
         params: the model's parameters; arrays or shapes.
         args: further arguments of `apply`, pytrees of arrays or shapes.
     """
-    arrays = unboxed(params)
-    paths = list(flatten(arrays))
+    shapes = {path: leaf.shape for path, leaf in flatten(unboxed(params)).items()}
+    paths = list(shapes)
     owners = {(): None} | {p[:i]: None for p in paths for i in range(len(p))}
     rides = {(*o, f"{RIDE}{show(o)}"): {} for o in owners}
 
@@ -93,7 +93,6 @@ def discover(apply: Callable, params: Any, *args: Any) -> Graph:
     seeds = [frozenset({("own", p), ("leaf", p)}) for p in paths]
     rest = len(jaxpr.jaxpr.invars) - len(seeds)
     results = walk.run(jaxpr.jaxpr, [*seeds, *[frozenset()] * rest], 1, True)
-    shapes = {path: leaf.shape for path, leaf in flatten(arrays).items()}
     units = _units(walk.calls, shapes)
     loose = [p for p in paths if not any(below(p, u.path) for u in units)]
     used = any(("outputs",) in tokens for tokens in results)
@@ -110,11 +109,8 @@ _ids = itertools.count()
 
 def _mark_call(call: Call) -> Any:
     """Runs a call with its inputs and outputs marked by what must be known of it."""
-    inner = {k: v for k, v in call.ride.items() if not str(k).startswith(RIDE)}
-    shapes = {
-        "/".join(p): list(np.shape(v)) for p, v in flatten(unboxed(inner)).items()
-        if not any(name.startswith(RIDE) for name in p)
-    }  # fmt: skip
+    own = flatten(unboxed(without_rides(call.ride)))
+    shapes = {"/".join(path): list(np.shape(v)) for path, v in own.items()}
     ident = next(_ids)
     args, kwargs = _mark((call.args, dict(call.kwargs)), ["in", ident])
     y = call.proceed(*args, **kwargs)

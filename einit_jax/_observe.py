@@ -18,8 +18,8 @@ from jaxtyping import Array, Float
 from ._graph import Unit
 from ._hook import Body, Call, unit_hook
 from ._math import is_float, multiply, rms, scale_gradient, widen
-from ._paths import RIDE
-from ._units import FACTORS
+from ._paths import RIDE, is_ride
+from ._units import FACTORS, own_gradients
 
 OBSERVE = RIDE + "observe"
 OUTPUT = ("calls", "rms", "power", "mean", "varying", "update", "update_power", "bad")
@@ -33,10 +33,6 @@ def slots(unit: Unit) -> dict[str, dict[str, Array]]:
         "output": dict.fromkeys(OUTPUT, zero),
         "input": dict.fromkeys(INPUT, zero),
     }
-
-
-def _riding(path: tuple) -> bool:
-    return any(str(getattr(key, "key", "")).startswith(RIDE) for key in path)
 
 
 def observing() -> Any:
@@ -58,7 +54,8 @@ def _act(call: Call, entry: Mapping[str, Any]) -> Any:
     outputs = [multiply(t, a) for t in outputs]
     changes = [a * widen(jax.lax.stop_gradient(t)) for t in moved]
     facts = statistics([jax.lax.stop_gradient(t) for t in outputs])
-    facts |= {"update": rms(changes), "update_power": jnp.square(rms(changes))}
+    change = rms(changes)
+    facts |= {"update": change, "update_power": jnp.square(change)}
     outputs = [scale_gradient(t, c) for t in outputs]
     return body.build(_emit(outputs, facts, entry["slots"]["output"]), arrays)
 
@@ -93,7 +90,7 @@ def _forward(
     numbered = iter(step)
 
     def tangent(path, value):
-        if _riding(path):
+        if is_ride(path):
             return jnp.zeros_like(value)
         if is_float(value):
             return next(numbered).reshape(value.shape)
@@ -116,8 +113,7 @@ def _transposed(
     fixed = nn.vjp(run, module, *held, has_aux=True)[1]
 
     def gradient(cotangents):
-        leaves, _ = jax.tree.flatten_with_path(fixed(cotangents)[0])
-        own = [g for p, g in leaves if not _riding(p) and is_float(g)]
+        own = own_gradients(fixed(cotangents)[0])
         return [g.reshape(s.shape) for g, s in zip(own, step, strict=True)]
 
     pullback = jax.linear_transpose(gradient, outputs)

@@ -72,6 +72,11 @@ def insert(tree: Mapping, entries: Mapping[Path, Any]) -> dict:
     return out
 
 
+def is_ride(path: tuple) -> bool:
+    """Whether a path of jax keys leads into a reserved entry."""
+    return any(_name(key).startswith(RIDE) for key in path)
+
+
 def without_rides(tree: Any) -> Any:
     """The tree without its reserved entries."""
     if isinstance(tree, Mapping):

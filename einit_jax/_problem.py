@@ -223,7 +223,7 @@ def _draw(input_fn: Any, key: jax.Array, batch_size: int | None) -> Any:
     if (
         sizes
         and batch_size is None
-        and parameters["batch_size"].default is inspect._empty
+        and parameters["batch_size"].default is inspect.Parameter.empty
     ):
         named = {"batch_size": 64}
     try:

@@ -19,9 +19,9 @@ from jaxtyping import Array, Float
 
 from ._graph import Unit
 from ._hook import Body, Call, unit_hook
-from ._math import inverse_rms, is_float, multiply, rms, squares
-from ._paths import RIDE, Path
-from ._units import blank
+from ._math import inverse_rms, multiply, rms, squares
+from ._paths import RIDE
+from ._units import blank, own_gradients
 
 SWEEP = RIDE + "sweep"
 
@@ -119,17 +119,7 @@ _attach.defvjp(_attach_forward, _attach_backward)
 def _gradients(transpose: Any, cotangents: list) -> tuple[list, list]:
     """The gradients of a unit's own floating parameters, and of its floating inputs."""
     of_variables, *of_inputs = transpose(cotangents)
-    own = [g for path, g in _with_paths(of_variables) if not _is_ride(path)]
-    return [g for g in own if is_float(g)], list(of_inputs)
-
-
-def _with_paths(tree: Any) -> list[tuple[Path, Any]]:
-    leaves, _ = jax.tree.flatten_with_path(tree)
-    return [(tuple(str(getattr(k, "key", "")) for k in p), g) for p, g in leaves]
-
-
-def _is_ride(path: Path) -> bool:
-    return any(name.startswith(RIDE) for name in path)
+    return own_gradients(of_variables), list(of_inputs)
 
 
 def _change(transpose: Any, cotangents: list, step: list) -> Float[Array, ""]:

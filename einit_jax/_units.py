@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 from ._graph import Unit
 from ._math import is_float
-from ._paths import Path, below, flatten, insert, plain, show, unboxed
+from ._paths import Path, flatten, insert, is_ride, plain, show, unboxed
 
 FACTORS = ("output", "input_grad", "output_grad")
 """The names of a, b and c."""
@@ -106,9 +106,17 @@ def riding(params: Any, name: str, values: Mapping[Kind, Any]) -> dict:
 
 def own_floats(params: Mapping, unit: Unit) -> dict[str, Array]:
     """The floating parameters of a unit, numbered in the order of their paths."""
-    leaves = flatten(unboxed(params)).items()
-    floats = [v for path, v in leaves if below(path, unit.path) and is_float(v)]
+    node: Any = params
+    for name in unit.path:
+        node = node[name]
+    floats = [v for v in flatten(unboxed(node)).values() if is_float(v)]
     return {f"{i:04d}": v for i, v in enumerate(floats)}
+
+
+def own_gradients(of_variables: Any) -> list[Array]:
+    """The gradients of a unit's own floating parameters, rides left out."""
+    leaves, _ = jax.tree.flatten_with_path(of_variables)
+    return [g for path, g in leaves if not is_ride(path) and is_float(g)]
 
 
 def blank(params: Mapping, unit: Unit) -> dict[str, Array]:

@@ -14,8 +14,8 @@ SEVERAL = 1 << 20
 
 SHAPING = {
     "broadcast_in_dim", "reshape", "convert_element_type", "squeeze", "transpose",
-    "copy", "name", "expand_dims", "rev", "slice", "dynamic_slice", "copy_p",
-    "optimization_barrier", "stop_gradient", "sharding_constraint",
+    "copy", "rev", "slice", "dynamic_slice", "copy_p",
+    "optimization_barrier", "sharding_constraint",
 }  # fmt: skip
 WEIGHTING = {"dot_general", "ragged_dot_general", "conv_general_dilated", "gather"}
 
