@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
+from jax.extend.core import Jaxpr
 
 from ._hook import Call, Leaves, is_key
 from ._hook import interceptor as hook
@@ -36,6 +37,7 @@ class Unit:
     lift: tuple[int, ...]
     floats: bool
     opaque: bool
+    narrow: bool
 
     @property
     def name(self) -> str:
@@ -60,12 +62,18 @@ class Unit:
 
 @dataclass(frozen=True)
 class Graph:
-    """The units of a model in call order, and what belongs to none of them."""
+    """The units of a model in call order, and what belongs to none of them.
+
+    `jaxpr` is the trace they were read off, the parameters' leaves its first inputs, of
+    the given `shapes`.
+    """
 
     units: tuple[Unit, ...]
     loose: tuple[Path, ...]
     factors: Mapping[Path, bool]
     uses_outputs: bool
+    jaxpr: Jaxpr
+    shapes: Mapping[Path, tuple[int, ...]]
 
 
 def discover(apply: Callable, params: Any, *args: Any) -> Graph:
@@ -96,7 +104,7 @@ def discover(apply: Callable, params: Any, *args: Any) -> Graph:
     units = _units(walk.calls, shapes)
     loose = [p for p in paths if not any(below(p, u.path) for u in units)]
     used = any(("outputs",) in tokens for tokens in results)
-    return Graph(tuple(units), tuple(loose), walk.factors, used)
+    return Graph(tuple(units), tuple(loose), walk.factors, used, jaxpr.jaxpr, shapes)
 
 
 def _has_params(module: nn.Module) -> Mapping[str, Any] | None:
@@ -112,7 +120,8 @@ def _mark_call(call: Call) -> Any:
     own = flatten(unboxed(without_rides(call.ride)))
     shapes = {"/".join(path): list(np.shape(v)) for path, v in own.items()}
     ident = next(_ids)
-    args, kwargs = _mark((call.args, dict(call.kwargs)), ["in", ident])
+    where = ["in", ident, list(call.path), call.method]
+    args, kwargs = _mark((call.args, dict(call.kwargs)), where)
     y = call.proceed(*args, **kwargs)
     leaves = Leaves(y)
     sizes = [list(leaf.shape) for leaf in leaves.floats]
@@ -160,5 +169,6 @@ def _unit(path: Path, method: str, seen: Record, outer: Mapping) -> Unit:
     ]
     several = max(1, round(max(calls) / copies))
     return Unit(
-        path, method, seen.kind, seen.shape, several, lift, seen.floats, seen.opaque
-    )
+        path, method, seen.kind, seen.shape, several, lift, seen.floats, seen.opaque,
+        seen.narrow,
+    )  # fmt: skip

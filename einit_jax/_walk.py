@@ -3,10 +3,11 @@
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+import jax.numpy as jnp
+from jax.extend.core import Jaxpr, Literal
 
+from ._jaxprs import bodies, opened, split
 from ._paths import Path, below
 
 SEVERAL = 1 << 20
@@ -29,6 +30,7 @@ class Record:
     shapes: Mapping[str, list[int]]
     floats: bool = False
     opaque: bool = False
+    narrow: bool = False
     elements: dict[int, int] = field(default_factory=dict)
 
 
@@ -61,18 +63,18 @@ class Walk:
             return [self.marker(eqn, ins[0], trips, record)]
         if name.startswith("custom_vjp_call"):
             self.opaque |= {t[:2] for tokens in ins for t in tokens}
-        bodies = [_open(j) for p in eqn.params.values() for j in _jaxprs(p)]
+        inner = bodies(eqn)
         if name == "scan":
             return self.scan(eqn, ins, trips * eqn.params["length"], record)
         if name == "while":
             return self.loop(eqn, ins, trips * SEVERAL, record)
         if name == "cond":
-            outs = [self.run(b, ins[1:], trips, record) for b in bodies]
+            outs = [self.run(b, ins[1:], trips, record) for b in inner]
             return [frozenset().union(*o) for o in zip(*outs, strict=True)]
-        if len(bodies) == 1 and len(bodies[0].invars) == len(ins):
-            return self.run(bodies[0], ins, trips, record)
+        if len(inner) == 1 and len(inner[0].invars) == len(ins):
+            return self.run(inner[0], ins, trips, record)
         union = frozenset().union(*ins)
-        for body in bodies:
+        for body in inner:
             outs = self.run(body, [union] * len(body.invars), trips, record)
             union = union.union(*outs)
         return [self.result(eqn, union)] * len(eqn.outvars)
@@ -106,15 +108,15 @@ class Walk:
             seen = Record(details[0], _tuples(details[1]), details[2])
             seen = self.calls.setdefault((tuple(path), method), seen)
             seen.opaque |= any(t[:2] in self.opaque for t in tokens)
+            seen.narrow |= eqn.outvars[0].aval.dtype == jnp.float16
             seen.floats |= any(t[2] for t in inputs)
             size = eqn.outvars[0].aval.size * trips
             seen.elements[index] = seen.elements.get(index, 0) + size
         return _NONE
 
     def scan(self, eqn, ins: list, trips: int, record: bool) -> list:
-        body = _open(eqn.params["jaxpr"])
-        carries = sum(map(_same_rank, eqn.outvars, body.outvars))
-        consts = sum(map(_same_rank, eqn.invars, body.invars)) - carries
+        body = opened(eqn.params["jaxpr"])
+        consts, carries = split(eqn, body)
         while True:
             outs = self.run(body, ins, trips, False)
             grown = [a | b for a, b in zip(ins[consts:], outs[:carries], strict=False)]
@@ -124,7 +126,7 @@ class Walk:
         return self.run(body, ins, trips, record)
 
     def loop(self, eqn, ins: list, trips: int, record: bool) -> list:
-        body = _open(eqn.params["body_jaxpr"])
+        body = opened(eqn.params["body_jaxpr"])
         ins = ins[eqn.params["cond_nconsts"] :]
         consts = eqn.params["body_nconsts"]
         while True:
@@ -137,26 +139,6 @@ class Walk:
 
 
 _NONE: frozenset = frozenset()
-
-
-def _same_rank(outer: Any, inner: Any) -> bool:
-    """Whether a scan hands a value on whole: what it slices or stacks gains an axis.
-
-    The counts among the equation's parameters have other names from version to version.
-    """
-    return outer.aval.ndim == inner.aval.ndim
-
-
-def _open(jaxpr: Jaxpr | ClosedJaxpr) -> Jaxpr:
-    return jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
-
-
-def _jaxprs(param: Any) -> list[Jaxpr | ClosedJaxpr]:
-    if isinstance(param, Jaxpr | ClosedJaxpr):
-        return [param]
-    if isinstance(param, tuple | list):
-        return [j for p in param for j in _jaxprs(p)]
-    return []
 
 
 def _tuples(sizes: list) -> tuple[tuple[int, ...], ...]:

@@ -13,13 +13,15 @@ ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "einit_jax").glob("*.py"))
 
 LAYERS = (
-    {"_math", "_search", "_lift"},  # arithmetic
-    {"_inputs", "_paths"},
-    {"_hook", "_walk"},  # what Flax and jaxprs show
+    {"_math", "_search", "_lift", "_classes"},  # arithmetic
+    {"_inputs", "_paths", "_jaxprs"},
+    {"_hook", "_walk", "_ties"},  # what Flax and jaxprs show
     {"_graph"},
-    {"_units"},
-    {"_problem"},
+    {"_units", "_regions"},
+    {"_problem", "_potentials"},
     {"_plan", "_probe", "_scaled", "_sweep", "_observe", "_measurement"},
+    {"_total", "_state"},
+    {"_settle", "_looks"},
     {"_solve"},
     {"_tune", "_measure"},  # the public verbs
     {"_demo"},
