@@ -2,6 +2,8 @@
 
 import itertools
 
+from jaxtyping import Array
+
 
 def lifted_axes(pairs: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> tuple:
     """Where lifted transforms put their axes, from shapes outside and inside of them.
@@ -48,3 +50,9 @@ def inner_axes(shape: tuple[int, ...], lift: tuple[int, ...]) -> tuple[int, ...]
     start = 0 if front else len(shape) - len(lift)
     lifted = {start + i for i, n in enumerate(lift) if n}
     return tuple(i for i in range(len(shape)) if i not in lifted)
+
+
+def spread(values: Array, shape: tuple[int, ...], lift: tuple[int, ...]) -> Array:
+    """A value per layer, shaped to multiply an array of all layers."""
+    inner = inner_axes(shape, lift)
+    return values.reshape([1 if i in inner else n for i, n in enumerate(shape)])

@@ -57,7 +57,7 @@ def rms(leaves: Sequence[Array], keep: int = 0) -> Float[Array, "..."]:
     return (unit * jnp.sqrt(sum(squares) / size)).astype(jnp.float32)
 
 
-def multiply(t: Inexact[Array, "..."], factor: Float[Array, ""]) -> Array:
+def multiply(t: Inexact[Array, "..."], factor: Float[Array, "..."]) -> Array:
     """`factor * t` computed in at least float32 and given back in the dtype of t."""
     return (widen(t) * factor).astype(t.dtype)
 

@@ -10,29 +10,18 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import PyTree
 
-from ._graph import Graph, Unit
-from ._lift import inner_axes
-from ._math import rms
+from ._graph import Graph
+from ._looks import observe
 from ._measurement import FLAGS, Measurement
-from ._observe import OBSERVE, OUTPUT, observing, slots, statistics
+from ._observe import OUTPUT
 from ._paths import Path, show, unboxed
-from ._plan import anchor, checked_loss, describe, floats_of, outputs_of, plan
+from ._plan import describe, plan
 from ._probe import probe as put_probes
 from ._probe import suspects
-from ._problem import Batch, Problem, draw_batches, over_axis, problem, stack
+from ._problem import Batch, Problem, draw_batches, problem, stack
+from ._regions import regions
 from ._scaled import Scaled, refuse_foreign, refuse_missing
-from ._units import (
-    FACTORS,
-    Kind,
-    blank,
-    from_tree,
-    kind_of,
-    ones,
-    own_floats,
-    riding,
-    rows,
-    vector,
-)
+from ._units import FACTORS, Kind, from_tree, kind_of, ones, rows, vector
 
 
 def measure(
@@ -116,113 +105,30 @@ def _measure(
     refuse_missing(graph, values)
     refuse_foreign(graph, values)
     params, replaced = put_probes(params, graph, key, zeros)
-    observe = partial(_observe, task, graph, params, collections, values)
+    values = {kind_of(u): values[kind_of(u)] for u in graph.units}
+    look = partial(observe, task, graph.units, params, collections, values)
     stacked = stack(batches)
     try:
-        facts, losses = jax.lax.map(partial(observe, capture=True), stacked)
+        seen = jax.lax.map(partial(look, capture=True), stacked)
     except ValueError:  # branches of nn.cond cannot capture: their trees would differ
-        facts, losses = jax.lax.map(partial(observe, capture=False), stacked)
-    return _report(graph, facts, losses, values, replaced, batches[0])
-
-
-def _observe(
-    task: Problem,
-    graph: Graph,
-    params: Any,
-    collections: Mapping,
-    values: dict,
-    batch: Batch,
-    capture: bool,
-) -> tuple[dict[Kind, dict[str, Any]], jax.Array]:
-    """The statistics of each unit on one batch, and the loss."""
-    units = {kind_of(u): u for u in graph.units}
-    own = {kind: own_floats(params, unit) for kind, unit in units.items()}
-    still = {kind: blank(params, unit) for kind, unit in units.items()}
-    empty = {kind: slots(unit) for kind, unit in units.items()}
-
-    def loss(params, shifts, slots, steps):
-        entries = {
-            kind: {"factors": values[kind], "slots": slots[kind], "step": steps[kind]}
-            | {"shift": shifts[kind]}
-            | ({"opaque": values[kind]["output"]} if unit.opaque else {})
-            for kind, unit in units.items()
-        }
-        filled = riding(params, OBSERVE, entries)
-        wanted = lambda module, name: (module.path, name) in units
-        with nn.intercept_methods(observing()):
-            outputs, written = outputs_of(
-                task, filled, collections, batch,
-                capture_intermediates=wanted if capture else False,
-            )  # fmt: skip
-        seen = _captured(written.get("intermediates", {}), units)
-        value = checked_loss(task, outputs, batch)
-        total = value + anchor(floats_of(outputs)).astype(value.dtype)
-        return total, (seen, value)
-
-    def look(steps, _):
-        gradient = jax.grad(loss, (0, 1, 2), has_aux=True, allow_int=True)
-        inside = lambda: gradient(params, still, empty, steps)
-        (of_params, of_shifts, sums), (seen, value) = over_axis(task.axis_name, inside)
-        total = {kind: own_floats(of_params, unit) for kind, unit in units.items()}
-        steps = jax.tree.map(jnp.conj, of_shifts)
-        return steps, (sums, seen, value, total)
-
-    _, looks = jax.lax.scan(look, still, length=2)
-    # the second look only adds the change by an update: with a step, cotangents also
-    # flow through the derivative along it
-    sums, seen, value, total = jax.tree.map(lambda x: x[0], looks)
-    moved = jax.tree.map(lambda x: x[1], looks[0])
-    for kind, unit in units.items():
-        for name in ("update", "update_power"):
-            sums[kind]["output"][name] = moved[kind]["output"][name]
-        sums[kind]["output"] |= seen.get(kind, {})
-        sums[kind]["params"] = _strength(own[kind], unit)
-        sums[kind]["param_grads"] = _strength(total[kind], unit)
-    return sums, value
-
-
-def _captured(tree: Mapping, units: Mapping[Kind, Unit]) -> dict[Kind, dict]:
-    """The statistics of captured outputs, of the units whose calls were all captured.
-
-    A `super().__call__` chain captures the inner outputs of a call before its own.
-    """
-    found = {}
-    for (path, method), unit in units.items():
-        node: Any = tree
-        for name in (*path, method):
-            node = node.get(name, {}) if isinstance(node, Mapping) else {}
-        if unit.lift or not node or len(node) % unit.calls:
-            continue
-        chain = len(node) // unit.calls
-        calls = [floats_of(y) for y in node[chain - 1 :: chain]]
-        if all(tuple(t.shape for t in y) == unit.shape for y in calls):
-            each = [statistics(y) for y in calls]
-            found[(path, method)] = {k: sum(e[k] for e in each) for k in each[0]}
-    return jax.lax.stop_gradient(found)
-
-
-def _strength(leaves: Mapping[str, jax.Array], unit: Unit) -> jax.Array:
-    """The rms of some arrays shaped like the unit's parameters, per layer."""
-    count = len(unit.layers)
-    fronted = []
-    for leaf in leaves.values():
-        inner = inner_axes(leaf.shape, unit.lift)
-        lifted = [i for i in range(leaf.ndim) if i not in inner]
-        fronted.append(jnp.moveaxis(leaf, lifted, range(count)))
-    return rms(fronted, keep=count).reshape(unit.ride_shape)
+        seen = jax.lax.map(partial(look, capture=False), stacked)
+    facts, losses, loose = seen
+    return _report(graph, facts, losses, loose, values, replaced, batches[0])
 
 
 def _report(
     graph: Graph,
     sums: dict[Kind, dict],
     losses: jax.Array,
+    loose: jax.Array,
     values: dict,
     replaced: dict,
     batch: Batch,
 ) -> Measurement:
     """The table of a measurement, from sums per draw: arithmetic on whole columns."""
     units = graph.units
-    table, order = rows(units)
+    where = regions(graph, units)
+    table, order = rows(units, where.into, where.out, where.own)
 
     def column(*names: str) -> jax.Array:
         pick = lambda value: reduce(getitem, names, value)
@@ -251,6 +157,8 @@ def _report(
         name: vector(units, {k: v[name] for k, v in values.items()})[order]
         for name in FACTORS
     }
+    true = combined(column("true", "rms"), column("true", "power"))
+    potential = back_rms / jnp.where(true > 0, true, jnp.nan)
     back_rms = jnp.where(floats, back_rms, jnp.nan)
     return Measurement(
         output_rms=_typical(strength),
@@ -258,6 +166,9 @@ def _report(
         output_spread=jnp.mean(jnp.sqrt(out["varying"] / calls) / safe, 0),
         input_grad_rms=_typical(back_rms),
         update_rms=_typical(update),
+        total_update_rms=_typical(column("total")),
+        cosine=jnp.mean(column("cosine"), 0),
+        potential=jnp.where(floats, _typical(potential), jnp.nan),
         param_rms=column("params")[0],
         param_grad_rms=_typical(column("param_grads")),
         output=factor["output"],
@@ -269,12 +180,14 @@ def _report(
         input_grad_deviation=_deviation(back_rms),
         update_deviation=_deviation(update),
         loss=jnp.mean(losses),
+        loose_update_rms=_typical(loose),
         probed=jnp.array([replaced[p] for p in replaced], bool),
         rows_of=tuple(table),
         loose=tuple(show(path) for path in graph.loose),
         probes=tuple(show(path) for path in replaced),
         batch=describe(batch.inputs),
         draws=losses.shape[0],
+        loss_region=where.loss,
     )
 
 

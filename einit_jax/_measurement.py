@@ -17,7 +17,8 @@ from ._units import Row
 
 FLAGS = ("ok", "zero", "non-finite", "unreached")
 PILLARS = ("output_rms", "input_grad_rms", "update_rms")
-STATIC = ("rows_of", "loose", "probes", "batch", "draws")
+STATIC = ("rows_of", "loose", "probes", "batch", "draws", "loss_region")
+NAMES = {"gradients": ("exact", "unit"), "update": ("local", "total")}
 SHOWN = 64
 
 
@@ -25,9 +26,10 @@ SHOWN = 64
     jax.tree_util.register_dataclass,
     data_fields=[
         "output_rms", "output_mean", "output_spread", "input_grad_rms", "update_rms",
-        "param_rms", "param_grad_rms", "output", "input_grad", "output_grad",
-        "nonfinite", "flag", "output_deviation", "input_grad_deviation",
-        "update_deviation", "loss", "probed",
+        "total_update_rms", "cosine", "potential", "loose_update_rms", "param_rms",
+        "param_grad_rms", "output", "input_grad", "output_grad", "nonfinite", "flag",
+        "output_deviation", "input_grad_deviation", "update_deviation", "loss",
+        "probed",
     ],
     meta_fields=list(STATIC),
 )  # fmt: skip
@@ -46,6 +48,10 @@ class Measurement:
     | `output_spread` | rms(y - batch mean) / rms(y): 0 where all inputs look alike |
     | `input_grad_rms` | largest rms over the gradients of the unit's floating inputs (pillar 2); NaN where it has none |
     | `update_rms` | rms of the change of the output by an SGD step of the unit's own parameters at learning rate 1, to first order, inputs held fixed (pillar 3) |
+    | `total_update_rms` | the same when the parameters of all units move together |
+    | `cosine` | between the carried and the true gradient (at b = c = 1) of the unit's parameters; NaN where one is zero |
+    | `potential` | carried over true input gradient; equal all over a region where gradients are exact; NaN without a floating input |
+    | `loose_update_rms` | the largest change of any unit's output by a step at learning rate 1 of the parameters of no unit |
     | `param_rms`, `param_grad_rms` | rms of the unit's parameters and their gradients |
     | `output`, `input_grad`, `output_grad` | the three factors in force |
     | `nonfinite` | number of elements that are not finite |
@@ -54,8 +60,10 @@ class Measurement:
     | `loss` | the loss, averaged over draws |
     | `probed` | whether each array of `probes` was zero and was replaced |
 
-    `rows_of` holds what is static of each row (path, kind, shape, calls), `loose` the
-    paths of parameters that belong to no unit, `batch` the shapes measured on.
+    `rows_of` holds what is static of each row: path, kind, shape, calls, and `region`,
+    the number of the part of the graph between units in which its input gradient lies.
+    In `loss_region` gradients are given by the loss, and stay as they are. `loose` has
+    the paths of parameters that belong to no unit, `batch` the shapes measured on.
     """  # noqa: E501
 
     output_rms: Float[Array, "..."]
@@ -63,6 +71,10 @@ class Measurement:
     output_spread: Float[Array, "..."]
     input_grad_rms: Float[Array, "..."]
     update_rms: Float[Array, "..."]
+    total_update_rms: Float[Array, "..."]
+    cosine: Float[Array, "..."]
+    potential: Float[Array, "..."]
+    loose_update_rms: Float[Array, "..."]
     param_rms: Float[Array, "..."]
     param_grad_rms: Float[Array, "..."]
     output: Float[Array, "..."]
@@ -80,12 +92,12 @@ class Measurement:
     probes: tuple[str, ...]
     batch: str
     draws: int
+    loss_region: int
 
     def rows(self) -> list[dict[str, Any]]:
         """One dict per unit and layer, in call order, of plain Python values."""
-        names = [
-            f.name for f in fields(self) if f.name not in (*STATIC, "loss", "probed")
-        ]
+        whole = (*STATIC, "loss", "probed", "loose_update_rms")
+        names = [f.name for f in fields(self) if f.name not in whole]
         columns = {name: np.asarray(getattr(self, name)) for name in names}
         return [
             {
@@ -93,6 +105,7 @@ class Measurement:
                 "kind": row.kind,
                 "shape": _shape(row),
                 "calls": row.calls,
+                "region": row.region,
             }
             | {name: values[i].item() for name, values in columns.items()}
             | {"flag": FLAGS[columns["flag"][i]]}
@@ -118,6 +131,46 @@ class Measurement:
             found[name] = (self.rows_of[at].path, float(far[at]))
         return found
 
+    def modes(self) -> dict[str, tuple[str, ...]]:
+        """The rules of pillars 2 and 3 that the factors in force satisfy here.
+
+        gradients: "exact", all cosines above 0.9999; "unit", all input gradients of
+        rms 1. update: "local", each unit's own update 1; "total", these are equal and
+        the largest total update is 1. Within 1%, or 10% where units are called several
+        times; parameters that several rows share count once, by their mean square.
+        """
+        flag = np.asarray(self.flag)
+        calm = flag == FLAGS.index("ok")
+        if not calm.any() or np.any(flag == FLAGS.index("non-finite")):
+            return dict.fromkeys(NAMES, ())
+        tolerance = 0.1 if any(row.calls > 1 for row in self.rows_of) else 0.01
+        near = lambda x: bool(np.all(np.abs(x[calm] - 1) <= tolerance))
+        cosine, back, total = (
+            np.asarray(getattr(self, name), np.float64)
+            for name in ("cosine", "input_grad_rms", "total_update_rms")
+        )
+        local = self._local()
+        level = np.median(local[calm])
+        at_most = np.where(total == np.max(total[calm], initial=0), total, 1)
+        gradients = {
+            "exact": bool(np.all(cosine[calm & ~np.isnan(cosine)] > 0.9999)),
+            "unit": near(np.where(np.isnan(back), 1, back)),
+        }
+        update = {
+            "local": near(local),
+            "total": near(local / level) and near(at_most),
+        }
+        pick = lambda found: tuple(name for name, holds in found.items() if holds)
+        return {"gradients": pick(gradients), "update": pick(update)}
+
+    def _local(self) -> np.ndarray:
+        """The update of each row, over all rows that share its parameters."""
+        squares = np.square(np.asarray(self.update_rms, np.float64))
+        inside = np.array([row.inside for row in self.rows_of], int)
+        total = np.bincount(inside, np.where(np.isfinite(squares), squares, 0))
+        count = np.bincount(inside, squares > 0)
+        return np.sqrt(total / np.maximum(count, 1))[inside]
+
     def probed_paths(self) -> list[str]:
         """The arrays of zeros that were replaced by a probe draw while measuring."""
         return [self.probes[i] for i in np.flatnonzero(np.asarray(self.probed))]
@@ -126,7 +179,7 @@ class Measurement:
         if not all(map(is_concrete, jax.tree.leaves(self))):
             return f"Measurement of {len(self.rows_of)} units (traced)"
         stream = io.StringIO()
-        console = Console(file=stream, width=140, color_system=None)
+        console = Console(file=stream, width=160, color_system=None)
         console.print(self._table())
         for line in self._notes():
             console.print(line, soft_wrap=True, highlight=False, markup=False)
@@ -136,8 +189,8 @@ class Measurement:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
         for name in ("unit", "kind", "shape"):
             table.add_column(name, no_wrap=True, overflow="ellipsis", max_width=40)
-        names = ("calls", "rms", "mean", "spread", "grad", "update", "|w|", "|dw|",
-                 "a", "b", "c", "flag")  # fmt: skip
+        names = ("calls", "rms", "mean", "spread", "grad", "update", "total", "a", "b",
+                 "c", "cos", "region", "phi", "flag")  # fmt: skip
         for name in names:
             table.add_column(name, justify="right", no_wrap=True)
         rows = self.rows()
@@ -155,6 +208,16 @@ class Measurement:
         lines = [f"loss {float(self.loss):.4g} on {batch}, {self.draws} draw(s)"]
         far = [f"{_short(n)} {d:.2g} at {p}" for n, (p, d) in self.worst().items()]
         lines.append("largest |log2 rms|: " + "; ".join(far))
+        top = int(np.argmax(np.nan_to_num(np.asarray(self.total_update_rms))))
+        largest = float(self.total_update_rms[top])
+        where = self.rows_of[top].path
+        lines.append(f"largest total update: {largest:.3g} at {where}")
+        neither = {pillar: "neither " + " nor ".join(NAMES[pillar]) for pillar in NAMES}
+        rules = [
+            f"{pillar}: {' and '.join(held) or neither[pillar]}"
+            for pillar, held in self.modes().items()
+        ]
+        lines.append("rules that hold: " + "; ".join(rules))
         if self.draws > 1:
             names = [_short(n) for n in PILLARS]
             columns = [np.asarray(getattr(self, f"{n}_deviation")) for n in names]
@@ -164,7 +227,8 @@ class Measurement:
             ]
             lines.append("largest spread over draws, of ln rms: " + "; ".join(spread))
         if self.loose:
-            lines.append("parameters of no unit: " + ", ".join(self.loose))
+            moves = f", which move outputs by up to {float(self.loose_update_rms):.3g}"
+            lines.append("parameters of no unit" + moves + ": " + ", ".join(self.loose))
         if self.probed_paths():
             lines.append("zeros probed: " + ", ".join(self.probed_paths()))
         return lines
@@ -180,8 +244,10 @@ def _shape(row: Row) -> str:
 
 def _cells(row: dict[str, Any]) -> list[str]:
     names = ("output_rms", "output_mean", "output_spread", "input_grad_rms",
-             "update_rms", "param_rms", "param_grad_rms", "output", "input_grad",
-             "output_grad")  # fmt: skip
-    numbers = ["" if np.isnan(row[n]) else f"{row[n]:.3g}" for n in names]
+             "update_rms", "total_update_rms", "output", "input_grad", "output_grad",
+             "cosine")  # fmt: skip
+    number = lambda name: "" if np.isnan(row[name]) else f"{row[name]:.3g}"
     flag = "" if row["flag"] == "ok" else row["flag"]
-    return [row["path"], row["kind"], row["shape"], str(row["calls"]), *numbers, flag]
+    start = [row["path"], row["kind"], row["shape"], str(row["calls"])]
+    end = [str(row["region"]), number("potential"), flag]
+    return [*start, *map(number, names), *end]

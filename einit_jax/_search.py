@@ -96,5 +96,7 @@ def _secant_step(miss: Array, steps: Array, gains: Array) -> Array:
     """`-G miss` with `G gain = step` for every secant, and the identity beside them."""
     gram = gains @ gains.T
     ridge = 1e-6 * jnp.trace(gram) + 1e-12
-    weights = jnp.linalg.solve(gram + ridge * jnp.eye(MEMORY), gains @ miss)
+    weights = jnp.linalg.solve(
+        gram + ridge * jnp.eye(MEMORY, dtype=gram.dtype), gains @ miss
+    )
     return -(miss - weights @ gains) - weights @ steps

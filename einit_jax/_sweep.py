@@ -3,9 +3,10 @@
 On the way forward each unit divides its output by its own rms, so that the next unit is
 measured on input that is right already. On the way back each unit holds its parameter
 gradient, its input gradient and, by a linear transpose of the vjp it has in hand, the
-change of its output by an update; it passes an input gradient of rms 1 upstream. The
-statistics leave as the cotangent of the unit's ride: `jax.grad` of the loss with
-respect to the rides *is* the table of sums over calls.
+change of its output by an update. Upstream it passes an input gradient of rms 1, or,
+where branches must not be weighed against each other, one times a factor that was given
+to it. The statistics leave as the cotangent of the unit's ride: `jax.grad` of the loss
+with respect to the rides *is* the table of sums over calls.
 """
 
 from collections.abc import Mapping
@@ -26,29 +27,36 @@ from ._units import blank, own_gradients
 SWEEP = RIDE + "sweep"
 
 
-def ride(unit: Unit, target: float, params: Mapping) -> dict[str, Any]:
+def ride(unit: Unit, target: float, params: Mapping, exact: bool) -> dict[str, Any]:
     """The entry that rides with a unit into its first pass, and what comes back in it.
 
     | name | into the pass | out of it: sum over calls of |
     |---|---|---|
     | `output` | `-target` while free, then the factor | squares of the raw output |
     | `output_size` | - | number of elements of the output |
-    | `input_grad` | the factor b c | squares of the strongest raw input gradient |
+    | `input_grad` | 0 while free, then the factor b c | squares of the strongest raw input gradient |
     | `input_size` | - | number of elements of that gradient |
-    | `output_grad` | - | squares of the change by an update, at a = c = 1 |
+    | `output_grad` | c, at which parameter gradients are wanted | squares of the change by an update, at a = c = 1 |
+    | `exact` | the factor b, in the place of b c | - |
     | `slot` | parameter gradient of the pass before | the parameter gradient |
+
+    With `exact` the factors b and c are fixed, and act on every cotangent. Else each
+    unit brings its input gradient to rms 1 where it stands, and c weighs parameter
+    gradients alone.
 
     Only a unit that is called several times has a slot: its gradients add up before
     they change it, which no call can know by itself.
-    """
-    shape = unit.ride_shape
+    """  # noqa: E501
+    one = jnp.ones(unit.ride_shape, jnp.float32)
     entry: dict[str, Any] = {
-        "output": jnp.full(shape, -target, jnp.float32),
-        "output_size": jnp.zeros(shape, jnp.float32),
-        "input_grad": jnp.ones(shape, jnp.float32),
-        "input_size": jnp.zeros(shape, jnp.float32),
-        "output_grad": jnp.zeros(shape, jnp.float32),
+        "output": -target * one,
+        "output_size": 0 * one,
+        "input_grad": 0 * one,
+        "input_size": 0 * one,
+        "output_grad": one,
     }
+    if exact:
+        entry["exact"] = one
     if unit.calls > 1:
         entry["slot"] = blank(params, unit)
     return entry
@@ -62,6 +70,7 @@ def sweeping() -> Any:
 def _act(call: Call, entry: Mapping[str, Any]) -> Any:
     body = Body(call)
     held = [jax.lax.stop_gradient(x) for x in body.floats]
+    own = own_gradients(call.module.variables["params"])
     floats, transpose, arrays = nn.vjp(  # pyright: ignore[reportAssignmentType]
         body.run, call.module, *held, has_aux=True, multi_scope=True
     )
@@ -69,48 +78,58 @@ def _act(call: Call, entry: Mapping[str, Any]) -> Any:
     goal = entry["output"].reshape(())
     factor = jnp.where(goal > 0, goal, jnp.abs(goal) * inverse_rms(power / size))
     scaled = [multiply(t, factor) for t in floats]
-    tuned = _attach(scaled, body.floats, transpose, power, factor, entry)
+    tuned = _attach(scaled, body.floats, own, transpose, power, factor, entry)
     return body.build(tuned, arrays)
 
 
 @jax.custom_vjp
-def _attach(outputs, inputs, transpose, power, factor, entry):
+def _attach(outputs, inputs, own, transpose, power, factor, entry):
     """The scaled outputs, with the backward pass of the sweep behind them."""
     return outputs
 
 
-def _attach_forward(outputs, inputs, transpose, power, factor, entry):
-    return outputs, (transpose, power, factor, entry)
+def _attach_forward(outputs, inputs, own, transpose, power, factor, entry):
+    return outputs, (own, transpose, power, factor, entry)
 
 
 def _attach_backward(residual, cotangents):
-    transpose, power, factor, entry = residual
-    cotangents = [multiply(t, factor) for t in cotangents]
+    own, transpose, power, factor, entry = residual
+    given = {name: v.reshape(()) for name, v in entry.items() if name != "slot"}
+    start = factor * given["output_grad"] if "exact" in given else factor
+    cotangents = [multiply(t, start) for t in cotangents]
     gradient, back = _gradients(transpose, cotangents)
-    free = entry["output"].reshape(()) < 0
-    strength, count = _strongest(back)
-    passed = jnp.where(
-        free, inverse_rms(strength / count), entry["input_grad"].reshape(())
-    )
+    assert len(gradient) == len(own), "parameters of a unit outside its path"
     step = gradient
     if "slot" in entry:
-        slot = list(entry["slot"].values())
-        assert len(slot) == len(gradient), "parameters of a unit outside its path"
-        pairs = zip(gradient, slot, strict=True)
-        step = [jnp.where(free, g, s.reshape(g.shape)) for g, s in pairs]
+        pairs = zip(gradient, entry["slot"].values(), strict=True)
+        step = [jnp.where(given["output"] < 0, g, s.reshape(g.shape)) for g, s in pairs]
+    strength, count = _strongest(back)
+    size = sum(t.size for t in cotangents)
+    change = _change(transpose, cotangents, step)
     sums: dict[str, Any] = {
         "output": power,
-        "output_size": sum(t.size for t in cotangents),
+        "output_size": size,
         "input_grad": strength,
         "input_size": count,
-        "output_grad": _change(transpose, cotangents, step),
+        "output_grad": change,
     }
+    if "exact" in given:
+        passed, weight = given["exact"], None
+        sums |= {"exact": 0.0, "input_grad": jnp.square(passed) * strength}
+    else:
+        fixed = given["input_grad"]
+        passed = jnp.where(fixed > 0, fixed, inverse_rms(strength / count))
+        found = inverse_rms(jnp.square(factor) * change / size)
+        weight = given["output_grad"] if "slot" in entry else found
     for name, value in sums.items():
         sums[name] = jnp.asarray(value, jnp.float32).reshape(entry[name].shape)
     if "slot" in entry:
         pairs = zip(entry["slot"].items(), gradient, strict=True)
         sums["slot"] = {name: g.reshape(s.shape) for (name, s), g in pairs}
-    return None, [multiply(t, passed) for t in back], None, None, None, sums
+    if weight is not None:
+        gradient = [multiply(g, weight) for g in gradient]
+    back = [multiply(t, passed) for t in back]
+    return None, back, gradient, None, None, None, sums
 
 
 _attach.defvjp(_attach_forward, _attach_backward)

@@ -15,9 +15,11 @@ from ._paths import Path, match
 from ._plan import plan
 from ._probe import probe, suspects
 from ._problem import Batch, Problem, draw_batches, problem, stack
+from ._regions import regions
 from ._scaled import Scaled
-from ._solve import Effort, Findings, solve
-from ._units import ones, to_tree
+from ._solve import solve, with_total
+from ._state import Effort, Findings, Job
+from ._units import ones, owners, to_tree
 
 
 class Options(NamedTuple):
@@ -27,6 +29,8 @@ class Options(NamedTuple):
     exclude: tuple[str, ...]
     targets: tuple[tuple[str, float], ...]
     effort: Effort
+    gradients: str
+    update: str
 
 
 def tune(
@@ -47,8 +51,9 @@ def tune(
     max_sweeps: int = 32,
     tolerance: float = 0.01,
     targets: float | Mapping[str, float] = 1.0,
-    gradients: str = "unit",
-    update: str = "local",
+    gradients: str = "exact",
+    update: str = "total",
+    like: str | None = None,
 ) -> dict:
     r"""The scale factors that make every layer of a model trainable from step one.
 
@@ -121,16 +126,18 @@ def tune(
     point. There, weights are drawn anew and tuned in about 10 L + 22 model runs for L
     layers; here, one pass solves the same equations for the weights one has.
     """
-    _refuse_rules(gradients, update)
-    options = _options(include, exclude, targets, max_sweeps, tolerance)
+    rules = _rules(gradients, update, like)
+    options = _options(include, exclude, targets, max_sweeps, tolerance, rules)
     model = model.model if isinstance(model, Scaled) else model
     task = problem(model, loss_fn, method, axis_name)
     key = jax.random.key(0) if key is None else key
     batches = draw_batches(input_fn, key, rngs, batch_size, draws)
     zeros = suspects(params)
-    scales, findings = _tune(
-        task, options, zeros, params, dict(collections or {}), batches, key
-    )
+    given = (zeros, params, dict(collections or {}), batches, key)
+    scales, findings = _tune(task, options, *given)
+    if findings.needs_more():
+        effort = options.effort._replace(again=True)
+        scales, findings = _tune(task, options._replace(effort=effort), *given)
     findings.refuse()
     return scales
 
@@ -148,14 +155,26 @@ def _tune(
     graph = plan(task, params, collections, batches[0])
     units = chosen(graph.units, options)
     params, _ = probe(params, graph, key, zeros)
-    run = partial(solve, task, options.effort, units, params, collections)
+    where = regions(graph, list(units)) if options.gradients == "exact" else None
+    where = None if where is None or where.is_chain() else where
+    job = Job(task, options.effort, units, where, owners(params, units))
+
+    def run(batch: Batch) -> tuple[dict, Findings]:
+        solution = solve(job, params, collections, batch)
+        factors = ones(graph.units) | solution.factors
+        if options.update == "total":
+            factors = with_total(
+                job, graph.units, factors, solution.gradient, params, collections, batch
+            )
+        return factors, solution.findings
+
     if len(batches) == 1:
         found, findings = run(batches[0])
     else:
         found, findings = jax.lax.map(run, stack(batches))
         found = jax.tree.map(lambda s: jnp.exp(jnp.mean(jnp.log(s), 0)), found)
-        findings = jax.tree.map(lambda f: jnp.all(f, 0), findings)
-    return to_tree(ones(graph.units) | found), findings
+        findings = findings.over_draws()
+    return to_tree(found), findings
 
 
 def chosen(units: tuple[Unit, ...], options: Options) -> dict[Unit, float]:
@@ -171,17 +190,42 @@ def chosen(units: tuple[Unit, ...], options: Options) -> dict[Unit, float]:
     return {u: targets.get(name, 1.0) for name, u in names.items() if name in kept}
 
 
-def _refuse_rules(gradients: str, update: str) -> None:
-    for name, value, known in (
-        ("gradients", gradients, "unit"),
-        ("update", update, "local"),
-    ):
-        if value != known:
-            raise ValueError(f"{name}={value!r} is not known; expected {known!r}")
+RULES = {"gradients": ("exact", "unit"), "update": ("total", "local")}
+LIKE = {"original": ("unit", "local")}
+
+
+def _rules(gradients: str, update: str, like: str | None) -> tuple[str, str]:
+    """The rules of pillars 2 and 3, by name.
+
+    Raises:
+        ValueError: an unknown name, or a rule that contradicts `like`.
+    """
+    given = {"gradients": gradients, "update": update}
+    for name, known in RULES.items():
+        if given[name] not in known:
+            choices = " or ".join(map(repr, known))
+            raise ValueError(f"{name}={given[name]!r} is not known; expected {choices}")
+    if like is None:
+        return gradients, update
+    if like not in LIKE:
+        raise ValueError(
+            f"like={like!r} is not known; expected 'original', or leave it out"
+        )
+    for (name, known), meant in zip(RULES.items(), LIKE[like], strict=True):
+        if given[name] not in (known[0], meant):
+            raise ValueError(
+                f"like={like!r} means {name}={meant!r}, not {given[name]!r}; give one"
+            )
+    return LIKE[like]
 
 
 def _options(
-    include: Any, exclude: Any, targets: Any, max_sweeps: int, tolerance: float
+    include: Any,
+    exclude: Any,
+    targets: Any,
+    max_sweeps: int,
+    tolerance: float,
+    rules: tuple[str, str],
 ) -> Options:
     pairs = targets if isinstance(targets, Mapping) else {"*": targets}
     for pattern, target in pairs.items():
@@ -200,6 +244,7 @@ def _options(
         _patterns(exclude),
         tuple((p, float(t)) for p, t in pairs.items()),
         Effort(max_sweeps, float(tolerance)),
+        *rules,
     )
 
 

@@ -113,6 +113,17 @@ def own_floats(params: Mapping, unit: Unit) -> dict[str, Array]:
     return {f"{i:04d}": v for i, v in enumerate(floats)}
 
 
+def owners(params: Mapping, units: Iterable[Unit]) -> tuple[Unit | None, ...]:
+    """The unit that owns each floating parameter, if any does, in order of paths."""
+    known = {u.path: u for u in units}
+    above = lambda path: (path[:i] for i in range(len(path)))
+    return tuple(
+        next((known[p] for p in above(path) if p in known), None)
+        for path, leaf in flatten(unboxed(params)).items()
+        if is_float(leaf)
+    )
+
+
 def own_gradients(of_variables: Any) -> list[Array]:
     """The gradients of a unit's own floating parameters, rides left out."""
     leaves, _ = jax.tree.flatten_with_path(of_variables)
@@ -137,6 +148,10 @@ class Row(NamedTuple):
     shape: tuple[tuple[int, ...], ...]
     calls: int
     floats: bool
+    region: int
+    """Of the input, or of the output where no input is floating."""
+    inside: int
+    """Rows of one number share their parameters."""
 
 
 def vector(units: Iterable[Unit], values: Mapping[Kind, jax.Array]) -> jax.Array:
@@ -147,21 +162,29 @@ def vector(units: Iterable[Unit], values: Mapping[Kind, jax.Array]) -> jax.Array
 def unpack(
     units: Iterable[Unit], columns: Mapping[str, jax.Array]
 ) -> dict[Kind, dict[str, jax.Array]]:
-    """Columns over all units and layers, as values per unit in the shapes they ride."""
+    """Columns over all units and layers, as values per unit in the shapes they ride.
+
+    Where a unit's values start is kept from the compiler: slices at places that it does
+    not know are all alike, and are compiled once.
+    """
     found, start = {}, 0
     for u in units:
-        part = slice(start, start + u.size)
+        at = jax.lax.optimization_barrier(jnp.int32(start))
+        cut = lambda c, at=at, u=u: jax.lax.dynamic_slice_in_dim(c, at, u.size)
         found[kind_of(u)] = {
-            n: c[part].reshape(u.ride_shape) for n, c in columns.items()
+            n: cut(c).reshape(u.ride_shape) for n, c in columns.items()
         }
         start += u.size
     return found
 
 
-def rows(units: tuple[Unit, ...]) -> tuple[list[Row], np.ndarray]:
+def rows(
+    units: tuple[Unit, ...], into: np.ndarray, out: np.ndarray, own: np.ndarray
+) -> tuple[list[Row], np.ndarray]:
     """The lines of a table in call order, and where in `vector` each has its values.
 
-    Units of one lifted stack take turns, layer by layer.
+    Units of one lifted stack take turns, layer by layer. `into`, `out` and `own` number
+    the regions of inputs and outputs, and the insides, in the order of `vector`.
     """
     starts = np.cumsum([0, *(u.size for u in units)])
     places = dict(zip(units, starts, strict=False))
@@ -171,7 +194,10 @@ def rows(units: tuple[Unit, ...]) -> tuple[list[Row], np.ndarray]:
         members = list(group)
         for i, layer in enumerate(np.ndindex(*members[0].layers)):
             for u in members:
-                mark = f"[{','.join(map(str, layer))}]" if layer else ""
-                table.append(Row(u.name + mark, u.kind, u.shape, u.calls, u.floats))
-                order.append(places[u] + i)
+                at = places[u] + i
+                name = u.name + (f"[{','.join(map(str, layer))}]" if layer else "")
+                region = int(into[at] if u.floats else out[at])
+                row = (name, u.kind, u.shape, u.calls, u.floats, region, int(own[at]))
+                table.append(Row(*row))
+                order.append(at)
     return table, np.array(order, int)

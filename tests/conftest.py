@@ -15,7 +15,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 from jaxtyping import install_import_hook  # noqa: E402
 
 CHECKED = (
-    "_math", "_search", "_lift", "_paths", "_hook", "_walk", "_graph", "_units",
-    "_plan", "_probe", "_sweep", "_observe", "_measurement", "_solve", "_demo",
+    "_math", "_search", "_lift", "_classes", "_paths", "_jaxprs", "_hook", "_walk",
+    "_ties", "_graph", "_units", "_regions", "_potentials", "_plan", "_probe", "_sweep",
+    "_observe", "_measurement", "_total", "_state", "_settle", "_looks", "_solve",
+    "_demo",
 )  # fmt: skip
 install_import_hook([f"einit_jax.{name}" for name in CHECKED], "beartype.beartype")

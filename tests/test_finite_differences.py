@@ -85,7 +85,7 @@ def rms(x) -> float:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_measure_agrees_with_finite_differences(name):
-    """Outputs, input gradients and updates of every unit, to 1e-3."""
+    """Outputs, input gradients, updates and total updates of every unit, to 1e-3."""
     with jax.enable_x64(True):
         check(*NETWORKS[name])
 
@@ -108,6 +108,7 @@ def check(model: nn.Module, shape: tuple[int, ...], chain: bool) -> None:
     variables = {"params": params, "scales": scales}
     _, inputs, _ = outputs(model, variables, zero)
     order = list(inputs)
+    steps = {}
     for i, path in enumerate(order):
         row = table["/".join(path)]
         downstream = [factors[p] for p in order[i:]] if chain else []
@@ -116,11 +117,28 @@ def check(model: nn.Module, shape: tuple[int, ...], chain: bool) -> None:
         for f in downstream[1:]:
             carried *= float(f["input_grad"])
             passed *= float(f["input_grad"])
-        check_unit(model, variables, zero, path, row, carried, passed)
+        steps[path] = check_unit(model, variables, zero, path, row, carried, passed)
+    for path, change in moved_together(model, variables, zero, steps).items():
+        row = table["/".join(path)]
+        np.testing.assert_allclose(row["total_update_rms"], rms(change), rtol=1e-3)
+
+
+def moved_together(model, variables, zero, steps) -> dict:
+    """The change of each unit's output when all parameters take a step at once."""
+
+    def at(rate):
+        params = variables["params"]
+        for path, step in steps.items():
+            own = {n: v - rate * step[n] for n, v in get(params, path).items()}
+            params = put(params, path, own)
+        return outputs(model, {**variables, "params": params}, zero)[2]
+
+    below, above = at(STEP), at(-STEP)
+    return {path: (above[path] - below[path]) / (2 * STEP) for path in steps}
 
 
 def check_unit(model, variables, zero, path, row, carried, passed):
-    """One unit: shift its inputs and its parameters, and look."""
+    """One unit: shift its inputs and its parameters, and look; returns its step."""
 
     def with_input(shift):
         return outputs(model, variables, {**zero, path: shift})[0]
@@ -145,6 +163,7 @@ def check_unit(model, variables, zero, path, row, carried, passed):
     np.testing.assert_allclose(row["update_rms"], rms(change), rtol=1e-3)
     flat = jnp.concatenate([s.ravel() for s in steps.values()])
     np.testing.assert_allclose(row["param_grad_rms"], rms(flat), rtol=1e-3)
+    return steps
 
 
 def unit_output(model, variables, path, own, x):

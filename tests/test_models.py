@@ -87,27 +87,69 @@ def test_units_are_found(case: Case):
 def test_tune_brings_every_pillar_to_one(case: Case):
     """On the batch that was measured: 1% where called once, 10% where called often.
 
-    The same check fails with factors of 1.
+    Activations: every unit. Gradients: true ones up to a factor for each parameter, of
+    geometric mean 1 in every region but the loss's (so exactly 1 where one unit alone
+    reads a region). Updates: all alike, and 1 at most when all move together. The same
+    checks fail with factors of 1.
     """
     job = case.build()
     scales = tuned(job)
     leaves = np.concatenate([np.ravel(x) for x in jax.tree.leaves(scales)])
     assert np.all(np.isfinite(leaves) & (leaves > 0))
     table = measured(job, scales=scales)
-    calls = {row.path: row.calls for row in table.rows_of}
+    rows = table.rows()
+    idle = {row["path"] for row in rows if row["path"].split("[")[0] in case.idle}
+    assert {r["path"] for r in rows if r["flag"] == "unreached"} == idle
+    live = [row for row in rows if row["path"] not in idle]
+    assert {row["flag"] for row in live} == {"ok"}
+    several = any(row.calls > 1 for row in table.rows_of)
+    for row in live:
+        tolerance = 0.1 if row["calls"] > 1 else 0.01
+        assert abs(row["output_rms"] - 1) < tolerance, row
+    for region, members in by_region(live).items():
+        grads = [r["input_grad_rms"] for r in members]
+        phis = [r["potential"] for r in members]
+        if region == table.loss_region:
+            np.testing.assert_allclose(phis, 1, rtol=1e-3)
+        else:
+            mean = np.exp(np.mean(np.log(grads)))
+            assert abs(mean - 1) < (0.1 if several else 0.01), (region, members)
+            np.testing.assert_allclose(phis, phis[0], rtol=0.02)
+    assert "exact" in table.modes()["gradients"]
+    assert "total" in table.modes()["update"]
+    assert set(table.probed_paths()) >= case.zeros - case.loose
+    untuned = measured(job, scales=jax.tree.map(jnp.ones_like, scales))
+    assert max(off(untuned).values()) > 0.1
+    assert not untuned.modes()["update"]
+
+
+def by_region(rows: list[dict]) -> dict[int, list[dict]]:
+    """The rows whose input gradients lie in each region."""
+    found: dict[int, list[dict]] = {}
+    for row in rows:
+        if not np.isnan(row["input_grad_rms"]):
+            found.setdefault(row["region"], []).append(row)
+    return found
+
+
+@some(
+    "compact_mlp", "setup_list", "scan_axis_1", "remat_scan", "vmap_ensemble", "switch",
+    "rnn_lstm", "used_twice", "tied_lm", "masked_attention", "zero_gain_resnet",
+    "float16", "weight_norm", "two_outputs", "vit", "graph_network",
+)  # fmt: skip
+def test_like_original_brings_every_unit_to_one(case: Case):
+    """With the original's rules each unit's own gradient and update are 1."""
+    job = case.build()
+    table = measured(job, scales=tuned(job, like="original"))
     for row in table.rows():
-        name = row["path"].split("[")[0]
-        if name in case.idle:
-            assert row["flag"] == "unreached"
+        if row["path"].split("[")[0] in case.idle:
             continue
         assert row["flag"] == "ok", row
-        tolerance = 0.1 if calls[row["path"]] > 1 else 0.01
+        tolerance = 0.1 if row["calls"] > 1 else 0.01
         for pillar in PILLARS:
             if not np.isnan(row[pillar]):
                 assert abs(row[pillar] - 1) < tolerance, (pillar, row)
-    assert set(table.probed_paths()) >= case.zeros - case.loose
-    untuned = off(measured(job, scales=jax.tree.map(jnp.ones_like, scales)))
-    assert max(untuned.values()) > 0.1
+    assert "unit" in table.modes()["gradients"]
 
 
 @EVERY

@@ -1,0 +1,167 @@
+"""What is seen of a scaled model on one batch, with its factors fixed."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array
+
+from ._graph import Unit
+from ._hook import Leaves
+from ._lift import inner_axes
+from ._math import rms, widen
+from ._observe import OBSERVE, observing, slots, statistics
+from ._paths import plain
+from ._plan import anchor, checked_loss, floats_of, outputs_of
+from ._problem import Batch, Problem, over_axis
+from ._total import total_updates
+from ._units import Kind, blank, kind_of, ones, own_floats, owners, riding
+
+
+def observe(
+    task: Problem,
+    units: tuple[Unit, ...],
+    params: Any,
+    collections: Mapping,
+    values: dict,
+    batch: Batch,
+    capture: bool,
+) -> tuple[dict[Kind, dict[str, Any]], jax.Array, jax.Array]:
+    """The statistics of each unit, the loss, and what parameters of no unit move.
+
+    Three looks at the model: with gradients as they are, with those that the factors
+    carry, and with the changes by the latter.
+    """
+    named = {kind_of(u): u for u in units}
+    own = {kind: own_floats(params, unit) for kind, unit in named.items()}
+    still = {kind: blank(params, unit) for kind, unit in named.items()}
+    empty = {kind: slots(unit) for kind, unit in named.items()}
+    leaves = Leaves(plain(params))
+
+    def loss(floats, shifts, slots, steps, factors):
+        entries = {
+            kind: {"factors": factors[kind], "slots": slots[kind], "step": steps[kind]}
+            | {"shift": shifts[kind]}
+            | ({"opaque": values[kind]["output"]} if unit.opaque else {})
+            for kind, unit in named.items()
+        }
+        filled = riding(leaves.build(floats), OBSERVE, entries)
+        wanted = lambda module, name: (module.path, name) in named
+        with nn.intercept_methods(observing()):
+            outputs, written = outputs_of(
+                task, filled, collections, batch,
+                capture_intermediates=wanted if capture else False,
+            )  # fmt: skip
+        seen = _captured(written.get("intermediates", {}), named)
+        value = checked_loss(task, outputs, batch)
+        total = value + anchor(floats_of(outputs)).astype(value.dtype)
+        return total, (seen, value)
+
+    def look(steps, turn):
+        factors, moves = turn
+        gradient = jax.grad(loss, (0, 1, 2), has_aux=True)
+        inside = lambda: gradient(leaves.floats, still, empty, steps, factors)
+        (of_params, of_shifts, sums), (seen, value) = over_axis(task.axis_name, inside)
+        steps = jax.tree.map(lambda g: moves.astype(g.dtype) * jnp.conj(g), of_shifts)
+        return steps, (sums, seen, value, of_params)
+
+    forward = {
+        kind: one | {"output": values[kind]["output"]}
+        for kind, one in ones(units).items()
+    }
+    turns = jax.tree.map(lambda *x: jnp.stack(x), forward, values, values)
+    _, found = jax.lax.scan(look, still, (turns, jnp.array([0.0, 1.0, 0.0])))
+    # the last look only adds the changes by an update: with a step, cotangents also
+    # flow through the derivative along it
+    true, carried, moved = (jax.tree.map(lambda x, i=i: x[i], found) for i in range(3))
+    sums, seen, value, gradient = carried
+    outputs = {kind: value["output"] for kind, value in values.items()}
+    owned = owners(params, units)
+    step = [g if u else jnp.zeros_like(g) for g, u in zip(gradient, owned, strict=True)]
+    total = total_updates(task, units, outputs, params, step, collections, batch)
+    directions = _cosines(units, owned, gradient, true[3])
+    for kind, unit in named.items():
+        for name in ("update", "update_power"):
+            sums[kind]["output"][name] = moved[0][kind]["output"][name]
+        sums[kind]["output"] |= seen.get(kind, {})
+        sums[kind]["true"] = true[0][kind]["input"]
+        sums[kind]["params"] = _strength(own[kind].values(), unit)
+        mine = [g for g, u in zip(gradient, owned, strict=True) if _same(u, unit)]
+        sums[kind]["param_grads"] = _strength(mine, unit)
+        sums[kind]["total"] = total[kind]
+        sums[kind]["cosine"] = directions[kind]
+    rest = [jnp.zeros_like(g) if u else g for g, u in zip(gradient, owned, strict=True)]
+    loose = jnp.zeros((), jnp.float32)
+    if not all(owned):
+        moved = total_updates(task, units, outputs, params, rest, collections, batch)
+        loose = jnp.max(jnp.stack([jnp.max(t) for t in moved.values()]))
+    return sums, value, loose
+
+
+def _same(owner: Unit | None, unit: Unit) -> bool:
+    """Whether a parameter's owner is the module of a unit, by whatever method."""
+    return owner is not None and owner.path == unit.path
+
+
+def _cosines(
+    units: Sequence[Unit],
+    owned: Sequence[Unit | None],
+    gradient: list[Array],
+    true: list[Array],
+) -> dict[Kind, Array]:
+    """Between the gradients of each unit's parameters; NaN where one is zero."""
+    found = {}
+    for unit in units:
+        pairs = [
+            (_fronted(g, unit), _fronted(t, unit))
+            for g, t, u in zip(gradient, true, owned, strict=True)
+            if _same(u, unit)
+        ]
+        keep = len(unit.layers)
+        sizes = [rms([pair[i] for pair in pairs], keep) for i in range(2)]
+        live = (sizes[0] > 0) & (sizes[1] > 0)
+        unit_size = [jnp.where(live, s, 1).reshape(*s.shape, 1) for s in sizes]
+        flat = [[widen(x).reshape(*x.shape[:keep], -1) for x in p] for p in pairs]
+        dots = [
+            jnp.real(jnp.conj(g / unit_size[0]) * (t / unit_size[1])) for g, t in flat
+        ]
+        count = sum(d.shape[-1] for d in dots)
+        mean = sum(d.sum(-1) for d in dots) / max(count, 1)
+        cosine = jnp.where(live, jnp.asarray(mean, jnp.float32), jnp.nan)
+        found[kind_of(unit)] = cosine.reshape(unit.ride_shape)
+    return found
+
+
+def _fronted(leaf: Array, unit: Unit) -> Array:
+    """An array shaped like a parameter of the unit, its lifted axes first."""
+    inner = inner_axes(leaf.shape, unit.lift)
+    lifted = [i for i in range(leaf.ndim) if i not in inner]
+    return jnp.moveaxis(leaf, lifted, range(len(unit.layers)))
+
+
+def _strength(leaves: Any, unit: Unit) -> Array:
+    """The rms of some arrays shaped like the unit's parameters, per layer."""
+    fronted = [_fronted(leaf, unit) for leaf in leaves]
+    return rms(fronted, keep=len(unit.layers)).reshape(unit.ride_shape)
+
+
+def _captured(tree: Mapping, units: Mapping[Kind, Unit]) -> dict[Kind, dict]:
+    """The statistics of captured outputs, of the units whose calls were all captured.
+
+    A `super().__call__` chain captures the inner outputs of a call before its own.
+    """
+    found = {}
+    for (path, method), unit in units.items():
+        node: Any = tree
+        for name in (*path, method):
+            node = node.get(name, {}) if isinstance(node, Mapping) else {}
+        if unit.lift or not node or len(node) % unit.calls:
+            continue
+        chain = len(node) // unit.calls
+        calls = [floats_of(y) for y in node[chain - 1 :: chain]]
+        if all(tuple(t.shape for t in y) == unit.shape for y in calls):
+            each = [statistics(y) for y in calls]
+            found[(path, method)] = {k: sum(e[k] for e in each) for k in each[0]}
+    return jax.lax.stop_gradient(found)
