@@ -80,7 +80,7 @@ def _train_both(
     job: Job, scales: dict, data: Digits, options: Any, console: Console
 ) -> None:
     """Trains the model as it is and tuned, from the same parameters and batches."""
-    console.print(f"\ntraining both, {options.steps} steps of SGD")
+    console.print(f"\ntraining both, {options.steps} steps of SGD, momentum")
     losses: dict[str, list[float]] = {"as it is": [], "tuned": []}
     with Progress(console=console) as progress:
         for name, extra in zip(losses, (None, scales), strict=True):

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from ._scaled import scaled
 
 DEPTH, WIDTH, BATCH = 32, 128, 256
-LEARNING_RATE = 2.0**-6
+LEARNING_RATE, MOMENTUM = 0.25, 0.9
 
 
 class Job(NamedTuple):
@@ -82,11 +82,11 @@ def cross_entropy(logits: Array, labels: Array) -> Float[Array, ""]:
 def train(
     model: nn.Module, params: Any, scales: Any, data: Digits, steps: int, seed: int
 ) -> Iterator[float]:
-    """Trains by plain SGD, and yields the loss of every step.
+    """Trains by SGD with momentum, and yields the loss of every step.
 
     `scales=None` trains the model as it is.
     """
-    optimizer = optax.sgd(LEARNING_RATE)
+    optimizer = optax.sgd(LEARNING_RATE, MOMENTUM)
     extra = {} if scales is None else {"scales": scales}
     apply = model.apply if scales is None else scaled(model).apply
 

@@ -39,7 +39,7 @@ def solved(
     into = np.where(where.into >= 0, where.into, where.count)
     level, seen = _level(strength)
     seen &= where.into >= 0
-    entries = _sum(jnp.where(seen, 1.0, 0.0), into, where.count)
+    entries = _sum(seen.astype(jnp.float32), into, where.count)
     total = _sum(jnp.where(seen, level, 0.0), into, where.count)
     region = jnp.where(entries > 0, gauge - total / jnp.maximum(entries, 1), jnp.nan)
     # where no gradient arrives: as small as the smallest of those that do
@@ -49,7 +49,7 @@ def solved(
     top = jax.ops.segment_max(jnp.where(seen, level, -jnp.inf), where.own, where.count)
     top = jnp.where(jnp.isfinite(top), top, 0.0)
     share = jnp.where(seen, jnp.exp(2 * (level - top[where.own])), 0.0)
-    members = _sum(jnp.where(seen, 1.0, 0.0), where.own, where.count)
+    members = _sum(seen.astype(jnp.float32), where.own, where.count)
     mean = _sum(share, where.own, where.count) / jnp.maximum(members, 1)
     inside = gauge - top - 0.5 * jnp.log(jnp.where(members > 0, mean, 1))
     outlet = np.zeros(where.count, int)

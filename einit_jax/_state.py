@@ -55,7 +55,7 @@ class Findings:
 
         Under an outer trace nobody can tell, and gradients stay as they are.
         """
-        if not is_concrete(self.strained):
+        if not all(map(is_concrete, jax.tree.leaves(self))):
             return False
         return bool(self.strained & self.loss & self.activations.all())
 

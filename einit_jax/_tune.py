@@ -62,16 +62,32 @@ def tune(
     `y = G_c(a f(theta, G_b(x)))` (see `scaled`), on the batch and key measured:
 
     1. activations: `rms(a f) = target` (1) for every unit;
-    2. gradients, `gradients="unit"`: the largest `rms(x_bar)` over each unit's floating
-       inputs is 1;
-    3. maximum stable update, `update="local"`: `rms(Delta) = 1`, where
-       `Delta = a J_theta theta_bar` is the change of the unit's output per unit of SGD
-       learning rate, inputs held fixed.
+    2. gradients, `gradients="exact"`: every cotangent is the true one times a positive
+       number phi, the same all over a *region* of the graph between units (whatever an
+       addition, an attention product or a scan's carry ties together), so that each
+       parameter's gradient is its true gradient times a positive number. In each region
+       `phi = 1 / geometric mean of rms(x_bar)` over the units that read it, the largest
+       over a unit's floating inputs; the region of the loss has phi = 1;
+    3. maximum stable update, `update="total"`: all units move equally, and the largest
+       change of any unit's output is 1 when the parameters of all units take one SGD
+       step of learning rate 1, to first order. A unit's own change is that of
+       `Delta = a J_theta theta_bar`, inputs held fixed.
 
-    One forward and one backward pass solve all three for every unit that is called
-    once, at any depth. Units that are called several times (recurrent cells, shared
-    layers) have one set of factors for all calls; it is found by further passes, with
-    mean squares taken over calls.
+    The original's rules are `gradients="unit"`, the largest `rms(x_bar)` over each
+    unit's inputs is 1 (in a chain the same; where branches meet, they are weighed
+    against each other and gradients turn), and `update="local"`, `rms(Delta) = 1` for
+    each unit by itself. `like="original"` means both.
+
+    One forward and one backward pass solve pillars 1 and 2 for every unit that is
+    called once, at any depth; one forward-mode pass finds the total update. Units that
+    are called several times (recurrent cells, shared layers) have one set of factors
+    for all calls; it is found by further passes, with mean squares taken over calls.
+    Where true gradients leave the range of the dtype, a further pass reads them under
+    the phi of the first one (not under an outer `jit`, unless some unit is float16).
+
+    A parameter that no unit owns (a raw class token) has no factor: its gradient is
+    phi times the true one, and it does not count toward the total update. `measure`
+    tells what it moves.
 
     Arrays of zeros that would stop every gradient above them are replaced by probe
     draws while the model is measured, and stay zero in `params`; `measure` lists them.
@@ -99,8 +115,9 @@ def tune(
         max_sweeps: most passes, where units are called several times.
         tolerance: largest |log rms| at which these passes stop.
         targets: the output rms to aim at, or patterns with their targets (first match).
-        gradients: the rule of pillar 2; "unit".
-        update: the rule of pillar 3; "local".
+        gradients: the rule of pillar 2; "exact" or "unit".
+        update: the rule of pillar 3; "total" or "local".
+        like: "original" for `gradients="unit", update="local"`.
 
     Returns:
         The `scales` collection: nested as `params`, three float32 factors per unit,
@@ -124,7 +141,8 @@ def tune(
 
     Source: P. Bement, empirical_init 0.0.2 (2023): the three scalars and their fixed
     point. There, weights are drawn anew and tuned in about 10 L + 22 model runs for L
-    layers; here, one pass solves the same equations for the weights one has.
+    layers; here, one pass solves the same equations for the weights one has. Exact
+    gradients and total updates are ours.
     """
     rules = _rules(gradients, update, like)
     options = _options(include, exclude, targets, max_sweeps, tolerance, rules)

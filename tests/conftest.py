@@ -15,9 +15,24 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 from jaxtyping import install_import_hook  # noqa: E402
 
 CHECKED = (
-    "_math", "_search", "_lift", "_classes", "_paths", "_jaxprs", "_hook", "_walk",
-    "_ties", "_graph", "_units", "_regions", "_potentials", "_plan", "_probe", "_sweep",
-    "_observe", "_measurement", "_total", "_state", "_settle", "_looks", "_solve",
-    "_demo",
+    "_math", "_search", "_lift", "_paths", "_hook", "_graph", "_units", "_regions",
+    "_potentials", "_plan", "_probe", "_sweep", "_observe", "_measurement", "_total",
+    "_state", "_settle", "_looks", "_solve", "_demo",
 )  # fmt: skip
 install_import_hook([f"einit_jax.{name}" for name in CHECKED], "beartype.beartype")
+
+import itertools  # noqa: E402
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+FORGET = 25
+_count = itertools.count(1)
+
+
+@pytest.fixture(autouse=True)
+def forget_programs():
+    """Compiled programs hold memory maps, of which a process may have some 65000."""
+    yield
+    if next(_count) % FORGET == 0:
+        jax.clear_caches()

@@ -238,8 +238,9 @@ OF_TUNE = [
     ("tolerance", {"tolerance": 0}, ValueError, ["tolerance", "0", "positive"]),
     ("tolerance_nan", {"tolerance": float("nan")}, ValueError, ["tolerance", "nan"]),
     # rules
-    ("gradients", {"gradients": "exact"}, ValueError, ["gradients", "'exact'", "unit"]),
-    ("update", {"update": "total"}, ValueError, ["update", "'total'", "'local'"]),
+    ("gradients", {"gradients": "true"}, ValueError, ["'true'", "'exact' or 'unit'"]),
+    ("update", {"update": "adam"}, ValueError, ["'adam'", "'total' or 'local'"]),
+    ("like", {"like": "mup"}, ValueError, ["'mup'", "'original'", "leave it out"]),
 ]
 FOREIGN = [
     ("empty", {}, ["Dense_0", "Dense_2"]),

@@ -114,6 +114,18 @@ def test_directions_are_those_of_plain_gradients(case: Case):
         assert far < 1e-9, path
 
 
+@pytest.mark.parametrize(
+    "keywords",
+    [{"exclude": "*/down"}, {"include": "blocks_0/*"}, {"draws": 3}],
+    ids=str,
+)
+def test_directions_survive_choices(keywords):
+    """Units left out tie what they touch; averages over batches are potentials too."""
+    job = CASES["setup_list"].build()
+    far, path = deviation(job, tuned(job, **keywords))
+    assert 1 - far**2 / 2 > 0.9999, path
+
+
 @some("setup_list", "masked_attention", "remat_scan", "preact_resnet")
 def test_unit_rule_turns_gradients(case: Case):
     """The negative: where branches meet, the original's rule fails the same check."""
@@ -153,8 +165,8 @@ def unit_outputs(job: Job, params: dict, scales: dict, units: set) -> dict:
     return found
 
 
-@some("compact_mlp", "setup_list", "swiglu", "masked_attention", "dit", "tensors",
-      "mlp_mixer", "fusion")  # fmt: skip
+@some("compact_mlp", "setup_list", "swiglu", "masked_attention", "adaln_zero",
+      "tensors", "fusion")  # fmt: skip
 def test_a_step_of_sgd_moves_outputs_as_much_as_its_rate(case: Case):
     """At 1e-3 the largest change of a unit's output is 1e-3 within 5%, for real.
 
@@ -194,10 +206,10 @@ def nested(flat: dict) -> dict:
 
 def test_parameters_of_no_unit_are_left_to_their_rate():
     """What they move is reported apart, and named."""
-    job = CASES["vit"].build()
+    job = CASES["layer_scale"].build()
     table = ei.measure(*job[:4], scales=tuned(job))
-    assert float(table.loose_update_rms) > 1
-    assert "pos_embedding" in str(table).split("parameters of no unit")[1]
+    assert float(table.loose_update_rms) > 0.1
+    assert "layers_0/gain" in str(table).split("parameters of no unit")[1]
     assert float(ei.measure(*CASES["setup_list"].build()[:4]).loose_update_rms) == 0
 
 
@@ -246,16 +258,3 @@ def test_gradients_beyond_the_range_of_the_dtype():
     np.testing.assert_allclose(mean[0] * mean[1], 1, rtol=0.01)
     forward = ei.measure(model, params, x, loss, scales=forward_only(scales))
     assert np.max(forward.input_grad_rms) > 1e19
-
-
-@pytest.mark.parametrize(
-    ("keywords", "message"),
-    [
-        ({"gradients": "true"}, "gradients='true' is not known; expected 'exact'"),
-        ({"update": "adam"}, "update='adam' is not known; expected 'total' or"),
-        ({"like": "mup"}, "like='mup' is not known; expected 'original'"),
-    ],
-)
-def test_rules_are_known_by_name(keywords, message):
-    with pytest.raises(ValueError, match=message):
-        tuned(CASES["compact_mlp"].build(), **keywords)

@@ -28,7 +28,7 @@ def wrong():
 
 def test_embedded_job_trains_tuned_only(capsys):
     """Measured before and after, both trained: only the tuned one learns."""
-    assert main(["--steps", "200"]) == 0
+    assert main(["--steps", "100"]) == 0
     out = capsys.readouterr().out
     assert out.count("Dense_31") >= 2
     losses = [line.split()[-1] for line in out.splitlines() if line.startswith("loss ")]

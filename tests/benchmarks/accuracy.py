@@ -28,6 +28,7 @@ SAME = dict.fromkeys(PILLARS, 0.01)
 FRESH = {"activations": 0.05, "gradients": 0.15, "updates": 0.15}
 DRAWS = dict.fromkeys(PILLARS, 0.10)
 KEY = jax.random.key(0)
+ORIGINAL = {"like": "original"}  # each unit's own update is then 1
 FRESH_KEYS = [jax.random.key(100 + i) for i in range(10)]
 
 Columns = dict[str, np.ndarray]
@@ -90,12 +91,12 @@ def main() -> None:
     same, fresh, draws, compiled = [], [], [], 0
     for name, job in networks(parser.parse_args().deepest):
         model = {"network": name}
-        scales = ei.tune(*job[:4], key=KEY)
+        scales = ei.tune(*job[:4], key=KEY, **ORIGINAL)
         same.append(model | same_row(measured(job, scales, KEY)))
         fresh.append(model | fresh_row(averaged(job, scales)))
         call = lambda job=job, s=scales: measured(job, s, FRESH_KEYS[0])
         compiled += compilations(call)
-        scales = ei.tune(*job[:4], key=KEY, draws=16)
+        scales = ei.tune(*job[:4], key=KEY, draws=16, **ORIGINAL)
         draws.append(model | draws_row(averaged(job, scales)))
     show("worst |rms - 1| on the batch that was tuned", same)
     show("mean rms over 10 fresh batches: median unit and worst unit", fresh)

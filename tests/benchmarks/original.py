@@ -74,7 +74,7 @@ def times(name: str, job: Job, theirs: torch.nn.Module, width: int) -> dict[str,
     with contextlib.redirect_stdout(io.StringIO()):
         call = {"original": lambda: tune_theirs(copy.deepcopy(theirs), width)}
         slow = medians(call, ROUNDS)[0]["original"]
-    call = {"tune": lambda: ei.tune(*job[:4], key=KEY)}
+    call = {"tune": lambda: ei.tune(*job[:4], key=KEY, like="original")}
     cold = medians(call, ROUNDS, before=jax.clear_caches)[0]["tune"]
     warm = medians(call, 21)[0]["tune"]
     return {
@@ -91,7 +91,7 @@ def ends(name: str, job: Job, theirs: torch.nn.Module, width: int) -> list[dict]
     """Where both end; rms values averaged over fresh batches, and on the tuned one."""
     with contextlib.redirect_stdout(io.StringIO()):
         tune_theirs(theirs, width)
-    scales = ei.tune(*job[:4], key=KEY)
+    scales = ei.tune(*job[:4], key=KEY, like="original")
     fresh = [pillars_of_ours(job, scales, jax.random.key(i)) for i in FRESH]
     by = {
         "original, fresh": np.mean(

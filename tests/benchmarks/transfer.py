@@ -116,7 +116,7 @@ def row(family: str, size: int, optimizer: str, method: str, given: Any) -> dict
 def measured(given: Any) -> Iterator[dict]:
     for family in given.families:
         for size in FAMILIES[family][1]:
-            for optimizer in MOMENTA:
+            for optimizer in given.optimizers:
                 for method in methods(family):
                     yield row(family, size, optimizer, method, given)
 
@@ -146,6 +146,7 @@ def summary(records: list[dict]) -> Iterator[dict[str, str]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("families", nargs="*", metavar="family", default=list(FAMILIES))
+    parser.add_argument("--optimizers", nargs="*", default=list(MOMENTA))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--out", type=Path, help="append records as JSON lines")
