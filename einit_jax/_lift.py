@@ -54,5 +54,7 @@ def inner_axes(shape: tuple[int, ...], lift: tuple[int, ...]) -> tuple[int, ...]
 
 def spread(values: Array, shape: tuple[int, ...], lift: tuple[int, ...]) -> Array:
     """A value per layer, shaped to multiply an array of all layers."""
+    if not lift:
+        return values
     inner = inner_axes(shape, lift)
     return values.reshape([1 if i in inner else n for i, n in enumerate(shape)])

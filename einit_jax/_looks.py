@@ -17,7 +17,7 @@ from ._paths import plain
 from ._plan import anchor, checked_loss, floats_of, outputs_of
 from ._problem import Batch, Problem, over_axis
 from ._total import total_updates
-from ._units import Kind, blank, kind_of, ones, own_floats, owners, riding
+from ._units import Kind, blank, kind_of, ones, only, own_floats, owners, riding
 
 
 def observe(
@@ -77,61 +77,67 @@ def observe(
     # flow through the derivative along it
     true, carried, moved = (jax.tree.map(lambda x, i=i: x[i], found) for i in range(3))
     sums, seen, value, gradient = carried
-    outputs = {kind: value["output"] for kind, value in values.items()}
-    owned = owners(params, units)
-    step = [g if u else jnp.zeros_like(g) for g, u in zip(gradient, owned, strict=True)]
-    total = total_updates(task, units, outputs, params, step, collections, batch)
-    directions = _cosines(units, owned, gradient, true[3])
     for kind, unit in named.items():
         for name in ("update", "update_power"):
             sums[kind]["output"][name] = moved[0][kind]["output"][name]
         sums[kind]["output"] |= seen.get(kind, {})
         sums[kind]["true"] = true[0][kind]["input"]
         sums[kind]["params"] = _strength(own[kind].values(), unit)
-        mine = [g for g, u in zip(gradient, owned, strict=True) if _same(u, unit)]
-        sums[kind]["param_grads"] = _strength(mine, unit)
-        sums[kind]["total"] = total[kind]
-        sums[kind]["cosine"] = directions[kind]
-    rest = [jnp.zeros_like(g) if u else g for g, u in zip(gradient, owned, strict=True)]
-    loose = jnp.zeros((), jnp.float32)
-    if not all(owned):
-        moved = total_updates(task, units, outputs, params, rest, collections, batch)
-        loose = jnp.max(jnp.stack([jnp.max(t) for t in moved.values()]))
-    return sums, value, loose
+    owned = owners(params, units)
+    _add_directions(sums, units, owned, gradient, true[3])
+    outputs = {kind: own["output"] for kind, own in values.items()}
+    move = lambda step: total_updates(
+        task, units, outputs, params, step, collections, batch
+    )
+    for kind, total in move(only(gradient, owned)).items():
+        sums[kind]["total"] = total
+    if all(owned):
+        return sums, value, jnp.zeros((), jnp.float32)
+    loose = move(only(gradient, owned, units=False))
+    return sums, value, jnp.max(jnp.stack([jnp.max(t) for t in loose.values()]))
 
 
-def _same(owner: Unit | None, unit: Unit) -> bool:
-    """Whether a parameter's owner is the module of a unit, by whatever method."""
-    return owner is not None and owner.path == unit.path
-
-
-def _cosines(
+def _add_directions(
+    sums: dict[Kind, dict[str, Any]],
     units: Sequence[Unit],
     owned: Sequence[Unit | None],
     gradient: list[Array],
     true: list[Array],
-) -> dict[Kind, Array]:
-    """Between the gradients of each unit's parameters; NaN where one is zero."""
-    found = {}
+) -> None:
+    """Adds the rms of each unit's parameter gradients, and the cosine to true ones."""
     for unit in units:
-        pairs = [
-            (_fronted(g, unit), _fronted(t, unit))
-            for g, t, u in zip(gradient, true, owned, strict=True)
-            if _same(u, unit)
-        ]
+        mine = [u is not None and u.path == unit.path for u in owned]
+        carried, plain = (
+            [_fronted(g, unit) for g, m in zip(x, mine, strict=True) if m]
+            for x in (gradient, true)
+        )
         keep = len(unit.layers)
-        sizes = [rms([pair[i] for pair in pairs], keep) for i in range(2)]
-        live = (sizes[0] > 0) & (sizes[1] > 0)
-        unit_size = [jnp.where(live, s, 1).reshape(*s.shape, 1) for s in sizes]
-        flat = [[widen(x).reshape(*x.shape[:keep], -1) for x in p] for p in pairs]
-        dots = [
-            jnp.real(jnp.conj(g / unit_size[0]) * (t / unit_size[1])) for g, t in flat
-        ]
-        count = sum(d.shape[-1] for d in dots)
-        mean = sum(d.sum(-1) for d in dots) / max(count, 1)
-        cosine = jnp.where(live, jnp.asarray(mean, jnp.float32), jnp.nan)
-        found[kind_of(unit)] = cosine.reshape(unit.ride_shape)
-    return found
+        size = rms(carried, keep)
+        cosine = _cosine(carried, plain, size, rms(plain, keep), keep)
+        own = sums[kind_of(unit)]
+        own["param_grads"] = size.reshape(unit.ride_shape)
+        own["cosine"] = cosine.reshape(unit.ride_shape)
+
+
+def _cosine(
+    a: list[Array], b: list[Array], size_a: Array, size_b: Array, keep: int
+) -> Array:
+    """Between two lists of arrays, for each index of the first `keep` axes.
+
+    The sizes are their joint rms; NaN where one is zero.
+    """
+    live = (size_a > 0) & (size_b > 0)
+    flat = lambda x, size: (
+        widen(x).reshape(*x.shape[:keep], -1)
+        / jnp.where(live, size, 1).reshape(*size.shape, 1)
+    )
+    dots = [
+        jnp.real(jnp.conj(flat(x, size_a)) * flat(y, size_b))
+        for x, y in zip(a, b, strict=True)
+    ]
+    count = max(sum(d.shape[-1] for d in dots), 1)
+    mean = sum((d.sum(-1) for d in dots), jnp.zeros(size_a.shape, jnp.float32)) / count
+    return jnp.where(live, mean.astype(jnp.float32), jnp.nan)
 
 
 def _fronted(leaf: Array, unit: Unit) -> Array:

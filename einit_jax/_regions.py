@@ -128,22 +128,19 @@ def _numbered(
                 method = "" if role == "own" else unit.method
                 cells = ports.get((role, unit.path, method), {})
                 column.append(_cell(cells, layer, classes))
-    shared = {r for role in ("in", "out") for r, _ in filter(None, roots[role])}
+    shared = {root for role in ("in", "out") for root, _ in roots[role]}
     loss = classes.find(loss)
     shared.add(loss)
     numbers: dict = {}
 
-    def number(cell: tuple[int, Index] | None) -> int:
-        if cell is None:
-            return -1
+    def number(cell: tuple[int, Index]) -> int:
         root, free = cell
         return numbers.setdefault(
             root if root in shared else (root, free), len(numbers)
         )
 
-    into = [
-        number(c) if u else -1 for c, u in zip(roots["in"], _floats(units), strict=True)
-    ]
+    reads = [u.floats for u in units for _ in range(u.size)]
+    into = [number(c) if u else -1 for c, u in zip(roots["in"], reads, strict=True)]
     last = number((loss, ()))
     out = [number(c) for c in roots["out"]]
     regions = len(numbers)
@@ -152,10 +149,13 @@ def _numbered(
     return Regions(np.array(into), np.array(out), np.array(own), last, free)
 
 
-def _cell(cells: Mapping[Index, int], layer: tuple[int, ...], classes: Classes):
+def _cell(
+    cells: Mapping[Index, int], layer: tuple[int, ...], classes: Classes
+) -> tuple[int, Index]:
     """The class of one layer's port, and the part of the layer that it does not know.
 
-    Members under `vmap` are one value: they share a region, but each has an inside.
+    Members under `vmap` are one value: they share a region, but each has an inside. A
+    port through which no gradient can go has a class of its own.
     """
     for index, label in cells.items():
         if all(i in (None, n) for i, n in zip(index, layer, strict=True)):
@@ -163,9 +163,4 @@ def _cell(cells: Mapping[Index, int], layer: tuple[int, ...], classes: Classes):
                 n if i is None else None for i, n in zip(index, layer, strict=True)
             )
             return classes.find(label), rest
-    return None
-
-
-def _floats(units: Sequence[Unit]) -> list[bool]:
-    """Whether each unit, layer by layer, has a floating input."""
-    return [u.floats for u in units for _ in range(u.size)]
+    return classes.new(), ()

@@ -72,25 +72,31 @@ def settle_together(
         factors[kind_of(unit)]["output"] = solved[kind_of(unit)]["output"]
     grown = jnp.exp(gauge - state.gauge)[where.own] * where.free[where.own]
     weights = {k: v["by"] for k, v in unpack(units, {"by": grown}).items()}
-    gradient = _weighed(job, gradient, weights)
-    solution, moved = _kept(
-        shared, state, Solution(factors, findings, gradient), better
-    )
+    new = Solution(factors, findings, _weighed(job, gradient, weights))
+    solution, moved = _kept(shared, state, new, better)
     rides = _next_rides(shared, state.entries, sums, search.at, better, ("output",))
-    for unit in units:
-        found = factors[kind_of(unit)]
-        new = {"exact": found["input_grad"], "output_grad": found["output_grad"]}
-        new = {name: value.astype(jnp.float32) for name, value in new.items()}
-        rides[kind_of(unit)] = {**rides[kind_of(unit)], **new}
-    for unit in shared:  # the gradient to move along, as the next pass will carry it
-        own, weight = rides[kind_of(unit)], weights[kind_of(unit)]
-        own["slot"] = {
-            name: multiply(
-                g, spread(weight, g.shape, unit.lift) if unit.lift else weight
-            )
-            for name, g in own["slot"].items()
-        }
+    rides = _carrying(job, rides, factors, weights)
     return State(rides, solution, search, moved, gauge)
+
+
+def _carrying(job: Job, rides: dict, factors: Mapping, weights: Mapping) -> dict:
+    """The rides with the factors b and c that carry the potentials just found.
+
+    The gradient that a shared unit is to move along grows with them.
+    """
+    found = {}
+    for unit in job.units:
+        kind = kind_of(unit)
+        b, c = (
+            factors[kind][name].astype(jnp.float32)
+            for name in ("input_grad", "output_grad")
+        )
+        found[kind] = {**rides[kind], "exact": b, "output_grad": c}
+        if unit.calls > 1:
+            by = lambda g, w=weights[kind], u=unit: spread(w, g.shape, u.lift)
+            slot = rides[kind]["slot"]
+            found[kind]["slot"] = {n: multiply(g, by(g)) for n, g in slot.items()}
+    return found
 
 
 def _weighed(job: Job, gradient: list, weights: Mapping[Kind, Any]) -> list:

@@ -22,7 +22,7 @@ from ._settle import settle_alone, settle_together
 from ._state import Job, Solution, State, start
 from ._sweep import SWEEP, sweeping
 from ._total import total_updates
-from ._units import Kind, kind_of, riding
+from ._units import Kind, kind_of, only, riding
 
 RANGE_SWEEPS = 4
 """The most passes for the sake of the range of the dtype alone."""
@@ -74,8 +74,7 @@ def with_total(
     for D is linear in s.
     """
     outputs = {kind: own["output"] for kind, own in factors.items()}
-    owned = zip(gradient, job.owners, strict=True)
-    step = [g if unit else jnp.zeros_like(g) for g, unit in owned]
+    step = only(gradient, job.owners)
     found = total_updates(job.task, units, outputs, params, step, collections, batch)
     finite = [jnp.max(jnp.where(jnp.isfinite(t), t, 0)) for t in found.values()]
     largest = jnp.max(jnp.stack(finite))

@@ -124,6 +124,14 @@ def owners(params: Mapping, units: Iterable[Unit]) -> tuple[Unit | None, ...]:
     )
 
 
+def only(
+    gradient: Iterable[Array], owned: Iterable[Unit | None], units: bool = True
+) -> list[Array]:
+    """The gradient of parameters that units own, or of the others; the rest is zero."""
+    pairs = zip(gradient, owned, strict=True)
+    return [g if (u is not None) == units else jnp.zeros_like(g) for g, u in pairs]
+
+
 def own_gradients(of_variables: Any) -> list[Array]:
     """The gradients of a unit's own floating parameters, rides left out."""
     leaves, _ = jax.tree.flatten_with_path(of_variables)
