@@ -22,7 +22,7 @@ from einit_jax._demo import cross_entropy, digits
 from tests.benchmarks.families import Chain, Residual, initialized
 from tests.benchmarks.report import show, verdict
 
-WIDTHS = (32, 64, 128, 256, 512, 1024)
+WIDTHS = (64, 128, 256, 512, 1024)
 FLAT_FROM, FLAT = 64, 1.5
 BATCH = 64
 RATE = 2.0**-6

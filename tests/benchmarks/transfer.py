@@ -30,6 +30,7 @@ RULES = {
     "unit, total": ("unit", "total"),
     "exact, local": ("exact", "local"),
     "exact, total": ("exact", "total"),
+    "small head": ("exact", "total"),  # and a readout of rms 1 / sqrt(width), as in mup
 }
 PLAIN = "Flax default"
 GRID = {PLAIN: range(-7, 3), "local": range(-9, 1), "total": range(-5, 5)}
@@ -37,13 +38,15 @@ SHIFT = {"SGD": 0, "momentum": -3}
 
 
 def methods(family: str) -> list[str]:
-    """In a chain the two rules of gradients are one."""
+    """In a chain the two rules of gradients are one; small heads are for widths."""
     chains = family.startswith(("chain", "width"))
-    return [PLAIN, *(m for m in RULES if not (chains and m.startswith("unit")))]
+    left = {"unit, local", "unit, total"} if chains else set()
+    left |= set() if family.startswith("width") else {"small head"}
+    return [PLAIN, *(m for m in RULES if m not in left)]
 
 
 def exponents(method: str, optimizer: str) -> np.ndarray:
-    grid = GRID[method if method == PLAIN else method.split(", ")[1]]
+    grid = GRID[method if method == PLAIN else RULES[method][1]]
     return np.array(grid) + SHIFT[optimizer]
 
 
@@ -57,7 +60,11 @@ def losses(model: Any, method: str, optimizer: str, seeds: int, steps: int):
     def tuned(params, x, labels):
         loss = lambda logits: cross_entropy(logits, labels)
         gradients, update = RULES[method]
-        return ei.tune(model, params, x, loss, gradients=gradients, update=update)
+        head = model.width**-0.5 if method == "small head" else 1.0
+        return ei.tune(
+            model, params, x, loss, gradients=gradients, update=update,
+            targets={"head": head, "*": 1.0},
+        )  # fmt: skip
 
     def start(seed: int) -> dict:
         rows = jax.random.permutation(jax.random.key(seed), len(data.labels))[:batch]
@@ -117,7 +124,7 @@ def measured(given: Any) -> Iterator[dict]:
     for family in given.families:
         for size in FAMILIES[family][1]:
             for optimizer in given.optimizers:
-                for method in methods(family):
+                for method in given.methods or methods(family):
                     yield row(family, size, optimizer, method, given)
 
 
@@ -146,6 +153,7 @@ def summary(records: list[dict]) -> Iterator[dict[str, str]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("families", nargs="*", metavar="family", default=list(FAMILIES))
+    parser.add_argument("--methods", nargs="*", help="of those of the family")
     parser.add_argument("--optimizers", nargs="*", default=list(MOMENTA))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=300)
