@@ -115,6 +115,8 @@ def tune(
         max_sweeps: most passes, where units are called several times.
         tolerance: largest |log rms| at which these passes stop.
         targets: the output rms to aim at, or patterns with their targets (first match).
+            A readout at 1 / sqrt(width) makes learning rates carry over widths, as in
+            mup (Yang and Hu, arXiv 2011.14522).
         gradients: the rule of pillar 2; "exact" or "unit".
         update: the rule of pillar 3; "total" or "local".
         like: "original" for `gradients="unit", update="local"`.
