@@ -123,7 +123,8 @@ def tune(
 
     Returns:
         The `scales` collection: nested as `params`, three float32 factors per unit,
-        finite and positive, of shape `()`, or `(layers,)` under lifted transforms.
+        finite and positive, of shape `()`, or `(layers,)` under lifted transforms. With
+        parameters of 64 bits b and c are float64 where exactness hangs on them.
 
     Raises:
         TypeError, ValueError: before anything is compiled, of arguments that do not

@@ -13,7 +13,7 @@ import einit_jax as ei
 from einit_jax import _regions
 from einit_jax._lift import inner_axes
 from einit_jax._math import is_float
-from einit_jax._paths import below, flatten, unboxed
+from einit_jax._paths import below, flatten, insert, unboxed
 from einit_jax._problem import draw_batches, over_axis, problem
 from einit_jax._units import from_tree
 from tests.models import CASES, Case, Job
@@ -183,7 +183,7 @@ def test_a_step_of_sgd_moves_outputs_as_much_as_its_rate(case: Case):
         rule = optax.sgd(1e-3)
         step, _ = rule.update(gradient, rule.init(gradient))
         params = flatten(unboxed(job.params))
-        stepped = nested({p: v + step[p] for p, v in params.items()})
+        stepped = insert({}, {p: v + step[p] for p, v in params.items()})
         before = unit_outputs(job, job.params, scales, case.units)
         after = unit_outputs(job, stepped, scales, case.units)
         assert len(before) == len(case.units)
@@ -192,16 +192,6 @@ def test_a_step_of_sgd_moves_outputs_as_much_as_its_rate(case: Case):
         moved[update] = max(map(float, jax.tree.leaves(sizes)))
     np.testing.assert_allclose(moved["total"], 1e-3, rtol=0.05)
     assert moved["local"] > 1.5e-3
-
-
-def nested(flat: dict) -> dict:
-    tree: dict = {}
-    for path, value in flat.items():
-        node = tree
-        for name in path[:-1]:
-            node = node.setdefault(name, {})
-        node[path[-1]] = value
-    return tree
 
 
 def test_parameters_of_no_unit_are_left_to_their_rate():
