@@ -44,10 +44,15 @@ def _ride_axes(axes: tuple[int, ...], sizes: tuple[int, ...]) -> tuple[int, ...]
     return tuple(ride)
 
 
+def first_axis(shape: tuple[int, ...], lift: tuple[int, ...]) -> int:
+    """The axis of an array that the ride's first one belongs to."""
+    front = all(n in (0, m) for n, m in zip(lift, shape, strict=False))
+    return 0 if front else len(shape) - len(lift)
+
+
 def inner_axes(shape: tuple[int, ...], lift: tuple[int, ...]) -> tuple[int, ...]:
     """The axes of an array that are not lifted, the ride aligned at either end."""
-    front = all(n in (0, m) for n, m in zip(lift, shape, strict=False))
-    start = 0 if front else len(shape) - len(lift)
+    start = first_axis(shape, lift)
     lifted = {start + i for i, n in enumerate(lift) if n}
     return tuple(i for i in range(len(shape)) if i not in lifted)
 

@@ -16,12 +16,12 @@ from ._regions import Regions
 
 LOWEST, HIGHEST = -34.0, 34.0
 """Bounds of the natural logarithm of a cotangent's rms, for its square in float32."""
+HALF = -6.0, 6.0
+"""The same for float16, whose elements spread around their rms."""
 OVERFLOW = 44.0
 """The logarithm of an rms whose square is the largest float32."""
 LARGEST = 80.0
 """Bound of the logarithm of a factor: finite, and not zero, in float32."""
-HALF = -6.0, 6.0
-"""The same for float16, whose elements spread around their rms."""
 
 
 def solved(

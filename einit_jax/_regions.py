@@ -15,6 +15,7 @@ from jaxtyping import Bool, Int
 
 from ._classes import Classes
 from ._graph import Graph, Unit
+from ._lift import first_axis
 from ._paths import Path
 from ._ties import Leaf, Mark, Ties
 
@@ -106,9 +107,7 @@ def _layer(mark: Mark, lift: tuple[int, ...], shapes: Mapping) -> Index:
     """The layer in terms of the ride's axes, from the slices of the unit's arrays."""
     index: list[int | None] = [None] * len(lift)
     for path, axis, i in mark.slices:
-        shape = shapes[path]
-        front = all(n in (0, m) for n, m in zip(lift, shape, strict=False))
-        at = axis if front else axis - (len(shape) - len(lift))
+        at = axis - first_axis(shapes[path], lift)
         if 0 <= at < len(lift) and lift[at]:
             index[at] = i
     return tuple(index)
