@@ -6,8 +6,8 @@ from collections.abc import Sequence
 class Classes:
     """Numbers that fall into classes; joining two makes them one."""
 
-    def __init__(self):
-        self.parents: list[int] = []
+    def __init__(self, count: int = 0):
+        self.parents = list(range(count))
 
     def new(self) -> int:
         self.parents.append(len(self.parents))

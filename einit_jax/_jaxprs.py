@@ -56,8 +56,8 @@ def _without_reverse_rules(jaxpr: Any) -> Any:
     if isinstance(jaxpr, ClosedJaxpr) and jaxpr.jaxpr is not jaxpr:
         return jaxpr.replace(jaxpr=_without_reverse_rules(jaxpr.jaxpr))
     if isinstance(jaxpr, Jaxpr | ClosedJaxpr):
-        opened: Any = jaxpr  # the two are one class in newer versions
-        return opened.replace(eqns=[_without(eqn) for eqn in jaxpr.eqns])
+        either: Any = jaxpr  # the two are one class in newer versions
+        return either.replace(eqns=[_without(eqn) for eqn in jaxpr.eqns])
     if type(jaxpr) in (tuple, list):
         return type(jaxpr)(_without_reverse_rules(j) for j in jaxpr)
     return jaxpr

@@ -61,11 +61,8 @@ def regions(graph: Graph, units: Sequence[Unit]) -> Regions:
     rest = len(graph.jaxpr.invars) - len(seeds)
     jaxpr: Jaxpr = graph.jaxpr
     seen = ties.seen(jaxpr, [*seeds, *[False] * rest])
-    classes = Classes()
-    top = max((m.label for m in seen.marks), default=0)
-    top = max([top, *(v.label for v in (*seen.ins, *seen.outs) if v)])
-    for _ in range(top + 1):
-        classes.new()
+    known = [*seen.marks, *filter(None, (*seen.ins, *seen.outs))]
+    classes = Classes(max((found.label for found in known), default=-1) + 1)
     ports = _joined(seen.marks, graph, units, classes)
     result = seen.outs[-1]
     loss = classes.new() if result is None else classes.find(result.label)
