@@ -5,19 +5,35 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import linen as nn
 from jaxtyping import Array
 
+from ._changes import changes
 from ._graph import Unit
 from ._hook import Leaves
-from ._lift import inner_axes
 from ._math import rms, widen
 from ._observe import OBSERVE, observing, slots, statistics
+from ._optimizer import first_step
 from ._paths import plain
 from ._plan import anchor, checked_loss, floats_of, outputs_of
 from ._problem import Batch, Problem, over_axis
-from ._total import total_updates
-from ._units import Kind, blank, kind_of, ones, only, own_floats, owners, riding
+from ._units import (
+    FACTORS,
+    UPDATE,
+    Kind,
+    blank,
+    flat_floats,
+    fronted,
+    kind_of,
+    ones,
+    only,
+    own_floats,
+    owners,
+    riding,
+    strength,
+    weighed,
+)
 
 
 def observe(
@@ -28,17 +44,20 @@ def observe(
     values: dict,
     batch: Batch,
     capture: bool,
+    optimizer: optax.GradientTransformation | None,
+    like: Any,
 ) -> tuple[dict[Kind, dict[str, Any]], jax.Array, jax.Array]:
     """The statistics of each unit, the loss, and what parameters of no unit move.
 
     Three looks at the model: with gradients as they are, with those that the factors
-    carry, and with the changes by the latter.
+    carry, and with the changes by the latter, or by what the optimizer makes of them.
     """
     named = {kind_of(u): u for u in units}
     own = {kind: own_floats(params, unit) for kind, unit in named.items()}
     still = {kind: blank(params, unit) for kind, unit in named.items()}
     empty = {kind: slots(unit) for kind, unit in named.items()}
     leaves = Leaves(plain(params))
+    owned = owners(params, units)
 
     def loss(floats, shifts, slots, steps, factors):
         entries = {
@@ -64,37 +83,53 @@ def observe(
         gradient = jax.grad(loss, (0, 1, 2), has_aux=True)
         inside = lambda: gradient(leaves.floats, still, empty, steps, factors)
         (of_params, of_shifts, sums), (seen, value) = over_axis(task.axis_name, inside)
-        steps = jax.tree.map(lambda g: moves.astype(g.dtype) * jnp.conj(g), of_shifts)
-        return steps, (sums, seen, value, of_params)
+        step = [jnp.conj(g) for g in of_params]
+        steps = jax.tree.map(jnp.conj, of_shifts)
+        if optimizer is not None:
+            step = _multiplied(
+                first_step(optimizer, like, params, of_params), values, owned
+            )
+            moved = leaves.build(step)
+            steps = {kind: flat_floats(moved, unit) for kind, unit in named.items()}
+        steps = jax.tree.map(lambda s: moves.astype(s.dtype) * s, steps)
+        return steps, (sums, seen, value, of_params, step)
 
     forward = {
         kind: one | {"output": values[kind]["output"]}
         for kind, one in ones(units).items()
     }
-    turns = jax.tree.map(lambda *x: jnp.stack(x), forward, values, values)
+    carry = {kind: {n: own[n] for n in FACTORS} for kind, own in values.items()}
+    turns = jax.tree.map(lambda *x: jnp.stack(x), forward, carry, carry)
     _, found = jax.lax.scan(look, still, (turns, jnp.array([0.0, 1.0, 0.0])))
     # the last look only adds the changes by an update: with a step, cotangents also
     # flow through the derivative along it
     true, carried, moved = (jax.tree.map(lambda x, i=i: x[i], found) for i in range(3))
-    sums, seen, value, gradient = carried
+    sums, seen, value, gradient, step = carried
     for kind, unit in named.items():
         for name in ("update", "update_power"):
             sums[kind]["output"][name] = moved[0][kind]["output"][name]
         sums[kind]["output"] |= seen.get(kind, {})
         sums[kind]["true"] = true[0][kind]["input"]
-        sums[kind]["params"] = _strength(own[kind].values(), unit)
-    owned = owners(params, units)
+        sums[kind]["params"] = strength(own[kind].values(), unit)
     _add_directions(sums, units, owned, gradient, true[3])
     outputs = {kind: own["output"] for kind, own in values.items()}
-    move = lambda step: total_updates(
-        task, units, outputs, params, step, collections, batch
-    )
-    for kind, total in move(only(gradient, owned)).items():
+    move = lambda step: changes(task, units, outputs, params, step, collections, batch)
+    for kind, total in move(only(step, owned)).items():
         sums[kind]["total"] = total
     if all(owned):
         return sums, value, jnp.zeros((), jnp.float32)
-    loose = move(only(gradient, owned, units=False))
+    loose = move(only(step, owned, units=False))
     return sums, value, jnp.max(jnp.stack([jnp.max(t) for t in loose.values()]))
+
+
+def _multiplied(
+    step: list[Array],
+    values: Mapping[Kind, Mapping[str, Array]],
+    owned: Sequence[Unit | None],
+) -> list[Array]:
+    """An optimizer's step times the factor `update` of each unit, where it has one."""
+    by = {path: own[UPDATE] for (path, _), own in values.items() if UPDATE in own}
+    return weighed(step, owned, by) if by else step
 
 
 def _add_directions(
@@ -108,7 +143,7 @@ def _add_directions(
     for unit in units:
         mine = [u is not None and u.path == unit.path for u in owned]
         carried, plain = (
-            [_fronted(g, unit) for g, m in zip(x, mine, strict=True) if m]
+            [fronted(g, unit) for g, m in zip(x, mine, strict=True) if m]
             for x in (gradient, true)
         )
         keep = len(unit.layers)
@@ -138,19 +173,6 @@ def _cosine(
     count = max(sum(d.shape[-1] for d in dots), 1)
     mean = sum((d.sum(-1) for d in dots), jnp.zeros(size_a.shape, jnp.float32)) / count
     return jnp.where(live, mean.astype(jnp.float32), jnp.nan)
-
-
-def _fronted(leaf: Array, unit: Unit) -> Array:
-    """An array shaped like a parameter of the unit, its lifted axes first."""
-    inner = inner_axes(leaf.shape, unit.lift)
-    lifted = [i for i in range(leaf.ndim) if i not in inner]
-    return jnp.moveaxis(leaf, lifted, range(len(unit.layers)))
-
-
-def _strength(leaves: Any, unit: Unit) -> Array:
-    """The rms of some arrays shaped like the unit's parameters, per layer."""
-    fronted = [_fronted(leaf, unit) for leaf in leaves]
-    return rms(fronted, keep=len(unit.layers)).reshape(unit.ride_shape)
 
 
 def _captured(tree: Mapping, units: Mapping[Kind, Unit]) -> dict[Kind, dict]:

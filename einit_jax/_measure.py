@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import linen as nn
 from jaxtyping import PyTree
 
@@ -14,6 +15,7 @@ from ._graph import Graph
 from ._looks import observe
 from ._measurement import FLAGS, Measurement
 from ._observe import OUTPUT
+from ._optimizer import refuse_no_optimizer
 from ._paths import Path, show, unboxed
 from ._plan import describe, plan
 from ._probe import probe as put_probes
@@ -21,7 +23,7 @@ from ._probe import suspects
 from ._problem import Batch, Problem, draw_batches, problem, stack
 from ._regions import regions
 from ._scaled import Scaled, refuse_foreign, refuse_missing
-from ._units import FACTORS, Kind, from_tree, kind_of, ones, rows, vector
+from ._units import FACTORS, UPDATE, Kind, from_tree, kind_of, ones, rows, vector
 
 
 def measure(
@@ -39,6 +41,7 @@ def measure(
     axis_name: str | None = None,
     draws: int = 1,
     probe: bool = True,
+    optimizer: optax.GradientTransformation | None = None,
 ) -> Measurement:
     r"""The three pillars of a model as it stands, unit by unit.
 
@@ -54,6 +57,9 @@ def measure(
             their spread is reported.
         probe: whether zero arrays that stop gradients are replaced by probe draws, as
             in `tune`. False measures the parameters as they are.
+        optimizer: measures the changes by its first step, at learning rate 1, times the
+            factors `update` of `scales` where they have them (so without
+            `scale_updates`); None: by a step of SGD.
         model, params, input_fn, loss_fn, key, batch_size, method, rngs, collections,
             axis_name: as in `tune`.
 
@@ -85,14 +91,17 @@ def measure(
     key = jax.random.key(0) if key is None else key
     batches = draw_batches(input_fn, key, rngs, batch_size, draws)
     values = None if scales is None else from_tree(scales, unboxed(params))
+    refuse_no_optimizer(optimizer)
     zeros = suspects(params) if probe else frozenset()
-    return _measure(task, zeros, params, dict(collections or {}), batches, key, values)
+    given = (params, dict(collections or {}), batches, key, values)
+    return _measure(task, zeros, optimizer, *given)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@partial(jax.jit, static_argnums=(0, 1, 2))
 def _measure(
     task: Problem,
     zeros: frozenset[Path] | None,
+    optimizer: optax.GradientTransformation | None,
     params: Any,
     collections: Mapping,
     batches: tuple[Batch, ...],
@@ -104,16 +113,19 @@ def _measure(
         values = ones(graph.units)
     refuse_missing(graph, values)
     refuse_foreign(graph, values)
+    like = params
     params, replaced = put_probes(params, graph, key, zeros)
     values = {kind_of(u): values[kind_of(u)] for u in graph.units}
     look = partial(observe, task, graph.units, params, collections, values)
+    look = partial(look, optimizer=optimizer, like=like)
     stacked = stack(batches)
     try:
         seen = jax.lax.map(partial(look, capture=True), stacked)
     except ValueError:  # branches of nn.cond cannot capture: their trees would differ
         seen = jax.lax.map(partial(look, capture=False), stacked)
     facts, losses, loose = seen
-    return _report(graph, facts, losses, loose, values, replaced, batches[0])
+    by = "SGD" if optimizer is None else "the optimizer"
+    return _report(graph, facts, losses, loose, values, replaced, batches[0], by)
 
 
 def _report(
@@ -124,6 +136,7 @@ def _report(
     values: dict,
     replaced: dict,
     batch: Batch,
+    by: str,
 ) -> Measurement:
     """The table of a measurement, from sums per draw: arithmetic on whole columns."""
     units = graph.units
@@ -157,6 +170,7 @@ def _report(
         name: vector(units, {k: v[name] for k, v in values.items()})[order]
         for name in FACTORS
     }
+    steps = {k: v.get(UPDATE, jnp.ones_like(v["output"])) for k, v in values.items()}
     true = combined(column("true", "rms"), column("true", "power"))
     potential = back_rms / jnp.where(true > 0, true, jnp.nan)
     back_rms = jnp.where(floats, back_rms, jnp.nan)
@@ -174,6 +188,7 @@ def _report(
         output=factor["output"],
         input_grad=factor["input_grad"],
         output_grad=factor["output_grad"],
+        update=vector(units, steps)[order],
         nonfinite=jnp.sum(bad, 0).astype(jnp.int32),
         flag=jnp.max(flag, 0),
         output_deviation=_deviation(strength),
@@ -188,6 +203,7 @@ def _report(
         batch=describe(batch.inputs),
         draws=losses.shape[0],
         loss_region=where.loss,
+        by=by,
     )
 
 

@@ -1,6 +1,7 @@
 """What `measure` returns: columns of numbers, a row a unit, and how they read."""
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
@@ -17,7 +18,7 @@ from ._units import Row
 
 FLAGS = ("ok", "zero", "non-finite", "unreached")
 PILLARS = ("output_rms", "input_grad_rms", "update_rms")
-STATIC = ("rows_of", "loose", "probes", "batch", "draws", "loss_region")
+STATIC = ("rows_of", "loose", "probes", "batch", "draws", "loss_region", "by")
 NAMES = {"gradients": ("exact", "unit"), "update": ("local", "total")}
 SHOWN = 64
 
@@ -27,8 +28,8 @@ SHOWN = 64
     data_fields=[
         "output_rms", "output_mean", "output_spread", "input_grad_rms", "update_rms",
         "total_update_rms", "cosine", "potential", "loose_update_rms", "param_rms",
-        "param_grad_rms", "output", "input_grad", "output_grad", "nonfinite", "flag",
-        "output_deviation", "input_grad_deviation", "update_deviation", "loss",
+        "param_grad_rms", "output", "input_grad", "output_grad", "update", "nonfinite",
+        "flag", "output_deviation", "input_grad_deviation", "update_deviation", "loss",
         "probed",
     ],
     meta_fields=list(STATIC),
@@ -47,13 +48,14 @@ class Measurement:
     | `output_mean` | mean / rms of the output |
     | `output_spread` | rms(y - batch mean) / rms(y): 0 where all inputs look alike |
     | `input_grad_rms` | largest rms over the gradients of the unit's floating inputs (pillar 2); NaN where it has none |
-    | `update_rms` | rms of the change of the output by an SGD step of the unit's own parameters at learning rate 1, to first order, inputs held fixed (pillar 3) |
+    | `update_rms` | rms of the change of the output by a step of the unit's own parameters at learning rate 1, to first order, inputs held fixed (pillar 3); the step is that of SGD, or the first one of the optimizer given, times `update` |
     | `total_update_rms` | the same when the parameters of all units move together |
     | `cosine` | between the carried and the true gradient (at b = c = 1) of the unit's parameters; NaN where one is zero |
     | `potential` | carried over true input gradient; equal all over a region where gradients are exact; NaN without a floating input |
     | `loose_update_rms` | the largest change of any unit's output by a step at learning rate 1 of the parameters of no unit |
     | `param_rms`, `param_grad_rms` | rms of the unit's parameters and their gradients |
     | `output`, `input_grad`, `output_grad` | the three factors in force |
+    | `update` | the factor of an optimizer's updates, 1 where there is none |
     | `nonfinite` | number of elements that are not finite |
     | `flag` | index into `FLAGS`: ok, zero, non-finite, unreached |
     | `*_deviation` | standard deviation over draws of the logarithm of a pillar |
@@ -63,7 +65,8 @@ class Measurement:
     `rows_of` holds what is static of each row: path, kind, shape, calls, and `region`,
     the number of the part of the graph between units in which its input gradient lies.
     In `loss_region` gradients are given by the loss, and stay as they are. `loose` has
-    the paths of parameters that belong to no unit, `batch` the shapes measured on.
+    the paths of parameters that belong to no unit, `batch` the shapes measured on, `by`
+    tells whose step makes the changes.
     """  # noqa: E501
 
     output_rms: Float[Array, "..."]
@@ -80,6 +83,7 @@ class Measurement:
     output: Float[Array, "..."]
     input_grad: Float[Array, "..."]
     output_grad: Float[Array, "..."]
+    update: Float[Array, "..."]
     nonfinite: Int[Array, "..."]
     flag: Int[Array, "..."]
     output_deviation: Float[Array, "..."]
@@ -93,6 +97,7 @@ class Measurement:
     batch: str
     draws: int
     loss_region: int
+    by: str
 
     def rows(self) -> list[dict[str, Any]]:
         """One dict per unit and layer, in call order, of plain Python values."""
@@ -189,8 +194,9 @@ class Measurement:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
         for name in ("unit", "kind", "shape"):
             table.add_column(name, no_wrap=True, overflow="ellipsis", max_width=40)
-        names = ("calls", "rms", "mean", "spread", "grad", "update", "total", "a", "b",
-                 "c", "cos", "region", "phi", "flag")  # fmt: skip
+        factors = ("a", "b", "c", "u") if self._steps() else ("a", "b", "c")
+        names = ("calls", "rms", "mean", "spread", "grad", "update", "total", *factors,
+                 "cos", "region", "phi", "flag")  # fmt: skip
         for name in names:
             table.add_column(name, justify="right", no_wrap=True)
         rows = self.rows()
@@ -200,8 +206,12 @@ class Measurement:
                 if i == SHOWN // 2:
                     table.add_row(f"... {gap} more in rows()")
                 continue
-            table.add_row(*_cells(row))
+            table.add_row(*_cells(row, factors))
         return table
+
+    def _steps(self) -> bool:
+        """Whether the factors `update` are in force."""
+        return bool(np.any(np.asarray(self.update) != 1))
 
     def _notes(self) -> list[str]:
         batch = f"inputs {self.batch}"
@@ -211,7 +221,8 @@ class Measurement:
         top = int(np.argmax(np.nan_to_num(np.asarray(self.total_update_rms))))
         largest = float(self.total_update_rms[top])
         where = self.rows_of[top].path
-        lines.append(f"largest total update: {largest:.3g} at {where}")
+        whose = f"largest total update, by {self.by} at learning rate 1"
+        lines.append(f"{whose}: {largest:.3g} at {where}")
         neither = {pillar: "neither " + " nor ".join(NAMES[pillar]) for pillar in NAMES}
         rules = [
             f"{pillar}: {' and '.join(held) or neither[pillar]}"
@@ -242,9 +253,12 @@ def _shape(row: Row) -> str:
     return " ".join("x".join(map(str, s)) or "scalar" for s in row.shape)
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
+FACTOR_OF = {"a": "output", "b": "input_grad", "c": "output_grad", "u": "update"}
+
+
+def _cells(row: dict[str, Any], factors: Sequence[str]) -> list[str]:
     names = ("output_rms", "output_mean", "output_spread", "input_grad_rms",
-             "update_rms", "total_update_rms", "output", "input_grad", "output_grad",
+             "update_rms", "total_update_rms", *(FACTOR_OF[f] for f in factors),
              "cosine")  # fmt: skip
     number = lambda name: "" if np.isnan(row[name]) else f"{row[name]:.3g}"
     flag = "" if row["flag"] == "ok" else row["flag"]

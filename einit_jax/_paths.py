@@ -43,7 +43,12 @@ def flatten(tree: Any) -> dict[Path, Any]:
     jax key.
     """
     leaves, _ = jax.tree.flatten_with_path(plain(tree), is_leaf=is_boxed)
-    return {tuple(_name(k) for k in path): leaf for path, leaf in leaves}
+    return {key_path(path): leaf for path, leaf in leaves}
+
+
+def key_path(path: tuple) -> Path:
+    """A path of jax keys as names."""
+    return tuple(_name(key) for key in path)
 
 
 def _name(key: Any) -> str:
@@ -59,6 +64,18 @@ def show(path: Path, method: str = "__call__") -> str:
 def below(path: Path, root: Path) -> bool:
     """Whether `path` is `root` or lies under it."""
     return path[: len(root)] == root
+
+
+def replaced(tree: Any, entries: Mapping[Path, Any]) -> Any:
+    """The tree with other arrays at some paths, of the same structure and boxes."""
+
+    def pick(path: tuple, leaf: Any) -> Any:
+        value = entries.get(key_path(path))
+        if value is None:
+            return leaf
+        return leaf.replace_boxed(value) if is_boxed(leaf) else value
+
+    return jax.tree.map_with_path(pick, tree, is_leaf=is_boxed)
 
 
 def insert(tree: Mapping, entries: Mapping[Path, Any]) -> dict:
@@ -86,7 +103,9 @@ def without_rides(tree: Any) -> Any:
     return tree
 
 
-def match(patterns: Mapping[str, Any], names: Mapping[str, Any]) -> dict[str, Any]:
+def match(
+    patterns: Mapping[str, Any], names: Mapping[str, Any], what: str = "unit"
+) -> dict[str, Any]:
     """The value of the first pattern that matches each name, where one does.
 
     Patterns are globs over the whole path (`"blocks_*/Dense_0"`; `*` crosses `/`).
@@ -98,7 +117,7 @@ def match(patterns: Mapping[str, Any], names: Mapping[str, Any]) -> dict[str, An
         if not any(fnmatchcase(name, pattern) for name in names):
             listing = ", ".join(list(names)[:12]) + (", ..." if len(names) > 12 else "")
             raise ValueError(
-                f"pattern {pattern!r} matches no unit; the units are: {listing}. "
+                f"pattern {pattern!r} matches no {what}; the {what}s are: {listing}. "
                 "Patterns are globs over the whole path, such as '*/Dense_0'."
             )
     first: Callable = lambda name: next(

@@ -15,7 +15,7 @@ from ._potentials import out_of_range
 from ._potentials import solved as potentials_of
 from ._search import Search, advance
 from ._state import Findings, Job, Solution, State, dtype_of
-from ._units import FACTORS, Kind, kind_of, unpack, vector
+from ._units import FACTORS, Kind, kind_of, ones, unpack, vector, weighed
 
 
 def settle_alone(
@@ -49,6 +49,25 @@ def settle_alone(
     return State(rides, solution, search, moved, state.gauge)
 
 
+def settle_plainly(
+    job: Job, state: State, sums: dict, gradient: Any, finite_loss: jax.Array
+) -> State:
+    """The same with b = c = 1: gradients are those of the plain model."""
+    units, shared = job.units, job.shared
+    solved = {kind_of(u): _solved(t, sums[kind_of(u)]) for u, t in units.items()}
+    findings = _findings(units, sums, finite_loss, jnp.array(False))
+    search, used, better = _searched(job, state.search, solved, ("output",))
+    for kind in used:
+        solved[kind] |= used[kind]
+    factors = ones(units)
+    for kind, own in factors.items():
+        own["output"] = solved[kind]["output"]
+    new = Solution(factors, findings, gradient)
+    solution, moved = _kept(shared, state, new, better)
+    rides = _next_rides(shared, state.entries, sums, search.at, better, ("output",))
+    return State(rides, solution, search, moved, state.gauge)
+
+
 def settle_together(
     job: Job, state: State, sums: dict, gradient: Any, finite_loss: jax.Array
 ) -> State:
@@ -72,7 +91,8 @@ def settle_together(
         factors[kind_of(unit)]["output"] = solved[kind_of(unit)]["output"]
     grown = jnp.exp(gauge - state.gauge)[where.own] * where.free[where.own]
     weights = {k: v["by"] for k, v in unpack(units, {"by": grown}).items()}
-    new = Solution(factors, findings, _weighed(job, gradient, weights))
+    by_path = {path: by for (path, _), by in weights.items()}
+    new = Solution(factors, findings, weighed(gradient, job.owners, by_path))
     solution, moved = _kept(shared, state, new, better)
     rides = _next_rides(shared, state.entries, sums, search.at, better, ("output",))
     rides = _carrying(job, rides, factors, weights)
@@ -97,15 +117,6 @@ def _carrying(job: Job, rides: dict, factors: Mapping, weights: Mapping) -> dict
             slot = rides[kind]["slot"]
             found[kind]["slot"] = {n: multiply(g, by(g)) for n, g in slot.items()}
     return found
-
-
-def _weighed(job: Job, gradient: list, weights: Mapping[Kind, Any]) -> list:
-    """The gradient of each parameter times the weight of the unit that owns it."""
-    owned = zip(gradient, job.owners, strict=True)
-    return [
-        multiply(g, spread(weights[kind_of(u)], g.shape, u.lift)) if u else g
-        for g, u in owned
-    ]
 
 
 def _kept(
@@ -197,4 +208,5 @@ def _findings(
     names = tuple(unit.name for unit in units)
     backward = finite["input_grad"] & finite["output_grad"]
     forward = every(finite["output"])
-    return Findings(names, forward, every(backward), finite_loss, strained)
+    fine = jnp.ones(len(units), bool), jnp.array(True)
+    return Findings(names, forward, every(backward), finite_loss, strained, *fine)

@@ -2,7 +2,8 @@
 
 Where regions form a chain, and with `gradients="unit"`, each unit solves its own b and
 c where it stands. Else the sweep carries true gradients times the potentials of the
-pass before (1 at first), and the factors follow from the statistics of all units.
+pass before (1 at first), and the factors follow from the statistics of all units; with
+`gradients="plain"` the potentials stay 1.
 """
 
 from collections.abc import Mapping
@@ -12,17 +13,14 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from ._graph import Unit
 from ._hook import Leaves
-from ._math import usable
 from ._paths import plain
 from ._plan import anchor, checked_loss, floats_of, outputs_of
 from ._problem import Batch, over_axis
-from ._settle import settle_alone, settle_together
+from ._settle import settle_alone, settle_plainly, settle_together
 from ._state import Job, Solution, State, start
 from ._sweep import SWEEP, sweeping
-from ._total import total_updates
-from ._units import Kind, kind_of, only, riding
+from ._units import riding
 
 RANGE_SWEEPS = 4
 """The most passes for the sake of the range of the dtype alone."""
@@ -45,6 +43,7 @@ def solve(job: Job, params: Any, collections: Mapping, batch: Batch) -> Solution
         inside = lambda: gradient(state.entries, leaves.floats)
         value, (sums, of_params) = over_axis(job.task.axis_name, inside)
         settle = settle_alone if job.where is None else settle_together
+        settle = settle_plainly if job.plain else settle
         return settle(job, state, sums, of_params, jnp.isfinite(value))
 
     def unsettled(state: State) -> jax.Array:
@@ -57,32 +56,3 @@ def solve(job: Job, params: Any, collections: Mapping, batch: Batch) -> Solution
     once = not job.loops
     state = sweep(state) if once else jax.lax.while_loop(unsettled, sweep, state)
     return state.solution
-
-
-def with_total(
-    job: Job,
-    units: tuple[Unit, ...],
-    factors: dict[Kind, dict[str, jax.Array]],
-    gradient: list[jax.Array],
-    params: Any,
-    collections: Mapping,
-    batch: Batch,
-) -> dict[Kind, dict[str, jax.Array]]:
-    """The factors with one number s more in every c, and taken out of every b.
-
-    All parameters of tuned units move together; `s = 1 / max rms(D)` over all `units`,
-    for D is linear in s.
-    """
-    outputs = {kind: own["output"] for kind, own in factors.items()}
-    step = only(gradient, job.owners)
-    found = total_updates(job.task, units, outputs, params, step, collections, batch)
-    finite = [jnp.max(jnp.where(jnp.isfinite(t), t, 0)) for t in found.values()]
-    largest = jnp.max(jnp.stack(finite))
-    s = jnp.where(usable(largest), 1 / jnp.where(usable(largest), largest, 1), 1.0)
-    scaled = dict(factors)
-    for unit in job.units:
-        own = factors[kind_of(unit)]
-        b = own["input_grad"] / s if unit.floats else own["input_grad"]
-        new = {"input_grad": b, "output_grad": own["output_grad"] * s}
-        scaled[kind_of(unit)] = {**own, **new}
-    return scaled

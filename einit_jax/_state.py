@@ -29,7 +29,7 @@ class Effort(NamedTuple):
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["activations", "gradients", "loss", "strained"],
+    data_fields=["activations", "gradients", "loss", "strained", "steps", "moves"],
     meta_fields=["names"],
 )
 @dataclass(frozen=True)
@@ -37,6 +37,8 @@ class Findings:
     """What was finite in the last pass, per unit in call order.
 
     `strained`: whether some gradient came near the limits of the dtype's range.
+    `steps`: whether the optimizer's first step of each unit was finite, and `moves`:
+    whether it moved any.
     """
 
     names: tuple[str, ...]
@@ -44,6 +46,8 @@ class Findings:
     gradients: jax.Array
     loss: jax.Array
     strained: jax.Array
+    steps: jax.Array
+    moves: jax.Array
 
     def over_draws(self) -> "Findings":
         """One for several draws, along the first axis: the worst of each."""
@@ -75,6 +79,16 @@ class Findings:
         if not self.gradients.all():
             name = self.names[int(jnp.argmin(self.gradients))]
             raise FloatingPointError(f"non-finite gradients at unit {name!r}; {where}")
+        if not self.steps.all():
+            name = self.names[int(jnp.argmin(self.steps))]
+            raise FloatingPointError(
+                f"the optimizer's first step of unit {name!r} is not finite; {where}"
+            )
+        if not self.moves:
+            raise ValueError(
+                "the optimizer's first step moves no parameter of any unit; pass it at "
+                "learning rate 1, without a warm-up from zero, such as optax.adam(1.0)"
+            )
 
 
 class Solution(NamedTuple):
@@ -99,8 +113,8 @@ class State(NamedTuple):
 class Job:
     """What a sweep is of: the units with their targets, and the regions between them.
 
-    `where` is None where each unit solves its own b and c; `owners` has the unit of
-    each floating parameter.
+    `where` is None where each unit solves its own b and c, and where they are all 1
+    (`plain`); `owners` has the unit of each floating parameter.
     """
 
     task: Problem
@@ -108,6 +122,7 @@ class Job:
     units: dict[Unit, float]
     where: Regions | None
     owners: tuple[Unit | None, ...]
+    plain: bool = False
 
     @property
     def loops(self) -> bool:
@@ -127,11 +142,11 @@ class Job:
 
 def start(job: Job, params: Any, floats: list[jax.Array]) -> State:
     """Before the first pass: b and c of 1, or free, and potentials of 1."""
-    units, exact = job.units, job.where is not None
+    units, exact = job.units, job.where is not None or job.plain
     flags = jnp.ones(len(units), bool)
     names = tuple(u.name for u in units)
     fine = jnp.array(True)
-    findings = Findings(names, flags, flags, fine, fine)
+    findings = Findings(names, flags, flags, fine, fine, flags, fine)
     dtype = dtype_of(floats) if exact else jnp.float32
     factors = ones(units)
     for own in factors.values():

@@ -2,35 +2,25 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from numbers import Real
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import linen as nn
 from jaxtyping import PyTree
 
-from ._graph import Unit
-from ._paths import Path, match
+from ._options import Options, effort_of, rules, units_meant
+from ._paths import Path
 from ._plan import plan
 from ._probe import probe, suspects
 from ._problem import Batch, Problem, draw_batches, problem, stack
 from ._regions import regions
 from ._scaled import Scaled
-from ._solve import solve, with_total
-from ._state import Effort, Findings, Job
+from ._solve import solve
+from ._state import Findings, Job
 from ._units import ones, owners, to_tree
-
-
-class Options(NamedTuple):
-    """What of `tune` is static: the units that are meant, and when to stop."""
-
-    include: tuple[str, ...] | None
-    exclude: tuple[str, ...]
-    targets: tuple[tuple[str, float], ...]
-    effort: Effort
-    gradients: str
-    update: str
+from ._updates import with_steps, with_total
 
 
 def tune(
@@ -51,6 +41,7 @@ def tune(
     max_sweeps: int = 32,
     tolerance: float = 0.01,
     targets: float | Mapping[str, float] = 1.0,
+    optimizer: optax.GradientTransformation | None = None,
     gradients: str = "exact",
     update: str = "total",
     like: str | None = None,
@@ -77,6 +68,15 @@ def tune(
     unit's inputs is 1 (in a chain the same; where branches meet, they are weighed
     against each other and gradients turn), and `update="local"`, `rms(Delta) = 1` for
     each unit by itself. `like="original"` means both.
+
+    With an `optimizer`, at learning rate 1, each unit gets a fourth factor, `update`,
+    by which `scale_updates` multiplies what the optimizer makes of its gradients: Adam
+    and its kin take no notice of their size. `update = 1 / rms(Delta)`, now with
+    `Delta = a J_theta (delta theta)` of the optimizer's own first step; and with
+    `update="total"` one common number more, such that the largest change of any unit's
+    output is 1 when all take that step. The other factors stay what they are without.
+    `gradients="plain"` leaves b = c = 1 (so that the optimizer sees the gradients of
+    the plain model), and all of pillar 3 to `update`; see `fold`.
 
     One forward and one backward pass solve pillars 1 and 2 for every unit that is
     called once, at any depth; one forward-mode pass finds the total update. Units that
@@ -117,20 +117,27 @@ def tune(
         targets: the output rms to aim at, or patterns with their targets (first match).
             A readout at 1 / sqrt(width) makes learning rates carry over widths, as in
             mup (Yang and Hu, arXiv 2011.14522).
-        gradients: the rule of pillar 2; "exact" or "unit".
+        optimizer: an `optax.GradientTransformation` at learning rate 1, without
+            `scale_updates`, such as `optax.adam(1.0)`. A function that makes a new one
+            at each call compiles anew at each call.
+        gradients: the rule of pillar 2; "exact", "unit" or, with an optimizer,
+            "plain".
         update: the rule of pillar 3; "total" or "local".
         like: "original" for `gradients="unit", update="local"`.
 
     Returns:
-        The `scales` collection: nested as `params`, three float32 factors per unit,
-        finite and positive, of shape `()`, or `(layers,)` under lifted transforms. With
-        parameters of 64 bits b and c are float64 where exactness hangs on them.
+        The `scales` collection: nested as `params`, three float32 factors per unit
+        (four with an optimizer), finite and positive, of shape `()`, or `(layers,)`
+        under lifted transforms. With parameters of 64 bits b and c are float64 where
+        exactness hangs on them.
 
     Raises:
         TypeError, ValueError: before anything is compiled, of arguments that do not
-            fit; the message names the path and what to pass instead.
-        FloatingPointError: an activation, a gradient or the loss is not finite; names
-            the first such unit. Under an outer `jit` the flags of `measure` tell.
+            fit; the message names the path and what to pass instead. Of an optimizer
+            whose first step moves nothing, afterwards.
+        FloatingPointError: an activation, a gradient, the loss or a step of the
+            optimizer is not finite; names the first such unit. Under an outer `jit` the
+            flags of `measure` tell.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp, einit_jax as ei
@@ -147,8 +154,9 @@ def tune(
     layers; here, one pass solves the same equations for the weights one has. Exact
     gradients and total updates are ours.
     """
-    rules = _rules(gradients, update, like)
-    options = _options(include, exclude, targets, max_sweeps, tolerance, rules)
+    meant = units_meant(include, exclude, targets)
+    effort = effort_of(max_sweeps, tolerance)
+    options = Options(meant, effort, *rules(gradients, update, like, optimizer))
     model = model.model if isinstance(model, Scaled) else model
     task = problem(model, loss_fn, method, axis_name)
     key = jax.random.key(0) if key is None else key
@@ -174,20 +182,23 @@ def _tune(
     key: jax.Array,
 ) -> tuple[dict, Findings]:
     graph = plan(task, params, collections, batches[0])
-    units = chosen(graph.units, options)
+    units, like = options.meant.among(graph.units), params
     params, _ = probe(params, graph, key, zeros)
     where = regions(graph, list(units)) if options.gradients == "exact" else None
     where = None if where is None or where.is_chain() else where
-    job = Job(task, options.effort, units, where, owners(params, units))
+    plain, total = options.gradients == "plain", options.update == "total"
+    job = Job(task, options.effort, units, where, owners(params, units), plain)
 
     def run(batch: Batch) -> tuple[dict, Findings]:
         solution = solve(job, params, collections, batch)
-        factors = ones(graph.units) | solution.factors
-        if options.update == "total":
-            factors = with_total(
-                job, graph.units, factors, solution.gradient, params, collections, batch
-            )
-        return factors, solution.findings
+        solution = solution._replace(factors=ones(graph.units) | solution.factors)
+        given = (params, collections, batch)
+        if total and not plain:
+            solution = with_total(job, graph.units, solution, *given)
+        if options.optimizer:
+            how = (options.optimizer, total, like)
+            solution = with_steps(job, graph.units, solution, *how, *given)
+        return solution.factors, solution.findings
 
     if len(batches) == 1:
         found, findings = run(batches[0])
@@ -196,78 +207,3 @@ def _tune(
         found = jax.tree.map(lambda s: jnp.exp(jnp.mean(jnp.log(s), 0)), found)
         findings = findings.over_draws()
     return to_tree(found), findings
-
-
-def chosen(units: tuple[Unit, ...], options: Options) -> dict[Unit, float]:
-    """The units that the patterns leave in, with the output rms each aims at."""
-    names = {unit.name: unit for unit in units}
-    kept = set(names)
-    if options.include is not None:
-        kept = set(match(dict.fromkeys(options.include), names))
-    kept -= set(match(dict.fromkeys(options.exclude), names))
-    if not kept:
-        raise ValueError("include and exclude leave no unit to tune")
-    targets = match(dict(options.targets), names)
-    return {u: targets.get(name, 1.0) for name, u in names.items() if name in kept}
-
-
-RULES = {"gradients": ("exact", "unit"), "update": ("total", "local")}
-LIKE = {"original": ("unit", "local")}
-
-
-def _rules(gradients: str, update: str, like: str | None) -> tuple[str, str]:
-    """The rules of pillars 2 and 3, by name.
-
-    Raises:
-        ValueError: an unknown name, or a rule that contradicts `like`.
-    """
-    given = {"gradients": gradients, "update": update}
-    for name, known in RULES.items():
-        if given[name] not in known:
-            choices = " or ".join(map(repr, known))
-            raise ValueError(f"{name}={given[name]!r} is not known; expected {choices}")
-    if like is None:
-        return gradients, update
-    if like not in LIKE:
-        raise ValueError(
-            f"like={like!r} is not known; expected 'original', or leave it out"
-        )
-    for (name, known), meant in zip(RULES.items(), LIKE[like], strict=True):
-        if given[name] not in (known[0], meant):
-            raise ValueError(
-                f"like={like!r} means {name}={meant!r}, not {given[name]!r}; give one"
-            )
-    return LIKE[like]
-
-
-def _options(
-    include: Any,
-    exclude: Any,
-    targets: Any,
-    max_sweeps: int,
-    tolerance: float,
-    rules: tuple[str, str],
-) -> Options:
-    pairs = targets if isinstance(targets, Mapping) else {"*": targets}
-    for pattern, target in pairs.items():
-        if not (isinstance(target, Real) and 0 < float(target) < float("inf")):
-            raise ValueError(
-                f"target {target!r} of pattern {pattern!r} is not positive and finite"
-            )
-    if not isinstance(max_sweeps, int) or max_sweeps < 1:
-        raise ValueError(
-            f"max_sweeps is {max_sweeps!r}, expected an integer, at least 1"
-        )
-    if not (isinstance(tolerance, Real) and float(tolerance) > 0):
-        raise ValueError(f"tolerance is {tolerance!r}, expected a positive number")
-    return Options(
-        None if include is None else _patterns(include),
-        _patterns(exclude),
-        tuple((p, float(t)) for p, t in pairs.items()),
-        Effort(max_sweeps, float(tolerance)),
-        *rules,
-    )
-
-
-def _patterns(patterns: str | Sequence[str]) -> tuple[str, ...]:
-    return (patterns,) if isinstance(patterns, str) else tuple(patterns)

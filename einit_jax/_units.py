@@ -7,14 +7,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from ._graph import Unit
-from ._math import is_float
+from ._lift import inner_axes, spread
+from ._math import is_float, multiply, rms
 from ._paths import Path, flatten, insert, is_ride, plain, show, unboxed
 
 FACTORS = ("output", "input_grad", "output_grad")
 """The names of a, b and c."""
+UPDATE = "update"
+"""The name of a fourth factor, which multiplies an optimizer's updates."""
 Kind = tuple[Path, str]
 """A unit's key: its path and the method through which it is called."""
 
@@ -47,7 +50,8 @@ def from_tree(tree: Mapping, params: Mapping) -> dict[Kind, dict[str, Any]]:
     """The values of each unit in a nested dict, told from modules by `params`.
 
     Raises:
-        ValueError: an entry is of no module of `params`, or has not the three factors.
+        ValueError: an entry is of no module of `params`, or has not the three factors
+            (and `update`, where others have it).
     """
     values: dict[Kind, dict[str, Any]] = {}
     _collect(plain(tree), params, (), values)
@@ -58,6 +62,13 @@ def from_tree(tree: Mapping, params: Mapping) -> dict[Kind, dict[str, Any]]:
             f"scales at {nested[0]!r} have units below them, so it is no unit; they "
             "belong to another model; tune this one"
         )
+    with_update = {UPDATE in own for own in values.values()}
+    if len(with_update) > 1:
+        lacking = next(show(*k) for k, own in values.items() if UPDATE not in own)
+        raise ValueError(
+            f"scales at {lacking!r} lack {UPDATE}, which others have; pass what tune "
+            "returned"
+        )
     return values
 
 
@@ -66,10 +77,10 @@ def _collect(node: Mapping, params: Any, path: Path, values: dict) -> None:
         values[(path, "__call__")] = _factors(node, show(path))
     for name, child in node.items():
         if not isinstance(child, Mapping):
-            if name not in FACTORS:
+            if name not in (*FACTORS, UPDATE):
                 raise ValueError(
                     f"scales at {show(path)!r} have an entry {name!r}, expected only "
-                    f"{', '.join(FACTORS)}; pass what tune returned"
+                    f"{', '.join((*FACTORS, UPDATE))}; pass what tune returned"
                 )
             continue
         if isinstance(params.get(name), Mapping):
@@ -93,7 +104,7 @@ def _factors(node: Mapping, where: str) -> dict[str, Any]:
         raise ValueError(
             f"scales at {where!r} lack {', '.join(lacking)}; pass what tune returned"
         )
-    return {name: node[name] for name in FACTORS}
+    return {name: node[name] for name in (*FACTORS, UPDATE) if name in node}
 
 
 def riding(params: Any, name: str, values: Mapping[Kind, Any]) -> dict:
@@ -132,20 +143,50 @@ def only(
     return [g if (u is not None) == units else jnp.zeros_like(g) for g, u in pairs]
 
 
+def weighed(
+    leaves: Iterable[Array],
+    owned: Iterable[Unit | None],
+    weights: Mapping[Path, Array],
+) -> list[Array]:
+    """Each parameter's array times the weight of the unit that owns it, if any does."""
+    return [
+        multiply(x, spread(weights[u.path], x.shape, u.lift)) if u else x
+        for x, u in zip(leaves, owned, strict=True)
+    ]
+
+
+def fronted(leaf: Array, unit: Unit) -> Array:
+    """An array shaped like a parameter of the unit, its lifted axes first."""
+    inner = inner_axes(leaf.shape, unit.lift)
+    lifted = [i for i in range(leaf.ndim) if i not in inner]
+    return jnp.moveaxis(leaf, lifted, range(len(unit.layers)))
+
+
+def strength(leaves: Iterable[Array], unit: Unit) -> Float[Array, "..."]:
+    """The joint rms of arrays shaped like the unit's parameters, for each layer."""
+    by_layer = [fronted(leaf, unit) for leaf in leaves]
+    return rms(by_layer, keep=len(unit.layers)).reshape(unit.ride_shape)
+
+
 def own_gradients(of_variables: Any) -> list[Array]:
     """The gradients of a unit's own floating parameters, rides left out."""
     leaves, _ = jax.tree.flatten_with_path(of_variables)
     return [g for path, g in leaves if not is_ride(path) and is_float(g)]
 
 
-def blank(params: Mapping, unit: Unit) -> dict[str, Array]:
-    """Zeros that ride like the unit's floating parameters.
+def flat_floats(params: Mapping, unit: Unit) -> dict[str, Array]:
+    """A copy of the unit's floating parameters, to ride with it.
 
     They are flat where no axis is lifted: a transform of the variables, such as
     `nn.SpectralNorm`, would take a matrix for one of the weights.
     """
     own = own_floats(params, unit)
-    return {n: jnp.zeros_like(v if unit.lift else v.ravel()) for n, v in own.items()}
+    return {n: v if unit.lift else v.ravel() for n, v in own.items()}
+
+
+def blank(params: Mapping, unit: Unit) -> dict[str, Array]:
+    """Zeros that ride like the unit's floating parameters."""
+    return jax.tree.map(jnp.zeros_like, flat_floats(params, unit))
 
 
 class Row(NamedTuple):

@@ -16,8 +16,9 @@ from jaxtyping import install_import_hook  # noqa: E402
 
 CHECKED = (
     "_math", "_search", "_lift", "_paths", "_hook", "_graph", "_units", "_regions",
-    "_potentials", "_plan", "_probe", "_sweep", "_observe", "_measurement", "_total",
-    "_state", "_settle", "_looks", "_solve", "_demo",
+    "_potentials", "_plan", "_probe", "_sweep", "_observe", "_measurement", "_changes",
+    "_state", "_settle", "_looks", "_solve", "_updates", "_optimizer", "_options",
+    "_fold", "_unit_params", "_demo",
 )  # fmt: skip
 install_import_hook([f"einit_jax.{name}" for name in CHECKED], "beartype.beartype")
 

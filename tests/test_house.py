@@ -19,11 +19,11 @@ LAYERS = (
     {"_graph"},
     {"_units", "_regions"},
     {"_problem", "_potentials"},
-    {"_plan", "_probe", "_scaled", "_sweep", "_observe", "_measurement"},
-    {"_total", "_state"},
-    {"_settle", "_looks"},
+    {"_plan", "_probe", "_scaled", "_sweep", "_observe", "_measurement", "_optimizer"},
+    {"_changes", "_state"},
+    {"_settle", "_looks", "_updates", "_options"},
     {"_solve"},
-    {"_tune", "_measure"},  # the public verbs
+    {"_tune", "_measure", "_fold", "_train", "_unit_params"},  # the public verbs
     {"_demo"},
     {"__main__", "__init__"},
 )

@@ -1,6 +1,7 @@
-"""The total update: how far every unit's output moves when all parameters move.
+"""How far every unit's output moves when parameters take a step.
 
-One forward-mode pass with a step of the parameters as tangents, at b = c = 1. Tangents
+One forward-mode pass with the step as tangents, at b = c = 1: all units moving together
+give the total update, with each unit's inputs held fixed it is the unit's own. Tangents
 cannot leave lifted transforms, which drop all collections but `params`; so their
 statistics leave as cotangents, by a backward pass over the tangents that skips the
 units: it carries nothing but zeros from one tap to the next.
@@ -24,12 +25,12 @@ from ._plan import anchor, floats_of, outputs_of
 from ._problem import Batch, Problem, over_axis
 from ._units import Kind, kind_of, riding
 
-TOTAL = RIDE + "total"
+CHANGES = RIDE + "changes"
 SHRINK = 2.0**-20
 """Keeps squares of large tangents finite in float32; a power of two rounds nothing."""
 
 
-def total_updates(
+def changes(
     task: Problem,
     units: tuple[Unit, ...],
     outputs: Mapping[Kind, jax.Array],
@@ -37,17 +38,19 @@ def total_updates(
     step: list[jax.Array],
     collections: Mapping,
     batch: Batch,
+    held: bool = False,
 ) -> dict[Kind, jax.Array]:
     """The rms of each unit's change, mean square over calls, to first order.
 
     Args:
         outputs: the factor a of each unit.
-        step: a gradient for each floating leaf of params, in their order.
+        step: how each floating leaf of params moves, in their order.
+        held: whether each unit sees its inputs fixed, and moves by itself.
     """
     leaves = Leaves(plain(params))
     narrow = any(u.narrow for u in units)
     shrink = 1.0 if narrow else SHRINK
-    step = [jnp.conj(shrink * widen(t)).astype(t.dtype) for t in step]
+    step = [(shrink * widen(t)).astype(t.dtype) for t in step]
     zeros = {
         kind_of(u): dict.fromkeys(
             ("power", "size"), jnp.zeros_like(outputs[kind_of(u)])
@@ -58,8 +61,10 @@ def total_updates(
     def moved(slots):
         def forward(*floats):
             entries = {k: {"output": outputs[k], **slot} for k, slot in slots.items()}
-            filled = riding(leaves.build(list(floats)), TOTAL, entries)
-            with nn.intercept_methods(unit_hook(TOTAL, _act)):
+            if held:  # told by what rides: traces that nn.jit caches know no more
+                entries = {k: {**own, "held": outputs[k]} for k, own in entries.items()}
+            filled = riding(leaves.build(list(floats)), CHANGES, entries)
+            with nn.intercept_methods(unit_hook(CHANGES, _act)):
                 made, _ = outputs_of(task, filled, collections, batch)
             return floats_of(made)
 
@@ -77,7 +82,9 @@ def total_updates(
 def _act(call: Call, entry: Mapping[str, Any]) -> Any:
     """The call's outputs times a, tapped."""
     inputs = Leaves((call.args, dict(call.kwargs)))
-    y = Leaves(call.proceed(*call.args, **call.kwargs))
+    still = jax.lax.stop_gradient if "held" in entry else lambda x: x
+    args, kwargs = inputs.build([still(x) for x in inputs.floats])
+    y = Leaves(call.proceed(*args, **kwargs))
     a = entry["output"].reshape(())
     outputs = [multiply(t, a) for t in y.floats]
     slot = {name: entry[name] for name in ("power", "size")}
