@@ -1,0 +1,167 @@
+"""Training with scales: updates of any optimizer, and a state that carries scales."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax.training import train_state
+from jaxtyping import Array, PyTree
+
+from ._lift import spread
+from ._math import is_float, multiply
+from ._paths import Path, key_path, show
+from ._units import UPDATE
+
+
+class ScaleUpdatesState(NamedTuple):
+    """The factor `update` of each module, nested as `scales` are."""
+
+    factors: PyTree
+
+
+def scale_updates(scales: Mapping) -> optax.GradientTransformation:
+    r"""Multiplies each unit's updates by its factor `update`: an optax transformation.
+
+    `delta theta = -lr * update * u(theta_bar)`, for an optimizer u at learning rate 1:
+    with the factors that `tune(..., optimizer=u)` measures, no unit's output moves by
+    more than 1 per unit of learning rate at the first step, whatever u makes of the
+    size of its gradients. Under `nn.scan` and `nn.vmap` over layers each layer has its
+    own factor. Parameters of no unit keep a factor of 1.
+
+    It comes last, after the optimizer, and works wherever optax takes a transformation:
+    in `chain`, `multi_transform`, `masked` (arrays masked out are left alone),
+    `inject_hyperparams`, `MultiSteps`, under schedules. The factors are part of its
+    state, float32, so that they are saved, sharded and donated with it, and so that a
+    train state made inside of `jit` can leave it.
+
+    Args:
+        scales: what `tune` returned with `optimizer=...`.
+
+    Raises:
+        TypeError, ValueError: scales have no factors `update`, or (from `init` and
+            `update`) are of no module of the parameters.
+
+    Example:
+        >>> import flax.linen as nn, jax, jax.numpy as jnp, optax, einit_jax as ei
+        >>> model = nn.Sequential([nn.Dense(32), jnp.tanh, nn.Dense(4)])
+        >>> x = jax.random.normal(jax.random.key(1), (64, 8))
+        >>> params = model.init(jax.random.key(0), x)["params"]
+        >>> loss = lambda y: jnp.mean(jnp.square(y - 1))
+        >>> scales = ei.tune(model, params, x, loss, optimizer=optax.adam(1.0))
+        >>> optimizer = optax.chain(optax.adam(3e-3), ei.scale_updates(scales))
+        >>> state = optimizer.init(params)
+
+    Source: ours; the aim, updates that move each layer alike, is that of mup (Yang et
+    al., arXiv 2203.03466, appendix B), reached by measuring.
+    """
+    factors = _only_updates(scales)
+
+    def init(params: PyTree) -> ScaleUpdatesState:
+        _by_module(factors, params)
+        # copies: a state that is donated must not share buffers with the scales
+        return ScaleUpdatesState(jax.tree.map(partial(jnp.array, copy=True), factors))
+
+    def update(updates: PyTree, state: Any, params: Any = None) -> Any:
+        del params
+        known = _by_module(state.factors, updates)
+
+        def scaled(path: tuple, leaf: Any) -> Any:
+            names = key_path(path)
+            above = (names[:i] for i in range(len(names)))
+            own = next((known[p] for p in above if p in known), None)
+            return leaf if own is None or not is_float(leaf) else _multiplied(leaf, own)
+
+        return jax.tree.map_with_path(scaled, updates), state
+
+    return optax.GradientTransformation(init, update)
+
+
+class TrainState(train_state.TrainState):
+    """`flax.training.train_state.TrainState` with the scales beside the parameters.
+
+    Everything else is as in Flax. The scales are a pytree of constants:
+    `apply_gradients` leaves them, checkpoints have them.
+
+    Example:
+        >>> import flax.linen as nn, jax, jax.numpy as jnp, optax, einit_jax as ei
+        >>> model = nn.Sequential([nn.Dense(32), jnp.tanh, nn.Dense(4)])
+        >>> x = jax.random.normal(jax.random.key(1), (64, 8))
+        >>> params = model.init(jax.random.key(0), x)["params"]
+        >>> loss = lambda y: jnp.mean(jnp.square(y - 1))
+        >>> scales = ei.tune(model, params, x, loss)
+        >>> state = ei.TrainState.create(
+        ...     apply_fn=ei.scaled(model).apply, params=params, scales=scales,
+        ...     tx=optax.sgd(0.3),
+        ... )
+        >>> def of_batch(params):
+        ...     variables = {"params": params, "scales": state.scales}
+        ...     return loss(state.apply_fn(variables, x))
+        >>> state = state.apply_gradients(grads=jax.grad(of_batch)(state.params))
+        >>> int(state.step)
+        1
+    """
+
+    scales: Any
+
+
+def _only_updates(scales: Any, path: Path = ()) -> dict:
+    """The factors `update` alone, nested as `scales` are.
+
+    Raises:
+        ValueError: a unit without one.
+    """
+    if not isinstance(scales, Mapping):
+        raise TypeError(
+            f"scales are a {type(scales).__name__}, expected the dict that tune "
+            "returned"
+        )
+    leaves = {n: x for n, x in scales.items() if not isinstance(x, Mapping)}
+    if (leaves or not scales) and UPDATE not in leaves:
+        raise ValueError(
+            f"scales at {show(path)!r} have no factor {UPDATE!r}; tune with the "
+            "optimizer: ei.tune(..., optimizer=optax.adam(1.0))"
+        )
+    own = {n: jnp.asarray(x) for n, x in leaves.items() if n == UPDATE}
+    below = {n: x for n, x in scales.items() if n not in leaves}
+    return own | {n: _only_updates(x, (*path, n)) for n, x in below.items()}
+
+
+def _by_module(factors: Mapping, params: Any, path: Path = ()) -> dict[Path, Array]:
+    """The factor of each module of params; its methods have one in common.
+
+    What a mask has taken out of params is left out.
+
+    Raises:
+        ValueError: a factor of no module.
+    """
+    found = {path: factors[UPDATE]} if UPDATE in factors else {}
+    methods, foreign = [], []
+    for name, child in factors.items():
+        inner = params.get(name) if isinstance(params, Mapping) else None
+        if isinstance(inner, optax.MaskedNode) or name == UPDATE:
+            continue
+        if isinstance(inner, Mapping):
+            found |= _by_module(child, inner, (*path, name))
+        elif isinstance(params, Mapping) and set(child) == {UPDATE}:
+            found.setdefault(path, child[UPDATE])
+            methods.append(name)
+        else:
+            foreign.append(name)
+    if methods and set(found) != {path}:  # a unit has no units below it
+        foreign += methods
+    if foreign:
+        raise ValueError(
+            f"scales have an entry {show((*path, foreign[0]))!r}, which is no module "
+            "of these updates: pass updates nested as params are, and scales that were "
+            "tuned for this model"
+        )
+    return found
+
+
+def _multiplied(leaf: Array, factor: Array) -> Array:
+    """A parameter's update times the factor of its unit, layer by layer."""
+    lift = tuple(n if n > 1 else 0 for n in factor.shape)
+    return multiply(leaf, spread(factor, leaf.shape, lift) if lift else factor)
