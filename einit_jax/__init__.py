@@ -4,8 +4,12 @@
 activations, gradients and updates in every layer.
 """
 
+from ._fold import fold as fold
 from ._inputs import Inputs as Inputs
 from ._measure import measure as measure
 from ._measurement import Measurement as Measurement
 from ._scaled import scaled as scaled
+from ._train import TrainState as TrainState
+from ._train import scale_updates as scale_updates
 from ._tune import tune as tune
+from ._unit_params import unit_params as unit_params

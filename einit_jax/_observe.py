@@ -57,7 +57,7 @@ def _act(call: Call, entry: Mapping[str, Any]) -> Any:
     change = rms(changes)
     facts |= {"update": change, "update_power": jnp.square(change)}
     outputs = [scale_gradient(t, c) for t in outputs]
-    return body.build(_emit(outputs, facts, entry["slots"]["output"]), arrays)
+    return body.build(emit(outputs, facts, entry["slots"]["output"]), arrays)
 
 
 def statistics(outputs: list[Array]) -> dict[str, Float[Array, ""]]:
@@ -165,7 +165,7 @@ _watch.defvjp(_watch_forward, _watch_backward)
 
 
 @jax.custom_vjp
-def _emit(outputs, facts, slot):
+def emit(outputs, facts, slot):
     """The outputs, with the facts as the slot's cotangent."""
     return outputs
 
@@ -176,7 +176,7 @@ def _emit_forward(outputs, facts, slot):
 
 def _emit_backward(residual, cotangents):
     facts, slot = residual
-    return cotangents, None, {n: facts[n].reshape(slot[n].shape) for n in OUTPUT}
+    return cotangents, None, {n: facts[n].reshape(slot[n].shape) for n in slot}
 
 
-_emit.defvjp(_emit_forward, _emit_backward)
+emit.defvjp(_emit_forward, _emit_backward)
