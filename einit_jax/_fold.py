@@ -256,6 +256,7 @@ def _act(call: Call, entry: Mapping[str, Any]) -> Any:
     raw = zip(own, entry["own"].values(), strict=True)
     changed = [jnp.any(seen.ravel() != given.ravel()) for seen, given in raw]
     far = jnp.where(jnp.any(jnp.array(changed)), jnp.inf, far)
+    far = jnp.where(a == 1, 0, far)  # nothing to fold
     facts = {"calls": jnp.ones(()), "far": jnp.where(jnp.isfinite(far), far, jnp.inf)}
     return body.build(emit(outputs, facts, entry["slot"]), arrays)
 
