@@ -184,7 +184,10 @@ class Measurement:
         if not all(map(is_concrete, jax.tree.leaves(self))):
             return f"Measurement of {len(self.rows_of)} units (traced)"
         stream = io.StringIO()
-        console = Console(file=stream, width=160, color_system=None)
+        # in a notebook rich would show the table there, and leave no text here
+        console = Console(
+            file=stream, width=160, color_system=None, force_jupyter=False
+        )
         console.print(self._table())
         for line in self._notes():
             console.print(line, soft_wrap=True, highlight=False, markup=False)
