@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as checkpoint
 import pytest
 from flax.core import freeze
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -316,7 +317,6 @@ def test_train_states_over_seeds():
 
 def test_scales_survive_serialization(tmp_path):
     """flax.serialization and orbax, of scales and of a whole train state."""
-    checkpoint = pytest.importorskip("orbax.checkpoint")
     blank = jax.tree.map(jnp.zeros_like, SCALES)
     read = flax.serialization.from_bytes(blank, flax.serialization.to_bytes(SCALES))
     jax.tree.map(np.testing.assert_array_equal, read, SCALES)
