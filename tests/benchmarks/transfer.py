@@ -2,14 +2,17 @@
 
     JAX_PLATFORMS=cpu python -m tests.benchmarks.transfer [family ...] [--seeds 3]
 
-Digits, SGD and SGD with momentum 0.9, the same steps for all. The loss is the mean over
-the last 20 steps and the seeds; the learning rates are powers of two. All seeds and
-rates of one network train together, under `vmap`.
+Digits or modular sums, any optimizer of optax, the same steps for all. The loss is the
+mean over the last 20 steps and the seeds; the learning rates are powers of two. All
+seeds and rates of one network train together, under `vmap`. The first size of a family
+tries a whole grid, each next one two rates on either side of the best one before; and
+while the best rate is the last one tried on its side, three more beyond.
 """
 
 import argparse
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +22,20 @@ import numpy as np
 import optax
 
 import einit_jax as ei
-from einit_jax._demo import cross_entropy, digits
-from tests.benchmarks.families import FAMILIES, Transformer, initialized
+from einit_jax._demo import cross_entropy
+from tests.benchmarks.families import FAMILIES, Transformer, data_of, initialized
 from tests.benchmarks.report import show
 
 BATCH, TOKENS_BATCH, TAIL = 64, 32, 20
-MOMENTA = {"SGD": None, "momentum": 0.9}
+AROUND, BEYOND, MOST = 2, 3, 24
+OPTIMIZERS: dict[str, Callable] = {
+    "SGD": optax.sgd,
+    "momentum": partial(optax.sgd, momentum=0.9),
+    "Adam": optax.adam,
+    "AdamW": partial(optax.adamw, weight_decay=0.01),
+    "Lion": optax.lion,
+    "Muon": optax.contrib.muon,
+}
 RULES = {
     "unit, local": ("unit", "local"),
     "unit, total": ("unit", "total"),
@@ -33,8 +44,8 @@ RULES = {
     "small head": ("exact", "total"),  # and a readout of rms 1 / sqrt(width), as in mup
 }
 PLAIN = "Flax default"
-GRID = {PLAIN: range(-7, 3), "local": range(-9, 1), "total": range(-5, 5)}
-SHIFT = {"SGD": 0, "momentum": -3}
+FIRST = {PLAIN: range(-6, 3), "local": range(-8, 0), "total": range(-4, 4)}
+SHIFT = {"SGD": 0, "momentum": -3, "Adam": -4, "AdamW": -4, "Lion": -5, "Muon": -3}
 
 
 def methods(family: str) -> list[str]:
@@ -45,16 +56,13 @@ def methods(family: str) -> list[str]:
     return [PLAIN, *(m for m in RULES if m not in left)]
 
 
-def exponents(method: str, optimizer: str) -> np.ndarray:
-    grid = GRID[method if method == PLAIN else RULES[method][1]]
-    return np.array(grid) + SHIFT[optimizer]
-
-
-def losses(model: Any, method: str, optimizer: str, seeds: int, steps: int):
-    """The final loss for each seed and learning rate."""
-    data = digits()
+def losses(model: Any, method: str, optimizer: str, seeds: int, steps: int) -> Callable:
+    """A function of learning rates: the final loss for each seed and rate."""
+    data = data_of(model)
     batch = TOKENS_BATCH if isinstance(model, Transformer) else BATCH
     apply: Callable = model.apply if method == PLAIN else ei.scaled(model).apply
+    rule = OPTIMIZERS[optimizer]
+    unit_step = rule(1.0)
 
     @jax.jit
     def tuned(params, x, labels):
@@ -63,7 +71,7 @@ def losses(model: Any, method: str, optimizer: str, seeds: int, steps: int):
         head = model.width**-0.5 if method == "small head" else 1.0
         return ei.tune(
             model, params, x, loss, gradients=gradients, update=update,
-            targets={"head": head, "*": 1.0},
+            targets={"head": head, "*": 1.0}, optimizer=unit_step,
         )  # fmt: skip
 
     def start(seed: int) -> dict:
@@ -75,7 +83,9 @@ def losses(model: Any, method: str, optimizer: str, seeds: int, steps: int):
         return {"params": params, "scales": tuned(params, x, labels)}
 
     def train(variables, key, rate):
-        rule = optax.sgd(rate, MOMENTA[optimizer])
+        tx = rule(rate)
+        if "scales" in variables:
+            tx = optax.chain(tx, ei.scale_updates(variables["scales"]))
 
         def step(carry, key):
             params, state = carry
@@ -86,46 +96,70 @@ def losses(model: Any, method: str, optimizer: str, seeds: int, steps: int):
                 return cross_entropy(logits, data.labels[rows])
 
             value, gradient = jax.value_and_grad(loss)(params)
-            change, state = rule.update(gradient, state)
+            change, state = tx.update(gradient, state, params)
             return (optax.apply_updates(params, change), state), value
 
         params = variables["params"]
         keys = jax.random.split(key, steps)
-        _, seen = jax.lax.scan(step, (params, rule.init(params)), keys)
+        _, seen = jax.lax.scan(step, (params, tx.init(params)), keys)
         return jnp.mean(seen[-TAIL:])
 
     starts = jax.tree.map(lambda *x: jnp.stack(x), *map(start, range(seeds)))
     keys = jax.random.split(jax.random.key(17), seeds)
-    rates = 2.0 ** jnp.asarray(exponents(method, optimizer), jnp.float32)
     over_rates = jax.vmap(train, (None, None, 0))
-    return np.asarray(jax.jit(jax.vmap(over_rates, (0, 0, None)))(starts, keys, rates))
+    run = jax.jit(jax.vmap(over_rates, (0, 0, None)))
+    return lambda rates: np.asarray(run(starts, keys, jnp.asarray(rates, jnp.float32)))
 
 
-def row(family: str, size: int, optimizer: str, method: str, given: Any) -> dict:
+def search(run: Callable, first: range) -> tuple[int, np.ndarray, bool]:
+    """The exponent of the best rate, the losses there, and whether it is the last."""
+    known: dict[int, np.ndarray] = {}
+    mean = lambda e: np.where(np.isfinite(known[e]), known[e], np.inf).mean()
+    todo, best = first, first.start
+    while todo and len(known) < MOST:
+        found = run(2.0 ** np.array(todo))
+        known |= dict(zip(todo, found.T, strict=True))
+        best = min(known, key=mean)
+        todo = range(0)
+        if best == min(known):
+            todo = range(best - BEYOND, best)
+        elif best == max(known):
+            todo = range(best + 1, best + 1 + BEYOND)
+    return best, known[best], bool(todo)
+
+
+def row(
+    family: str, size: int, optimizer: str, method: str, first: range, given: Any
+) -> dict:
     """The best learning rate of one network, as a record."""
     model = FAMILIES[family][0](size)
-    found = losses(model, method, optimizer, given.seeds, given.steps)
-    mean = np.where(np.isfinite(found), found, np.inf).mean(0)
-    best = int(np.argmin(mean))
-    grid = exponents(method, optimizer)
+    run = losses(model, method, optimizer, given.seeds, given.steps)
+    best, found, edge = search(run, first)
     return {
         "family": family,
         "size": size,
         "optimizer": optimizer,
         "method": method,
-        "best": int(grid[best]),
-        "edge": best in (0, len(grid) - 1),
-        "loss": float(mean[best]),
-        "spread": float(np.std(found[:, best])),
+        "best": best,
+        "edge": edge,
+        "loss": float(np.mean(found)),
+        "spread": float(np.std(found)),
     }
 
 
 def measured(given: Any) -> Iterator[dict]:
     for family in given.families:
-        for size in FAMILIES[family][1]:
-            for optimizer in given.optimizers:
-                for method in given.methods or methods(family):
-                    yield row(family, size, optimizer, method, given)
+        meant = range(given.smallest, given.largest + 1)
+        sizes = [size for size in FAMILIES[family][1] if size in meant]
+        for optimizer in given.optimizers:
+            for method in given.methods or methods(family):
+                grid = FIRST[method if method == PLAIN else RULES[method][1]]
+                shift = SHIFT[optimizer]
+                first = range(grid.start + shift, grid.stop + shift)
+                for size in sizes:
+                    record = row(family, size, optimizer, method, first, given)
+                    first = range(record["best"] - AROUND, record["best"] + AROUND + 1)
+                    yield record
 
 
 def summary(records: list[dict]) -> Iterator[dict[str, str]]:
@@ -154,9 +188,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("families", nargs="*", metavar="family", default=list(FAMILIES))
     parser.add_argument("--methods", nargs="*", help="of those of the family")
-    parser.add_argument("--optimizers", nargs="*", default=list(MOMENTA))
+    parser.add_argument("--optimizers", nargs="*", default=["SGD", "momentum"])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--smallest", type=int, default=0, help="size of a family")
+    parser.add_argument("--largest", type=int, default=2048)
     parser.add_argument("--out", type=Path, help="append records as JSON lines")
     parser.add_argument("--read", type=Path, nargs="*", help="show records of --out")
     given = parser.parse_args()
