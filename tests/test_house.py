@@ -71,6 +71,11 @@ def test_readme_code_runs():
     for block in blocks:
         exec(compile(block, "README.md", "exec"), space)
     assert np.allclose(space["table"].output_rms, 1, rtol=1e-3)
+    tuned = space["tuned"].apply(
+        {"params": space["params"], "scales": space["scales"]}, space["x"]
+    )
+    assert np.allclose(space["logits"], tuned, atol=1e-4)
+    assert int(space["state"].step) == 1
 
 
 def test_door_lists_what_readme_names():
