@@ -79,10 +79,11 @@ def fold(
 
     Raises:
         TypeError, ValueError: as in `tune`; of scales of another model; of units that
-            are not homogeneous in their parameters (an LSTM cell's learned slopes, a
-            gain written `1 + scale`), that the batch does not reach, or that are called
-            through several methods with factors of their own. The message names them.
-            Under an outer `jit` what depends on values cannot be refused.
+            are not homogeneous in their parameters (a gain written `1 + scale`, a
+            learned slope), whose parameters something transforms (`nn.WeightNorm`),
+            that the batch does not reach, or that are called through several methods
+            with factors of their own. The message names them. Under an outer `jit`
+            what depends on values cannot be refused.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp, einit_jax as ei
@@ -95,8 +96,8 @@ def fold(
         >>> bool(jnp.allclose(model.apply({"params": folded}, x), tuned, atol=1e-5))
         True
 
-    Source: ours; a change of parametrization as in mup's abc-parametrizations (Yang
-    and Hu, arXiv 2011.14522, section 3), with constants that are measured.
+    Source: ours; a change of parametrization like the abc-parametrizations of mup
+    (Yang and Hu, arXiv 2011.14522), with constants that are measured.
     """
     model = model.model if isinstance(model, Scaled) else model
     task = problem(model, _any_loss, method, axis_name)

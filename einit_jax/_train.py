@@ -54,8 +54,8 @@ def scale_updates(scales: Mapping) -> optax.GradientTransformation:
         >>> optimizer = optax.chain(optax.adam(3e-3), ei.scale_updates(scales))
         >>> state = optimizer.init(params)
 
-    Source: ours; the aim, updates that move each layer alike, is that of mup (Yang et
-    al., arXiv 2203.03466, appendix B), reached by measuring.
+    Source: ours; the aim, updates that move every layer at every width alike, is that
+    of mup (Yang et al., arXiv 2203.03466), reached by measuring.
     """
     factors = _only_updates(scales)
 

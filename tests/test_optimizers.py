@@ -40,9 +40,8 @@ def holds(job: Job, optimizer, scales) -> tuple[str, ...]:
     return measured(job, scales=scales, optimizer=optimizer).modes()["update"]
 
 
-@some("scan_axis_1", "nn_jit_cached", "rnn_gru", "tied_lm", "batch_norm_axis_name",
-      "zero_gain_resnet", "complex", "bfloat16", "integer_parameter", "custom_vjp",
-      "layer_scale")  # fmt: skip
+@some("scan_axis_1", "nn_jit_cached", "used_twice", "tied_lm", "adaln_zero", "complex",
+      "bfloat16", "integer_parameter", "layer_scale")  # fmt: skip
 def test_updates_of_adam_are_one(case: Case):
     """All alike, and the largest change 1; not with the factors left out."""
     job = case.build()
@@ -54,7 +53,7 @@ def test_updates_of_adam_are_one(case: Case):
     assert not holds(job, ADAM, without)
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != "adam"])
 def test_updates_of_any_optimizer_are_one(name):
     """Where the optimizer looks at parameters, norms or whole matrices too."""
     optimizer = OPTIMIZERS[name]
