@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from functools import partial
+from numbers import Real
 from typing import Any, NamedTuple
 
 import jax
@@ -17,19 +18,20 @@ from ._units import UPDATE
 
 
 class ScaleUpdatesState(NamedTuple):
-    """The factor `update` of each module, nested as `scales` are."""
+    """The factor `update` of each module, nested as in `scales`, and of the others."""
 
     factors: PyTree
+    loose: Array
 
 
-def scale_updates(scales: Mapping) -> optax.GradientTransformation:
+def scale_updates(scales: Mapping, *, loose: Any = 1.0) -> optax.GradientTransformation:
     r"""Multiplies each unit's updates by its factor `update`: an optax transformation.
 
     `delta theta = -lr * update * u(theta_bar)`, for an optimizer u at learning rate 1:
     with the factors that `tune(..., optimizer=u)` measures, no unit's output moves by
     more than 1 per unit of learning rate at the first step, whatever u makes of the
     size of its gradients. Under `nn.scan` and `nn.vmap` over layers each layer has its
-    own factor. Parameters of no unit keep a factor of 1.
+    own factor. Parameters of no unit have no factor, but `loose`.
 
     It comes last, after the optimizer, and works wherever optax takes a transformation:
     in `chain`, `multi_transform`, `masked` (arrays masked out are left alone),
@@ -39,10 +41,13 @@ def scale_updates(scales: Mapping) -> optax.GradientTransformation:
 
     Args:
         scales: what `tune` returned with `optimizer=...`.
+        loose: the factor of parameters that no unit owns (a raw class token), a number.
+            With 1 over the `loose_update_rms` of `measure(..., optimizer=...)` they
+            move no output by more than 1 either.
 
     Raises:
         TypeError, ValueError: scales have no factors `update`, or (from `init` and
-            `update`) are of no module of the parameters.
+            `update`) are of no module of the parameters; loose is no number.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp, optax, einit_jax as ei
@@ -58,11 +63,13 @@ def scale_updates(scales: Mapping) -> optax.GradientTransformation:
     of mup (Yang et al., arXiv 2203.03466), reached by measuring.
     """
     factors = _only_updates(scales)
+    _refuse_no_number(loose)
 
     def init(params: PyTree) -> ScaleUpdatesState:
         _by_module(factors, params)
         # copies: a state that is donated must not share buffers with the scales
-        return ScaleUpdatesState(jax.tree.map(partial(jnp.array, copy=True), factors))
+        copied = jax.tree.map(partial(jnp.array, copy=True), factors)
+        return ScaleUpdatesState(copied, jnp.array(loose, jnp.float32))
 
     def update(updates: PyTree, state: Any, params: Any = None) -> Any:
         del params
@@ -71,8 +78,8 @@ def scale_updates(scales: Mapping) -> optax.GradientTransformation:
         def scaled(path: tuple, leaf: Any) -> Any:
             names = key_path(path)
             above = (names[:i] for i in range(len(names)))
-            own = next((known[p] for p in above if p in known), None)
-            return leaf if own is None or not is_float(leaf) else _multiplied(leaf, own)
+            own = next((known[p] for p in above if p in known), state.loose)
+            return _multiplied(leaf, own) if is_float(leaf) else leaf
 
         return jax.tree.map_with_path(scaled, updates), state
 
@@ -127,6 +134,11 @@ def _only_updates(scales: Any, path: Path = ()) -> dict:
     own = {n: jnp.asarray(x) for n, x in leaves.items() if n == UPDATE}
     below = {n: x for n, x in scales.items() if n not in leaves}
     return own | {n: _only_updates(x, (*path, n)) for n, x in below.items()}
+
+
+def _refuse_no_number(loose: Any) -> None:
+    if not isinstance(loose, Real | jax.Array) or getattr(loose, "shape", ()):
+        raise TypeError(f"loose is {loose!r}, expected a number")
 
 
 def _by_module(factors: Mapping, params: Any, path: Path = ()) -> dict[Path, Array]:

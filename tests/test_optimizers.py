@@ -214,6 +214,20 @@ def test_scale_updates_of_every_kind_of_tree(case: Case):
         np.testing.assert_allclose(seen, wanted, rtol=rtol)
 
 
+def test_loose_parameters_have_a_factor_of_their_own():
+    """With 1 over what they move, they move no output by more than 1."""
+    job = CASES["layer_scale"].build()
+    scales = tuned(job, optimizer=ADAM)
+    table = measured(job, scales=scales, optimizer=ADAM)
+    by = 1 / table.loose_update_rms
+    assert by < 0.9
+    ones = jax.tree.map(jnp.ones_like, job.params)
+    found = first_update(ei.scale_updates(scales, loose=by), ones, job.params)
+    np.testing.assert_allclose(found["layers_0"]["gain"], by, rtol=1e-6)
+    others = first_update(ei.scale_updates(scales), ones, job.params)
+    same(found["layers_0"]["block"], others["layers_0"]["block"])
+
+
 def untuned():
     return ei.scale_updates(tuned(JOB))
 
@@ -238,6 +252,7 @@ WARM_UP = optax.adam(optax.linear_schedule(0, 1, 9))
 BAD = {
     untuned: (ValueError, ["'head'", "optimizer="]),
     partial(ei.scale_updates, None): (TypeError, ["NoneType"]),
+    partial(ei.scale_updates, SCALES, loose=jnp.ones(2)): (TypeError, ["loose"]),
     partial(ei.scale_updates, {}): (ValueError, ["update", "optimizer="]),
     other: (ValueError, ["'body'", "no module"]),
     variables: (ValueError, ["no module", "nested as params"]),
