@@ -240,11 +240,12 @@ def _act(call: Call, entry: Mapping[str, Any]) -> Any:
     otherwise draw anew.
     """
     body, a = Body(call), entry["output"].reshape(())
-    counters: Any = getattr(call.module.scope, "rng_counters")  # noqa: B009
-    before = dict(counters)
+    counters = [scope.rng_counters for scope in _scopes(call.module)]
+    before = [dict(counts) for counts in counters]
 
     def run(factor: Array) -> Any:
-        counters.update(before)
+        for counts, old in zip(counters, before, strict=True):
+            counts.update(old)
         times = partial(_times, factor)
         lifted = nn.map_variables(body.run, "params", times, mutable=True)
         return lifted(call.module, *body.floats)
@@ -260,6 +261,15 @@ def _act(call: Call, entry: Mapping[str, Any]) -> Any:
     far = jnp.where(a == 1, 0, far)  # nothing to fold
     facts = {"calls": jnp.ones(()), "far": jnp.where(jnp.isfinite(far), far, jnp.inf)}
     return body.build(emit(outputs, facts, entry["slot"]), arrays)
+
+
+def _scopes(module: nn.Module) -> list[Any]:
+    """The scopes of a module and of what it has set up, where keys are counted."""
+    inner = [value for name, value in vars(module).items() if name != "parent"]
+    is_module = lambda x: isinstance(x, nn.Module) and x.scope is not None
+    found = [x for x in jax.tree.leaves(inner, is_leaf=is_module) if is_module(x)]
+    under = [x for x in found if len(x.path) > len(module.path)]
+    return [module.scope] + [scope for x in under for scope in _scopes(x)]
 
 
 def _times(factor: Array, variables: Any) -> Any:
