@@ -123,6 +123,37 @@ def test_the_first_update_is_the_same(name, rule):
             close(moved(plain, new, *others))
 
 
+class Noisy(nn.Module):
+    """A unit with dropout that it has set up."""
+
+    def setup(self):
+        self.drop = nn.Dropout(0.5, deterministic=False)
+        self.kernel = self.param("kernel", nn.initializers.normal(1.0), (8, 8))
+
+    def __call__(self, x):
+        return self.drop(self.drop(x) @ self.kernel)
+
+
+class Noise(nn.Module):
+    """One after the other."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(4)(Noisy()(Noisy()(x)))
+
+
+def test_dropout_in_a_unit_is_no_lack_of_homogeneity():
+    """Both runs draw alike."""
+    x = jax.random.normal(jax.random.key(0), (16, 8))
+    keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
+    params = Noise().init(keys, x)["params"]
+    scales = ei.tune(Noise(), params, x, lambda y: jnp.mean(y**2), rngs="dropout")
+    new = ei.fold(Noise(), params, scales, x, rngs="dropout")
+    wanted = scales["Noisy_0"]["output"] * params["Noisy_0"]["kernel"]
+    np.testing.assert_allclose(new["Noisy_0"]["kernel"], wanted, rtol=1e-6)
+    assert abs(scales["Noisy_0"]["output"] - 1) > 0.1
+
+
 def test_fold_under_jit_and_vmap():
     """As without; over seeds too."""
     job = CASES["scan_layers"].build()
