@@ -74,7 +74,7 @@ def tune(
     and its kin take no notice of their size. `update = 1 / rms(Delta)`, now with
     `Delta = a J_theta (delta theta)` of the optimizer's own first step; and with
     `update="total"` one common number more, such that the largest change of any unit's
-    output is 1 when all take that step. The other factors stay what they are without.
+    output is 1 when all take that step; c then is that of `update="local"`.
     `gradients="plain"` leaves b = c = 1 (so that the optimizer sees the gradients of
     the plain model), and all of pillar 3 to `update`; see `fold`.
 
@@ -193,11 +193,11 @@ def _tune(
         solution = solve(job, params, collections, batch)
         solution = solution._replace(factors=ones(graph.units) | solution.factors)
         given = (params, collections, batch)
-        if total and not plain:
-            solution = with_total(job, graph.units, solution, *given)
         if options.optimizer:
             how = (options.optimizer, total, like)
             solution = with_steps(job, graph.units, solution, *how, *given)
+        elif total:
+            solution = with_total(job, graph.units, solution, *given)
         return solution.factors, solution.findings
 
     if len(batches) == 1:

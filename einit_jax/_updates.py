@@ -45,9 +45,7 @@ def with_total(
         b = own["input_grad"] / s if unit.floats else own["input_grad"]
         new = {"input_grad": b, "output_grad": own["output_grad"] * s}
         factors[kind_of(unit)] = {**own, **new}
-    by = {unit.path: jnp.full(unit.ride_shape, s) for unit in job.units}
-    gradient = weighed(solution.gradient, job.owners, by)
-    return solution._replace(factors=factors, gradient=gradient)
+    return solution._replace(factors=factors)
 
 
 def with_steps(

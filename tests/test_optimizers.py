@@ -73,7 +73,7 @@ def test_rules_of_updates():
     for own in from_tree(plain, JOB.params).values():
         np.testing.assert_array_equal(own["input_grad"], 1)
         np.testing.assert_array_equal(own["output_grad"], 1)
-    assert holds(JOB, None, SCALES) == ("total",)
+    assert holds(JOB, None, SCALES) == ("local",)  # the common factor is in `update`
     assert not holds(JOB, ADAM, tuned(JOB))
 
 
