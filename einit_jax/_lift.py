@@ -2,6 +2,7 @@
 
 import itertools
 
+import jax.numpy as jnp
 from jaxtyping import Array
 
 
@@ -50,11 +51,27 @@ def first_axis(shape: tuple[int, ...], lift: tuple[int, ...]) -> int:
     return 0 if front else len(shape) - len(lift)
 
 
-def inner_axes(shape: tuple[int, ...], lift: tuple[int, ...]) -> tuple[int, ...]:
-    """The axes of an array that are not lifted, the ride aligned at either end."""
+def lift_of(ride_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The lifted axes that the shape of a ride tells; a single layer counts as none."""
+    return tuple(n if n > 1 else 0 for n in ride_shape)
+
+
+def layer_axes(shape: tuple[int, ...], lift: tuple[int, ...]) -> tuple[int, ...]:
+    """The axes of an array that are lifted, the ride aligned at either end."""
     start = first_axis(shape, lift)
-    lifted = {start + i for i, n in enumerate(lift) if n}
+    return tuple(start + i for i, n in enumerate(lift) if n)
+
+
+def inner_axes(shape: tuple[int, ...], lift: tuple[int, ...]) -> tuple[int, ...]:
+    """The axes of an array that are not lifted."""
+    lifted = layer_axes(shape, lift)
     return tuple(i for i in range(len(shape)) if i not in lifted)
+
+
+def fronted(leaf: Array, lift: tuple[int, ...]) -> Array:
+    """An array with its lifted axes first."""
+    lifted = layer_axes(leaf.shape, lift)
+    return jnp.moveaxis(leaf, lifted, range(len(lifted)))
 
 
 def spread(values: Array, shape: tuple[int, ...], lift: tuple[int, ...]) -> Array:

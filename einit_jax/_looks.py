@@ -12,6 +12,7 @@ from jaxtyping import Array
 from ._changes import changes
 from ._graph import Unit
 from ._hook import Leaves
+from ._lift import fronted
 from ._math import rms, widen
 from ._observe import OBSERVE, observing, slots, statistics
 from ._optimizer import first_step
@@ -24,7 +25,6 @@ from ._units import (
     Kind,
     blank,
     flat_floats,
-    fronted,
     kind_of,
     ones,
     only,
@@ -143,7 +143,7 @@ def _add_directions(
     for unit in units:
         mine = [u is not None and u.path == unit.path for u in owned]
         carried, plain = (
-            [fronted(g, unit) for g, m in zip(x, mine, strict=True) if m]
+            [fronted(g, unit.lift) for g, m in zip(x, mine, strict=True) if m]
             for x in (gradient, true)
         )
         keep = len(unit.layers)

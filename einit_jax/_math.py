@@ -74,9 +74,14 @@ def _scale_gradient_jvp(primals, tangents):
     return t, multiply(tangents[0], factor)
 
 
-def usable(mean_sq: Float[Array, "..."]) -> Array:
-    """Whether a mean square can be divided by: finite, and not zero."""
-    return jnp.isfinite(mean_sq) & (mean_sq > 0)
+def usable(size: Float[Array, "..."]) -> Array:
+    """Whether an rms or a mean square can be divided by: finite, and not zero."""
+    return jnp.isfinite(size) & (size > 0)
+
+
+def inverse(value: Float[Array, "..."]) -> Float[Array, "..."]:
+    """`1 / value`, and 1 where that is no positive finite number."""
+    return 1 / jnp.where(usable(value), value, 1.0)
 
 
 def inverse_rms(mean_sq: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -61,6 +61,12 @@ def show(path: Path, method: str = "__call__") -> str:
     return "/".join(parts) or "."
 
 
+def nearest(path: Path, known: Mapping[Path, Any], default: Any = None) -> Any:
+    """What is known of the outermost module that a leaf lies in."""
+    above = (path[:i] for i in range(len(path)))
+    return next((known[p] for p in above if p in known), default)
+
+
 def below(path: Path, root: Path) -> bool:
     """Whether `path` is `root` or lies under it."""
     return path[: len(root)] == root

@@ -11,9 +11,9 @@ import optax
 from flax.training import train_state
 from jaxtyping import Array, PyTree
 
-from ._lift import spread
+from ._lift import lift_of, spread
 from ._math import is_float, multiply
-from ._paths import Path, key_path, show
+from ._paths import Path, key_path, nearest, show
 from ._units import UPDATE
 
 
@@ -76,9 +76,7 @@ def scale_updates(scales: Mapping, *, loose: Any = 1.0) -> optax.GradientTransfo
         known = _by_module(state.factors, updates)
 
         def scaled(path: tuple, leaf: Any) -> Any:
-            names = key_path(path)
-            above = (names[:i] for i in range(len(names)))
-            own = next((known[p] for p in above if p in known), state.loose)
+            own = nearest(key_path(path), known, state.loose)
             return _multiplied(leaf, own) if is_float(leaf) else leaf
 
         return jax.tree.map_with_path(scaled, updates), state
@@ -175,5 +173,4 @@ def _by_module(factors: Mapping, params: Any, path: Path = ()) -> dict[Path, Arr
 
 def _multiplied(leaf: Array, factor: Array) -> Array:
     """A parameter's update times the factor of its unit, layer by layer."""
-    lift = tuple(n if n > 1 else 0 for n in factor.shape)
-    return multiply(leaf, spread(factor, leaf.shape, lift) if lift else factor)
+    return multiply(leaf, spread(factor, leaf.shape, lift_of(factor.shape)))

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from jax.nn import initializers
 from jaxtyping import Array, PyTree
 
-from ._lift import inner_axes, spread
-from ._math import is_float, multiply, rms, usable
-from ._paths import Path, flatten, is_boxed, match, replaced, show, unboxed
+from ._lift import fronted, layer_axes, lift_of, spread
+from ._math import inverse, is_float, multiply, rms
+from ._paths import Path, flatten, is_boxed, match, nearest, replaced, show, unboxed
 from ._units import from_tree
 
 BIASES = ("bias", "*_bias", "bias_*", "b", "beta")
@@ -90,8 +90,7 @@ def unit_params(
         value = leaf.unbox() if is_boxed(leaf) else leaf
         if show(path) in left or not is_float(value) or not value.size:
             continue
-        above = (path[:i] for i in range(len(path)))
-        lift = next((lifts[p] for p in above if p in lifts), ())
+        lift = nearest(path, lifts, ())
         role = _role(path, value.ndim - sum(n > 0 for n in lift))
         entries[path] = how(role, path, value, lift)
     return replaced(params, entries)
@@ -110,9 +109,8 @@ def _rescaled(role: str, path: Path, value: Array, lift: tuple[int, ...]) -> Arr
     """A weight at rms 1 in each layer; zeros, and what is no weight, stay."""
     if role != "weight":
         return value
-    layers = [i for i in range(value.ndim) if i not in inner_axes(value.shape, lift)]
-    size = rms([jnp.moveaxis(value, layers, range(len(layers)))], keep=len(layers))
-    by = 1 / jnp.where(usable(size), size, 1.0)
+    layers = len(layer_axes(value.shape, lift))
+    by = inverse(rms([fronted(value, lift)], keep=layers))
     return multiply(value, spread(by, value.shape, lift))
 
 
@@ -137,23 +135,21 @@ def _drawn(
         # with a fan-in of 1 the variance is 1
         init = initializers.variance_scaling(1.0, "fan_in", draw)
         return init(key, (1, value.size), value.dtype).reshape(value.shape)
-    inner = inner_axes(value.shape, lift)
-    layers = [i for i in range(value.ndim) if i not in inner]
-    shape = tuple(value.shape[i] for i in inner)
-    count = math.prod(value.shape[i] for i in layers)
+    layers = layer_axes(value.shape, lift)
+    sizes = fronted(value, lift).shape
+    outer, shape = sizes[: len(layers)], sizes[len(layers) :]
+    count = math.prod(outer)
     longer = max(shape[-1], math.prod(shape[:-1]))
     init = initializers.orthogonal(longer**0.5)
     each = jax.vmap(lambda k: init(k, shape, value.dtype))(jax.random.split(key, count))
-    stacked = each.reshape(*(value.shape[i] for i in layers), *shape)
-    return jnp.moveaxis(stacked, range(len(layers)), layers)
+    return jnp.moveaxis(each.reshape(*outer, *shape), range(len(layers)), layers)
 
 
 def _lifts(scales: Mapping | None, params: PyTree) -> dict[Path, tuple[int, ...]]:
     """The lifted axes of each unit, by path, as far as scales tell."""
     if scales is None:
         return {}
-    shape = lambda own: jnp.shape(own["output"])
     return {
-        path: tuple(n if n > 1 else 0 for n in shape(own))
+        path: lift_of(jnp.shape(own["output"]))
         for (path, _), own in from_tree(scales, unboxed(params)).items()
     }

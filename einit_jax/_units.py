@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ._graph import Unit
-from ._lift import inner_axes, spread
+from ._lift import fronted, spread
 from ._math import is_float, multiply, rms
-from ._paths import Path, flatten, insert, is_ride, plain, show, unboxed
+from ._paths import Path, flatten, insert, is_ride, nearest, plain, show, unboxed
 
 FACTORS = ("output", "input_grad", "output_grad")
 """The names of a, b and c."""
@@ -127,9 +127,8 @@ def own_floats(params: Mapping, unit: Unit) -> dict[str, Array]:
 def owners(params: Mapping, units: Iterable[Unit]) -> tuple[Unit | None, ...]:
     """The unit that owns each floating parameter, if any does, in order of paths."""
     known = {u.path: u for u in units}
-    above = lambda path: (path[:i] for i in range(len(path)))
     return tuple(
-        next((known[p] for p in above(path) if p in known), None)
+        nearest(path, known)
         for path, leaf in flatten(unboxed(params)).items()
         if is_float(leaf)
     )
@@ -155,16 +154,9 @@ def weighed(
     ]
 
 
-def fronted(leaf: Array, unit: Unit) -> Array:
-    """An array shaped like a parameter of the unit, its lifted axes first."""
-    inner = inner_axes(leaf.shape, unit.lift)
-    lifted = [i for i in range(leaf.ndim) if i not in inner]
-    return jnp.moveaxis(leaf, lifted, range(len(unit.layers)))
-
-
 def strength(leaves: Iterable[Array], unit: Unit) -> Float[Array, "..."]:
     """The joint rms of arrays shaped like the unit's parameters, for each layer."""
-    by_layer = [fronted(leaf, unit) for leaf in leaves]
+    by_layer = [fronted(leaf, unit.lift) for leaf in leaves]
     return rms(by_layer, keep=len(unit.layers)).reshape(unit.ride_shape)
 
 

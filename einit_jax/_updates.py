@@ -15,11 +15,11 @@ import optax
 
 from ._changes import changes
 from ._graph import Unit
-from ._math import usable
+from ._math import inverse, usable
 from ._optimizer import first_step
 from ._problem import Batch
 from ._state import Job, Solution
-from ._units import UPDATE, Kind, kind_of, only, strength, vector, weighed
+from ._units import UPDATE, Kind, kind_of, only, strength, weighed
 
 
 def with_total(
@@ -69,11 +69,11 @@ def with_steps(
     move = partial(changes, job.task, units, _outputs(solution.factors), params)
     move = partial(move, collections=collections, batch=batch)
     sizes = _sizes(job, step)
-    step = weighed(step, job.owners, _inverses(sizes))
+    step = weighed(step, job.owners, jax.tree.map(inverse, sizes))
     change = _by_path(job, move(step=step, held=True))
     common = jnp.ones((), jnp.float32)
     if total:
-        balanced = weighed(step, job.owners, _inverses(change))
+        balanced = weighed(step, job.owners, jax.tree.map(inverse, change))
         common = _one_over_largest(move(step=balanced))
     factors = {kind: {**own} for kind, own in solution.factors.items()}
     for own in factors.values():
@@ -85,9 +85,7 @@ def with_steps(
     findings = replace(
         solution.findings,
         steps=jnp.stack([jnp.all(jnp.isfinite(sizes[u.path])) for u in job.units]),
-        moves=jnp.any(
-            vector(job.units, {kind_of(u): sizes[u.path] for u in job.units}) > 0
-        ),
+        moves=jnp.any(jnp.stack([jnp.any(size > 0) for size in sizes.values()])),
     )
     return solution._replace(factors=factors, findings=findings)
 
@@ -112,12 +110,7 @@ def _by_path(job: Job, found: Mapping[Kind, jax.Array]) -> dict:
     return {path: jnp.sqrt(sum(each) / len(each)) for path, each in methods.items()}
 
 
-def _inverses(values: Mapping) -> dict:
-    """1 over each value, and 1 where it cannot be divided by."""
-    return {k: 1 / jnp.where(usable(v), v, 1.0) for k, v in values.items()}
-
-
 def _one_over_largest(found: Mapping[Kind, jax.Array]) -> jax.Array:
     """1 over the largest finite value, and 1 where that is none."""
     finite = [jnp.max(jnp.where(jnp.isfinite(t), t, 0)) for t in found.values()]
-    return _inverses({0: jnp.max(jnp.stack(finite))})[0]
+    return inverse(jnp.max(jnp.stack(finite)))
