@@ -8,6 +8,7 @@ from ._fold import fold as fold
 from ._inputs import Inputs as Inputs
 from ._measure import measure as measure
 from ._measurement import Measurement as Measurement
+from ._plot import plot as plot
 from ._scaled import scaled as scaled
 from ._train import TrainState as TrainState
 from ._train import scale_updates as scale_updates

@@ -1,26 +1,26 @@
 """What `measure` returns: columns of numbers, a row a unit, and how they read."""
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
+from ._figures import pillars
 from ._math import is_concrete
+from ._tables import flat, number, text
 from ._units import Row
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FLAGS = ("ok", "zero", "non-finite", "unreached")
 PILLARS = ("output_rms", "input_grad_rms", "update_rms")
 STATIC = ("rows_of", "loose", "probes", "batch", "draws", "loss_region", "by")
 NAMES = {"gradients": ("exact", "unit"), "update": ("local", "total")}
-SHOWN = 64
 
 
 @partial(
@@ -117,6 +117,23 @@ class Measurement:
             for i, row in enumerate(self.rows_of)
         ]
 
+    def scalars(self) -> dict[str, float]:
+        """`{"unit/pillar": value}`, as writers of logs take it, and the loss.
+
+        The pillars and the total update of every row where they are defined. A layer's
+        number is a part of the name: `{"blocks/Dense_0/3/output_rms": 1.0}`.
+        """
+        names = (*PILLARS, "total_update_rms")
+        return flat(self.rows(), names) | {"loss": float(self.loss)}
+
+    def plot(self) -> "Figure":
+        """The three pillars at a glance, a matplotlib figure; see `einit_jax.plot`.
+
+        Raises:
+            ImportError: matplotlib is not installed.
+        """
+        return pillars({"": self.rows()})
+
     def worst(self) -> dict[str, tuple[str, float]]:
         """For each pillar, the row with the largest |log2 rms|, and that number.
 
@@ -183,34 +200,11 @@ class Measurement:
     def __str__(self) -> str:
         if not all(map(is_concrete, jax.tree.leaves(self))):
             return f"Measurement of {len(self.rows_of)} units (traced)"
-        stream = io.StringIO()
-        # in a notebook rich would show the table there, and leave no text here
-        console = Console(
-            file=stream, width=160, color_system=None, force_jupyter=False
-        )
-        console.print(self._table())
-        for line in self._notes():
-            console.print(line, soft_wrap=True, highlight=False, markup=False)
-        return stream.getvalue().rstrip()
-
-    def _table(self) -> Table:
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-        for name in ("unit", "kind", "shape"):
-            table.add_column(name, no_wrap=True, overflow="ellipsis", max_width=40)
         factors = ("a", "b", "c", "u") if self._steps() else ("a", "b", "c")
         names = ("calls", "rms", "mean", "spread", "grad", "update", "total", *factors,
                  "cos", "region", "phi", "flag")  # fmt: skip
-        for name in names:
-            table.add_column(name, justify="right", no_wrap=True)
-        rows = self.rows()
-        gap = len(rows) - SHOWN
-        for i, row in enumerate(rows):
-            if gap > 0 and SHOWN // 2 <= i < SHOWN // 2 + gap:
-                if i == SHOWN // 2:
-                    table.add_row(f"... {gap} more in rows()")
-                continue
-            table.add_row(*_cells(row, factors))
-        return table
+        cells = [_cells(row, factors) for row in self.rows()]
+        return text(("unit", "kind", "shape"), names, cells, self._notes())
 
     def _steps(self) -> bool:
         """Whether the factors `update` are in force."""
@@ -263,8 +257,7 @@ def _cells(row: dict[str, Any], factors: Sequence[str]) -> list[str]:
     names = ("output_rms", "output_mean", "output_spread", "input_grad_rms",
              "update_rms", "total_update_rms", *(FACTOR_OF[f] for f in factors),
              "cosine")  # fmt: skip
-    number = lambda name: "" if np.isnan(row[name]) else f"{row[name]:.3g}"
     flag = "" if row["flag"] == "ok" else row["flag"]
     start = [row["path"], row["kind"], row["shape"], str(row["calls"])]
-    end = [str(row["region"]), number("potential"), flag]
-    return [*start, *map(number, names), *end]
+    end = [str(row["region"]), number(row["potential"]), flag]
+    return [*start, *(number(row[name]) for name in names), *end]

@@ -18,7 +18,7 @@ CHECKED = (
     "_math", "_search", "_lift", "_paths", "_hook", "_graph", "_units", "_regions",
     "_potentials", "_plan", "_probe", "_sweep", "_observe", "_measurement", "_changes",
     "_state", "_settle", "_looks", "_solve", "_updates", "_optimizer", "_options",
-    "_fold", "_unit_params", "_demo",
+    "_fold", "_unit_params", "_demo", "_tables", "_figures",
 )  # fmt: skip
 install_import_hook([f"einit_jax.{name}" for name in CHECKED], "beartype.beartype")
 

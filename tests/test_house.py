@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "einit_jax").glob("*.py"))
 
 LAYERS = (
-    {"_math", "_search", "_lift", "_classes"},  # arithmetic
+    {"_math", "_search", "_lift", "_classes", "_tables", "_figures"},  # arithmetic
     {"_inputs", "_paths", "_jaxprs"},
     {"_hook", "_walk", "_ties"},  # what Flax and jaxprs show
     {"_graph"},
@@ -24,7 +24,7 @@ LAYERS = (
     {"_settle", "_looks", "_updates", "_options"},
     {"_solve"},
     {"_tune", "_measure", "_fold", "_train", "_unit_params"},  # the public verbs
-    {"_demo"},
+    {"_plot", "_demo"},  # reports
     {"__main__", "__init__"},
 )
 
