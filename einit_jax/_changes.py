@@ -19,7 +19,7 @@ from flax import linen as nn
 from ._graph import Unit
 from ._hook import Call, Leaves, unit_hook
 from ._jaxprs import open_to_forward_mode
-from ._math import multiply, squares, widen
+from ._math import multiply, per_call, squares, widen
 from ._paths import RIDE, plain
 from ._plan import anchor, floats_of, outputs_of
 from ._problem import Batch, Problem, over_axis
@@ -120,7 +120,7 @@ def _note(moved, along, slot):
 
 def _note_forward(moved, along, slot):
     power, size = squares(moved)
-    facts = {"power": power, "size": jnp.asarray(size, jnp.float32)}
+    facts = {"power": power, "size": per_call(size, moved)}
     facts = {name: facts[name].reshape(slot[name].shape) for name in slot}
     return moved, (facts, Shapes(tuple((t.shape, t.dtype) for t in along)))
 

@@ -57,6 +57,17 @@ def rms(leaves: Sequence[Array], keep: int = 0) -> Float[Array, "..."]:
     return (unit * jnp.sqrt(sum(squares) / size)).astype(jnp.float32)
 
 
+def per_call(value: int | float, leaves: Sequence[Array]) -> Float[Array, ""]:
+    """A constant, as a fact about the call that the arrays are of.
+
+    Facts leave as cotangents, which `vmap` sums over its members where they depend on
+    something mapped: a bare constant would count all of them as one.
+    """
+    fact = jnp.asarray(value, jnp.float32)
+    seen = [t.ravel()[0] for t in leaves if t.size]
+    return jnp.where(seen[0] == seen[0], fact, fact) if seen else fact
+
+
 def multiply(t: Inexact[Array, "..."], factor: Float[Array, "..."]) -> Array:
     """`factor * t` computed in at least float32 and given back in the dtype of t."""
     return (widen(t) * factor).astype(t.dtype)

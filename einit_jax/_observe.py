@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from ._graph import Unit
 from ._hook import Body, Call, unit_hook
-from ._math import is_float, multiply, rms, scale_gradient, widen
+from ._math import is_float, multiply, per_call, rms, scale_gradient, widen
 from ._paths import RIDE, is_ride
 from ._units import FACTORS, own_gradients
 
@@ -68,7 +68,7 @@ def statistics(outputs: list[Array]) -> dict[str, Float[Array, ""]]:
     total = sum(jnp.sum(t) for t in wide) / max(size, 1)
     strength = rms(wide)
     return {
-        "calls": jnp.ones((), jnp.float32),
+        "calls": per_call(1, wide),
         "rms": strength,
         "power": jnp.square(strength),
         "mean": jnp.real(total).astype(jnp.float32),

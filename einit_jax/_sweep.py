@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 
 from ._graph import Unit
 from ._hook import Body, Call, unit_hook
-from ._math import inverse_rms, multiply, rms, squares
+from ._math import inverse_rms, multiply, per_call, rms, squares
 from ._paths import RIDE
 from ._units import blank, own_gradients
 
@@ -108,9 +108,9 @@ def _attach_backward(residual, cotangents):
     change = _change(transpose, cotangents, step)
     sums: dict[str, Any] = {
         "output": power,
-        "output_size": size,
+        "output_size": per_call(size, [power]),
         "input_grad": strength,
-        "input_size": count,
+        "input_size": per_call(count, [strength]),
         "output_grad": change,
     }
     if "exact" in given:
