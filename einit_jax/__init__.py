@@ -10,6 +10,7 @@ from ._measure import measure as measure
 from ._measurement import Measurement as Measurement
 from ._plot import plot as plot
 from ._scaled import scaled as scaled
+from ._stats import activation_stats as activation_stats
 from ._train import TrainState as TrainState
 from ._train import scale_updates as scale_updates
 from ._tune import tune as tune

@@ -175,6 +175,11 @@ def _at_least(ax: "Axes", span: float) -> None:
 def name_ticks(ax: "Axes", names: Sequence[str]) -> None:
     """Names below an axis, as many as can be read, long ones from their end."""
     step = -(-len(names) // LABELS)
-    short = [name if len(name) <= 28 else "..." + name[-25:] for name in names[::step]]
+    short = [shortened(name, 28) for name in names[::step]]
     ax.set_xticks(range(0, len(names), step), short, rotation=90, fontsize=8)
     ax.set_xlim(-0.7, len(names) - 0.3)
+
+
+def shortened(name: str, most: int) -> str:
+    """The end of a long name, which tells more than its beginning."""
+    return name if len(name) <= most else "..." + name[3 - most :]

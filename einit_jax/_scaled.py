@@ -100,21 +100,22 @@ class Scaled:
             )
         rest = {k: v for k, v in variables.items() if k != "scales"}
         params = rest.get("params", {})
-        values = from_tree(variables["scales"], unboxed(params))
+        own = without_rides(params)
+        values = from_tree(variables["scales"], unboxed(own))
         how = dict(rngs=rngs, method=method, mutable=mutable, **kwargs)
-        if _doubtful(unboxed(params), values):
-            refuse_missing(_graph(self.model, rest, args, how), values)
-        plain_rest = dict(rest)
+        plain_rest = {**rest, "params": own}
+        if _doubtful(unboxed(own), values):
+            refuse_missing(graph_of(self.model, plain_rest, args, how), values)
         rest["params"] = riding(params, SCALE, values)
         unseen: set[Kind] = set()
         try:
             with nn.intercept_methods(scaling(unseen)):
                 out = self.model.apply(rest, *args, **how)
         except Exception:  # is it the scales? if not, it is the caller's own error
-            refuse_foreign(_graph(self.model, plain_rest, args, how), values)
+            refuse_foreign(graph_of(self.model, plain_rest, args, how), values)
             raise
         if unseen:
-            refuse_missing(_graph(self.model, plain_rest, args, how), values)
+            refuse_missing(graph_of(self.model, plain_rest, args, how), values)
         if mutable is False or mutable is None:
             return out
         y, written = out
@@ -140,14 +141,14 @@ class Scaled:
         )
         kwargs.pop("capture_intermediates", None)
         how = dict(rngs=rngs, method=method, **kwargs)
-        graph = _graph(self.model, dict(variables), args, how)
+        graph = graph_of(self.model, dict(variables), args, how)
         return y, {**variables, "scales": to_tree(ones(graph.units))}
 
     def lazy_init(self, rngs: Any, *args: Any, **kwargs: Any) -> Any:
         """`model.lazy_init` (inputs may be `jax.ShapeDtypeStruct`), with `scales`."""
         variables = self.model.lazy_init(rngs, *args, **kwargs)
         kwargs.pop("mutable", None)
-        graph = _graph(self.model, dict(variables), args, dict(rngs=rngs, **kwargs))
+        graph = graph_of(self.model, dict(variables), args, dict(rngs=rngs, **kwargs))
         return {**variables, "scales": to_tree(ones(graph.units))}
 
     def tabulate(self, rngs: Any, *args: Any, **kwargs: Any) -> str:
@@ -220,7 +221,7 @@ def refuse_missing(graph: Graph, values: Mapping[Kind, Any]) -> None:
         )
 
 
-def _graph(model: nn.Module, variables: dict, args: tuple, how: dict) -> Graph:
+def graph_of(model: nn.Module, variables: dict, args: tuple, how: dict) -> Graph:
     """The units of one call of the model."""
     how = {k: v for k, v in how.items() if k != "mutable"}
     method, rngs = how.pop("method", None), how.pop("rngs", None)

@@ -1,0 +1,146 @@
+"""What `activation_stats` has seen: moments and histograms, by step and unit."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from ._charts import four
+from ._math import is_concrete
+from ._tables import flat, number, text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MOMENTS = ("mean", "std", "rms", "dead", "nonfinite")
+SIGNALS = {"activations": "", "gradients": "grad_"}
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=[*MOMENTS, "histogram"],
+    meta_fields=[],
+)
+@dataclass(frozen=True)
+class Signal:
+    """One signal of all rows over time, float32; NaN where nothing was read.
+
+    | field | meaning |
+    |---|---|
+    | `mean`, `std`, `rms` | of the elements that are finite, `rms^2 = mean^2 + std^2` |
+    | `dead` | the share of elements within `near` times the rms of zero |
+    | `nonfinite` | the share of elements that are infinite or NaN |
+    | `histogram` | the share of elements in each bin |
+    """
+
+    mean: Float[Array, "slots rows"]
+    std: Float[Array, "slots rows"]
+    rms: Float[Array, "slots rows"]
+    dead: Float[Array, "slots rows"]
+    nonfinite: Float[Array, "slots rows"]
+    histogram: Float[Array, "slots rows bins"]
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["steps", "activations", "gradients", "edges"],
+    meta_fields=["paths", "of", "near"],
+)
+@dataclass(frozen=True)
+class History:
+    """Activations and gradients over steps, a row a unit (and layer) in call order.
+
+    A frozen pytree. `steps` has the first step of each slot, -1 where a slot is empty
+    still; `edges` the bounds of the histograms' bins; `paths` names the rows; `of`
+    tells at which side of the units was read, `near` what counts as dead.
+    """
+
+    steps: Int[Array, " slots"]
+    activations: Signal
+    gradients: Signal
+    edges: Float[Array, " bins+1"]
+    paths: tuple[str, ...]
+    of: str
+    near: float
+
+    def rows(self, slot: int = -1) -> list[dict[str, Any]]:
+        """One dict per row, of plain Python values: the last slot, or another one.
+
+        Raises:
+            ValueError: the history is empty.
+        """
+        used = self._used()
+        names = [(signal, name) for signal in SIGNALS for name in MOMENTS]
+        columns = {
+            SIGNALS[signal] + name: np.asarray(getattr(getattr(self, signal), name))
+            for signal, name in names
+        }
+        columns = {name: values[used][slot] for name, values in columns.items()}
+        step = int(np.asarray(self.steps)[used][slot])
+        return [
+            {"path": path, "step": step}
+            | {name: values[i].item() for name, values in columns.items()}
+            for i, path in enumerate(self.paths)
+        ]
+
+    def scalars(self, slot: int = -1) -> dict[str, float]:
+        """`{"unit/std": value, "unit/grad_std": ...}`, as writers of logs take it.
+
+        Raises:
+            ValueError: the history is empty.
+        """
+        names = [prefix + name for prefix in SIGNALS.values() for name in MOMENTS]
+        return flat(self.rows(slot), names)
+
+    def plot(self, signal: str = "activations") -> "Figure":
+        """The four charts: means, deviations, dead shares, and histograms over steps.
+
+        Args:
+            signal: "activations", or "gradients".
+
+        Raises:
+            ValueError: the history is empty, or there is no such signal.
+            ImportError: matplotlib is not installed.
+        """
+        if signal not in SIGNALS:
+            raise ValueError(
+                f"signal={signal!r} is not known; expected 'activations' or 'gradients'"
+            )
+        used = self._used()
+        seen = getattr(self, signal)
+        pick = lambda name: np.asarray(getattr(seen, name))[used]
+        moments = {name: pick(name) for name in (*MOMENTS, "histogram")}
+        side = {
+            ("activations", "output"): "outputs",
+            ("activations", "input"): "inputs",
+            ("gradients", "output"): "gradients of the outputs",
+            ("gradients", "input"): "gradients of the inputs",
+        }[signal, self.of]
+        steps, edges = np.asarray(self.steps)[used], np.asarray(self.edges)
+        return four(steps, moments, edges, self.paths, side)
+
+    def _used(self) -> np.ndarray:
+        used = np.flatnonzero(np.asarray(self.steps) >= 0)
+        if not used.size:
+            raise ValueError(
+                "the history is empty: no step was recorded; in the train step call "
+                "stats.apply with {'params': params, 'taps': state.taps}, and "
+                "state = stats.update(state, seen) with the gradient for the taps"
+            )
+        return used
+
+    def __str__(self) -> str:
+        if not all(map(is_concrete, jax.tree.leaves(self))):
+            return f"History of {len(self.paths)} rows (traced)"
+        if not np.any(np.asarray(self.steps) >= 0):
+            return f"History of {len(self.paths)} rows, empty"
+        rows = self.rows()
+        names = [prefix + name for prefix in SIGNALS.values() for name in MOMENTS]
+        cells = [[row["path"], *(number(row[name]) for name in names)] for row in rows]
+        steps = np.asarray(self.steps)[self._used()]
+        about = f"units' {self.of}s in the slot from step {rows[0]['step']} on"
+        end = f"{about}; {len(steps)} slots from step {steps[0]} on"
+        return text(("unit",), [n.replace("_", " ") for n in names], cells, [end])
