@@ -4,12 +4,15 @@
 activations, gradients and updates in every layer.
 """
 
+from ._coordinates import coordinate_check as coordinate_check
 from ._fold import fold as fold
+from ._history import History as History
 from ._inputs import Inputs as Inputs
 from ._measure import measure as measure
 from ._measurement import Measurement as Measurement
 from ._plot import plot as plot
 from ._scaled import scaled as scaled
+from ._spread import CoordinateCheck as CoordinateCheck
 from ._stats import activation_stats as activation_stats
 from ._train import TrainState as TrainState
 from ._train import scale_updates as scale_updates

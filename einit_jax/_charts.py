@@ -154,3 +154,43 @@ def _occupied(shares: np.ndarray, centre: int) -> tuple[int, int]:
     if not seen.size:
         return centre, centre
     return int(seen[0]), int(seen[-1])
+
+
+def over_widths(
+    sizes: np.ndarray,
+    changes: np.ndarray,
+    widths: Sequence[int],
+    names: Sequence[str],
+) -> "Figure":
+    """Sizes at the start and the end, changes after the first and the last step."""
+    steps = sizes.shape[1] - 1
+    panels = {"rms of outputs, step 0": sizes[:, 0]}
+    if steps:
+        panels[f"rms of outputs, step {steps}"] = sizes[:, -1]
+        panels["change of outputs, step 1"] = changes[:, 1]
+    if steps > 1:
+        panels[f"change of outputs, step {steps}"] = changes[:, -1]
+    picture = figure(3.2 * max(len(panels), 2) + 1.5, 4.2)
+    axes = picture.subplots(1, len(panels), squeeze=False)[0]
+    lines: list[Any] = []
+    for ax, (title, values) in zip(axes, panels.items(), strict=True):
+        shown = np.where(np.isfinite(values) & (values > 0), values, np.nan)
+        lines = _lines(ax, np.asarray(widths), shown)
+        for line in lines:
+            line.set_marker("o")
+            line.set_markersize(3)
+        ax.set_xscale("log", base=2)
+        ax.set_yscale("log", base=2)
+        _wide_enough(ax, 2.0)
+        ax.set_title(title, fontsize=10)
+        ax.set_xlabel("width")
+        ax.grid(color="0.9", lw=0.6)
+    _whose(picture, axes[-1], lines, names)
+    return picture
+
+
+def _wide_enough(ax: "Axes", octaves: float) -> None:
+    """A range of some octaves, so that noise about a flat line looks flat."""
+    low, high = np.log2(ax.get_ylim())
+    more = max(0.0, octaves - (high - low) / 2)
+    ax.set_ylim(2.0 ** (low - more), 2.0 ** (high + more))

@@ -15,16 +15,16 @@ FILES = sorted((ROOT / "einit_jax").glob("*.py"))
 LAYERS = (
     {"_math", "_search", "_lift", "_classes", "_tables", "_figures"},  # arithmetic
     {"_inputs", "_paths", "_jaxprs", "_charts"},
-    {"_hook", "_walk", "_ties", "_history"},  # what Flax and jaxprs show
+    {"_hook", "_walk", "_ties", "_history", "_spread"},  # what Flax and jaxprs show
     {"_graph", "_taps"},
     {"_units", "_regions"},
     {"_problem", "_potentials", "_places"},
     {"_plan", "_probe", "_scaled", "_sweep", "_observe", "_measurement", "_optimizer"},
-    {"_changes", "_state"},
+    {"_changes", "_state", "_pair"},
     {"_settle", "_looks", "_updates", "_options"},
     {"_solve"},
     {"_tune", "_measure", "_fold", "_train", "_unit_params"},  # the public verbs
-    {"_plot", "_stats", "_demo"},  # reports
+    {"_plot", "_stats", "_coordinates", "_demo"},  # reports
     {"__main__", "__init__"},
 )
 
