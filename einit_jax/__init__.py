@@ -11,6 +11,7 @@ from ._inputs import Inputs as Inputs
 from ._measure import measure as measure
 from ._measurement import Measurement as Measurement
 from ._plot import plot as plot
+from ._report import report as report
 from ._scaled import scaled as scaled
 from ._spread import CoordinateCheck as CoordinateCheck
 from ._stats import activation_stats as activation_stats

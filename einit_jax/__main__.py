@@ -3,17 +3,22 @@
 import argparse
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import flax
 import jax
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ._demo import Digits, Job, digits, digits_job, train
+from ._figures import figure
+from ._files import writable, write
 from ._measure import measure
+from ._measurement import Measurement
+from ._report import report
 from ._tune import tune
 
 STEPS = 300
@@ -27,17 +32,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(soft_wrap=True, highlight=False)
     key = jax.random.key(options.seed)
     try:
+        for path in filter(None, (options.out, options.html)):
+            writable(path)
+        if options.html:
+            figure(1.0, 1.0)  # before anything runs: is matplotlib there?
         data = None if options.job else digits()
         job = load_job(options.job) if data is None else digits_job(data, key)
     except (ImportError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    scales = _tuned(job, key, console)
-    if options.out:
-        options.out.write_bytes(flax.serialization.to_bytes(scales))
-        console.print(f"scales written to {options.out} (flax.serialization)")
-    if data is not None:
-        _train_both(job, scales, data, options, console)
+    with _bars(console) as bars:
+        scales, before, after = _tuned(job, key, bars)
+        if options.out:
+            write(options.out, flax.serialization.to_bytes(scales))
+            console.print(f"scales written to {options.out} (flax.serialization)")
+        if data is not None:
+            _train_both(job, scales, data, options, bars)
+        if options.html:
+            about = {"model": job.model, "seed": options.seed}
+            stage = partial(report, options.html, before=before, after=after, **about)
+            _during(bars, "report", stage)
+            console.print(f"report written to {options.html}")
     return 0
 
 
@@ -64,34 +79,55 @@ def load_job(name: str) -> Job:
     return Job(*made)
 
 
-def _tuned(job: Job, key: jax.Array, console: Console) -> dict:
+def _bars(console: Console) -> Progress:
+    """Bars of what is under way: it may take a while to compile."""
+    columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
+    return Progress(*columns, console=console, transient=True)
+
+
+def _during(bars: Progress, name: str, run: Callable[[], Any]) -> Any:
+    """The result of a stage of unknown length, with a moving bar while it lasts."""
+    bar = bars.add_task(name, total=None)
+    try:
+        return run()
+    finally:
+        bars.remove_task(bar)
+
+
+def _tuned(
+    job: Job, key: jax.Array, bars: Progress
+) -> tuple[dict, Measurement, Measurement]:
+    """The scales, and the model before and after."""
     model, params, input_fn, loss_fn, options = job
     case: Any = (model, params, input_fn, loss_fn)
     options = {"key": key, **options}
-    console.print("[bold]before[/bold]")
-    console.print(str(measure(*case, **options)), markup=False)
-    scales = tune(*case, **options)
-    console.print("\n[bold]after[/bold]")
-    console.print(str(measure(*case, scales=scales, **options)), markup=False)
-    return scales
+    before = _during(bars, "measure", partial(measure, *case, **options))
+    bars.console.print("[bold]before[/bold]")
+    bars.console.print(str(before), markup=False)
+    scales = _during(bars, "tune", partial(tune, *case, **options))
+    again = partial(measure, *case, scales=scales, **options)
+    after = _during(bars, "measure again", again)
+    bars.console.print("\n[bold]after[/bold]")
+    bars.console.print(str(after), markup=False)
+    return scales, before, after
 
 
 def _train_both(
-    job: Job, scales: dict, data: Digits, options: Any, console: Console
+    job: Job, scales: dict, data: Digits, options: Any, bars: Progress
 ) -> None:
     """Trains the model as it is and tuned, from the same parameters and batches."""
-    console.print(f"\ntraining both, {options.steps} steps of SGD, momentum")
+    bars.console.print(f"\ntraining both, {options.steps} steps of SGD, momentum")
     losses: dict[str, list[float]] = {"as it is": [], "tuned": []}
-    with Progress(console=console) as progress:
-        for name, extra in zip(losses, (None, scales), strict=True):
-            bar = progress.add_task(name, total=options.steps)
-            run = (job.model, job.params, extra, data, options.steps, options.seed)
-            for loss in train(*run):
-                losses[name].append(loss)
-                progress.advance(bar)
+    for name, extra in zip(losses, (None, scales), strict=True):
+        bar = bars.add_task(name, total=options.steps)
+        run = (job.model, job.params, extra, data, options.steps, options.seed)
+        for loss in train(*run):
+            losses[name].append(loss)
+            bars.advance(bar)
+        bars.remove_task(bar)
     for name, seen in losses.items():
         end = sum(seen[-TAIL:]) / len(seen[-TAIL:])
-        console.print(f"loss {name}: {seen[0]:.3f} -> {end:.3f}")
+        bars.console.print(f"loss {name}: {seen[0]:.3f} -> {end:.3f}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -108,6 +144,9 @@ def _parser() -> argparse.ArgumentParser:
         "be a dict of further keywords for tune and measure",
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="save the scales")
+    parser.add_argument(
+        "--html", type=Path, metavar="FILE", help="write a report to share"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of all random draws")
     parser.add_argument(
         "--steps", type=int, default=STEPS, help="training steps of the embedded job"

@@ -3,7 +3,9 @@
 Figures are made without pyplot, so nothing is shown, saved or kept by itself.
 """
 
+import io
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,7 +45,15 @@ def figure(width: float, height: float) -> "Figure":
         ) from error
     made = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(made)
+    # notebooks know figures of pyplot alone, unless they bring their own picture
+    setattr(made, "_repr_png_", partial(_png, made))  # noqa: B010
     return made
+
+
+def _png(drawn: "Figure") -> bytes:
+    stream = io.BytesIO()
+    drawn.savefig(stream, format="png", dpi=100)
+    return stream.getvalue()
 
 
 def pillars(tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figure":

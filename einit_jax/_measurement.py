@@ -204,13 +204,14 @@ class Measurement:
         names = ("calls", "rms", "mean", "spread", "grad", "update", "total", *factors,
                  "cos", "region", "phi", "flag")  # fmt: skip
         cells = [_cells(row, factors) for row in self.rows()]
-        return text(("unit", "kind", "shape"), names, cells, self._notes())
+        return text(("unit", "kind", "shape"), names, cells, self.notes())
 
     def _steps(self) -> bool:
         """Whether the factors `update` are in force."""
         return bool(np.any(np.asarray(self.update) != 1))
 
-    def _notes(self) -> list[str]:
+    def notes(self) -> list[str]:
+        """What is to be said of the whole: loss, worst rows, rules that hold."""
         batch = f"inputs {self.batch}"
         lines = [f"loss {float(self.loss):.4g} on {batch}, {self.draws} draw(s)"]
         far = [f"{_short(n)} {d:.2g} at {p}" for n, (p, d) in self.worst().items()]

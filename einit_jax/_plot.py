@@ -1,5 +1,6 @@
 """`plot`: one measurement, or several of the same units, as a picture."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ._figures import pillars, unit
@@ -54,12 +55,21 @@ def plot(
             raise TypeError(
                 f"{name} is a {type(given).__name__}, expected what ei.measure returned"
             )
+    for name, given in named.items():
+        if units_of(given) != units_of(before):
+            _refuse(name, units_of(before), units_of(given))
+    return drawn(named)
+
+
+def drawn(named: Mapping[str, Measurement]) -> "Figure":
+    """One figure of measurements of the same units; a single one needs no name."""
     tables = {name: given.rows() for name, given in named.items()}
-    units = {name: list(map(unit, rows)) for name, rows in tables.items()}
-    for name, found in units.items():
-        if found != units["before"]:
-            _refuse(name, units["before"], found)
-    return pillars(tables if len(tables) > 1 else {"": tables["before"]})
+    return pillars(tables if len(tables) > 1 else {"": next(iter(tables.values()))})
+
+
+def units_of(given: Measurement) -> list[str]:
+    """The unit of each row."""
+    return [unit({"path": row.path}) for row in given.rows_of]
 
 
 def _refuse(name: str, expected: list[str], found: list[str]) -> None:

@@ -16,9 +16,7 @@ from ._paths import match, unboxed, without_rides
 from ._places import Place, in_order, places, ride, row_names
 from ._problem import refuse_other
 from ._scaled import Scaled, graph_of
-from ._taps import FACTS, SIGNALS, TAP, Gauge, riding_tap, tapping
-
-SIDES = ("output", "input")
+from ._taps import FACTS, SIGNALS, TAP, Gauge, refuse_options, riding_tap, tapping
 
 
 def activation_stats(
@@ -103,7 +101,7 @@ def activation_stats(
     bins by octave, gradients, and readings as cotangents are ours.
     """
     refuse_other(model.model if isinstance(model, Scaled) else model)
-    _refuse_options(of, every, slots, octaves, near, sample)
+    refuse_options(of, every, slots, octaves, near, sample)
     as_tuple = lambda given: (given,) if isinstance(given, str) else tuple(given)
     gauge = Gauge(of, (octaves[0], octaves[1]), sample, every > 1)
     chosen = as_tuple(include), as_tuple(exclude)
@@ -279,30 +277,3 @@ def _pooled(sums: Array) -> Array:
     """Neighbouring slots added up, in the first half."""
     pairs = sums.reshape(-1, 2, *sums.shape[1:]).sum(1)
     return jnp.concatenate([pairs, jnp.zeros_like(pairs)])
-
-
-def _refuse_options(
-    of: Any, every: Any, slots: Any, octaves: Any, near: Any, sample: Any
-) -> None:
-    whole = lambda value: isinstance(value, int) and not isinstance(value, bool)
-    pair = isinstance(octaves, Sequence) and len(octaves) == 2
-    pair = pair and all(map(whole, octaves))
-    wrong = {
-        f"of={of!r}, expected 'output' or 'input'": of not in SIDES,
-        f"every={every!r}, expected a positive integer": not whole(every) or every < 1,
-        f"slots={slots!r}, expected an even positive integer": (
-            not whole(slots) or slots < 2 or slots % 2
-        ),
-        f"octaves={octaves!r}, expected exponents (low, high) within -126 and 127": (
-            not pair or not -126 <= octaves[0] < octaves[1] <= 127
-        ),
-        f"near={near!r}, expected a number of at least 0": (
-            not isinstance(near, int | float) or not near >= 0
-        ),
-        f"sample={sample!r}, expected a positive integer or None": (
-            sample is not None and (not whole(sample) or sample < 1)
-        ),
-    }
-    for words, holds in wrong.items():
-        if holds:
-            raise ValueError(f"activation_stats got {words}")

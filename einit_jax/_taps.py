@@ -5,7 +5,7 @@ is what was read off the activation on the way forward and off its gradient on t
 back. Readings are sums over elements, so calls, layers, devices and steps add up.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,6 +23,7 @@ TAP = RIDE + "tap"
 FACTS = ("count", "nonfinite", "sum", "squares")
 """What precedes the bins of the histogram in a reading."""
 SIGNALS = ("activations", "gradients")
+SIDES = ("output", "input")
 
 
 @dataclass(frozen=True)
@@ -169,3 +170,31 @@ def _reading(gauge: Gauge, leaves: list, tap: Array) -> Array:
         return gauge.read(leaves)
     off = lambda leaves: jnp.zeros(gauge.size // len(SIGNALS), jnp.float32)
     return jax.lax.cond(tap.ravel()[0] != 0, gauge.read, off, leaves)
+
+
+def refuse_options(
+    of: Any, every: Any, slots: Any, octaves: Any, near: Any, sample: Any
+) -> None:
+    """Raises a ValueError where an option of `activation_stats` is out of range."""
+    whole = lambda value: isinstance(value, int) and not isinstance(value, bool)
+    pair = isinstance(octaves, Sequence) and len(octaves) == 2
+    pair = pair and all(map(whole, octaves))
+    wrong = {
+        f"of={of!r}, expected 'output' or 'input'": of not in SIDES,
+        f"every={every!r}, expected a positive integer": not whole(every) or every < 1,
+        f"slots={slots!r}, expected an even positive integer": (
+            not whole(slots) or slots < 2 or slots % 2
+        ),
+        f"octaves={octaves!r}, expected exponents (low, high) within -126 and 127": (
+            not pair or not -126 <= octaves[0] < octaves[1] <= 127
+        ),
+        f"near={near!r}, expected a number of at least 0": (
+            not isinstance(near, int | float) or not near >= 0
+        ),
+        f"sample={sample!r}, expected a positive integer or None": (
+            sample is not None and (not whole(sample) or sample < 1)
+        ),
+    }
+    for words, holds in wrong.items():
+        if holds:
+            raise ValueError(f"activation_stats got {words}")

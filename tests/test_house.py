@@ -12,8 +12,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "einit_jax").glob("*.py"))
 
-LAYERS = (
-    {"_math", "_search", "_lift", "_classes", "_tables", "_figures"},  # arithmetic
+LAYERS = (  # arithmetic and plain things first
+    {"_math", "_search", "_lift", "_classes", "_tables", "_figures", "_files", "_page"},
     {"_inputs", "_paths", "_jaxprs", "_charts"},
     {"_hook", "_walk", "_ties", "_history", "_spread"},  # what Flax and jaxprs show
     {"_graph", "_taps"},
@@ -25,6 +25,7 @@ LAYERS = (
     {"_solve"},
     {"_tune", "_measure", "_fold", "_train", "_unit_params"},  # the public verbs
     {"_plot", "_stats", "_coordinates", "_demo"},  # reports
+    {"_report"},
     {"__main__", "__init__"},
 )
 

@@ -68,9 +68,30 @@ def test_wrong_jobs_are_named(name, words, capsys):
     assert words in capsys.readouterr().err
 
 
+def test_report_of_own_job(tmp_path, capsys):
+    """Before and after in one file; bars leave nothing behind."""
+    file = tmp_path / "run.html"
+    assert main([f"{__name__}:job", "--html", str(file), "--seed", "5"]) == 0
+    text = file.read_text()
+    assert all(word in text for word in ("before", "after", "<img", "CompactMlp"))
+    assert "<td>5</td>" in text
+    assert "measure again" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", ["--html", "--out"])
+def test_unwritable_files_are_named_before_anything_runs(option, tmp_path, capsys):
+    file = tmp_path / "none" / "file"
+    assert main([f"{__name__}:job", option, str(file)]) == 2
+    heard = capsys.readouterr()
+    assert str(file) in heard.err
+    assert "before" not in heard.out
+
+
 def test_help_shows_every_option(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["--help"])
     assert stop.value.code == 0
     out = capsys.readouterr().out
-    assert all(word in out for word in ("--out", "--seed", "package.module:function"))
+    assert all(
+        word in out for word in ("--out", "--html", "--seed", "package.module:function")
+    )
