@@ -1,5 +1,6 @@
 """Pictures, flat scalars and the report: right numbers, nothing shown, whole files."""
 
+import itertools
 import pickle
 import shutil
 import struct
@@ -114,7 +115,7 @@ def test_names_are_readable(count):
     ticks = figure.axes[-1].get_xticklabels()
     assert len(ticks) == (count if count <= LABELS else 38)
     boxes = [tick.get_window_extent() for tick in ticks]
-    assert all(a.x1 <= b.x0 + 1 for a, b in zip(boxes, boxes[1:], strict=False))
+    assert all(a.x1 <= b.x0 + 1 for a, b in itertools.pairwise(boxes))
     assert boxes[0].y0 >= 0
     marks = [c for c in figure.axes[2].collections if c.get_label() == "_non-finite"]
     assert len(marks[0].get_offsets()) == count
