@@ -2,11 +2,20 @@
 
 import os
 
-FLAGS = (
+from jaxlib.version import __version__ as jaxlib_version
+
+FLAGS = [
     "--xla_force_host_platform_device_count=8",
     "--xla_backend_optimization_level=0",  # most of the time here goes into compiling
     "--xla_llvm_disable_expensive_passes=true",
-)
+]
+# The older emitters of kernels, and all kernels in one module: half the time. A later
+# XLA may have other flags, and it ends the process at one that it does not know.
+if jaxlib_version.startswith("0.10."):
+    FLAGS += [
+        "--xla_cpu_use_fusion_emitters=false",
+        "--xla_cpu_parallel_codegen_split_count=1",
+    ]
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
