@@ -1,15 +1,18 @@
 """`measure` against finite differences in float64: no derivative of jax is involved."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 
 import einit_jax as ei
-from einit_jax._paths import flatten
+from einit_jax._paths import flatten, insert
 from einit_jax._units import from_tree
 
 STEP = 1e-5  # a central difference is off by its square, 1e-10
@@ -55,32 +58,46 @@ def loss_fn(y):
     return jnp.mean(jnp.square(y - 0.3)) + jnp.mean(jnp.sin(y))
 
 
-def gradient(function: Callable, at: jax.Array) -> jax.Array:
-    """All partial derivatives of a scalar function, by central differences."""
-    basis = STEP * jnp.eye(at.size).reshape(at.size, *at.shape)
-    rise = jax.jit(jax.vmap(lambda d: function(at + d) - function(at - d)))(basis)
-    return (rise / (2 * STEP)).reshape(at.shape)
+def gradient(function: Callable, at: Any) -> Any:
+    """All partial derivatives of a scalar function of a tree, by central differences.
+
+    All in one `vmap`: the model is traced and compiled once, not once per array.
+    """
+    flat, unravel = ravel_pytree(at)
+    basis = STEP * jnp.eye(flat.size)
+    shifts = jnp.concatenate([basis, -basis])
+    values = jax.vmap(lambda shift: function(unravel(flat + shift)))(shifts)
+    above, below = jnp.split(values, 2)
+    return unravel((above - below) / (2 * STEP))
 
 
-def outputs(model, variables, shifts: Mapping) -> tuple[jax.Array, dict, dict]:
-    """The loss, and inputs and outputs of units, with inputs shifted by path."""
+def slope(function: Callable) -> Any:
+    """The derivative at 0 of a tree that is a function of one number."""
+    values = jax.vmap(function)(jnp.array([STEP, -STEP]))
+    return jax.tree.map(lambda y: (y[0] - y[1]) / (2 * STEP), values)
+
+
+def look(model, scales, x, params, change: Callable) -> tuple[jax.Array, dict, dict]:
+    """The loss, inputs and outputs of units by path; `change(path, x)` is put in."""
     inputs, found = {}, {}
+    units = {path[:-1] for path in flatten(params)}
 
     def intercept(proceed, args, kwargs, context):
         path = context.module.path
-        if path not in shifts:
+        if path not in units:
             return proceed(*args, **kwargs)
         inputs[path] = args[0]
-        found[path] = proceed(args[0] + shifts[path], *args[1:], **kwargs)
+        found[path] = proceed(change(path, args[0]), *args[1:], **kwargs)
         return found[path]
 
     with nn.intercept_methods(intercept):
-        y = ei.scaled(model).apply(variables, X)
+        y = ei.scaled(model).apply({"params": params, "scales": scales}, x)
     return loss_fn(y), inputs, found
 
 
-def rms(x) -> float:
-    return float(jnp.sqrt(jnp.mean(jnp.square(x))))
+def rms(*arrays: jax.Array) -> jax.Array:
+    flat = jnp.concatenate([a.ravel() for a in arrays])
+    return jnp.sqrt(jnp.mean(jnp.square(flat)))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -91,104 +108,60 @@ def test_measure_agrees_with_finite_differences(name):
 
 
 def check(model: nn.Module, shape: tuple[int, ...], chain: bool) -> None:
-    global X
-    X = jax.random.normal(jax.random.key(1), shape, jnp.float64)
-    params = model.init(jax.random.key(0), X)["params"]
+    x = jax.random.normal(jax.random.key(1), shape, jnp.float64)
+    params = jax.jit(model.init)(jax.random.key(0), x)["params"]
     params = jax.tree.map(lambda p: p.astype(jnp.float64) + 0.05, params)
-    scales = ei.tune(model, params, X, loss_fn)
+    scales = ei.tune(model, params, x, loss_fn)
     if not chain:  # only in a chain are carried gradients true ones, up to factors
         forward = jax.tree.map(jnp.ones_like, scales)
         pick = lambda path, one, s: s if path[-1].key == "output" else one
         scales = jax.tree.map_with_path(pick, forward, scales)
-    rows = ei.measure(model, params, X, loss_fn, scales=scales).rows()
-    table = {row["path"]: row for row in rows}
+    rows = ei.measure(model, params, x, loss_fn, scales=scales).rows()
+    found = jax.jit(partial(differences, model, chain))(params, scales, x)
+    assert {row["path"] for row in rows} == found.keys()
+    for row in rows:
+        for name, wanted in found[row["path"]].items():
+            np.testing.assert_allclose(row[name], wanted, rtol=1e-3, err_msg=name)
+
+
+def differences(model, chain: bool, params, scales, x) -> dict[str, dict]:
+    """What `measure` is to report of each unit: shift its inputs and its parameters."""
+    see = partial(look, model, scales, x)
+    as_it_is = lambda path, x: x
+    _, inputs, out = see(params, as_it_is)
+    shifted = lambda at: see(at[0], lambda path, x: x + at[1][path])[0]
+    zeros = jax.tree.map(jnp.zeros_like, inputs)
+    of_params, of_inputs = gradient(shifted, (params, zeros))
     factors = {path: v for (path, _), v in from_tree(scales, params).items()}
-    units = dict.fromkeys(p[:-1] for p in flatten(params))
-    zero = dict.fromkeys(units, jnp.zeros(()))
-    variables = {"params": params, "scales": scales}
-    _, inputs, _ = outputs(model, variables, zero)
-    order = list(inputs)
-    steps = {}
-    for i, path in enumerate(order):
-        row = table["/".join(path)]
-        downstream = [factors[p] for p in order[i:]] if chain else []
-        carried = np.prod([float(f["output_grad"]) for f in downstream])
-        passed = carried * np.prod([float(f["input_grad"]) for f in downstream[:1]])
-        for f in downstream[1:]:
-            carried *= float(f["input_grad"])
-            passed *= float(f["input_grad"])
-        steps[path] = check_unit(model, variables, zero, path, row, carried, passed)
-    for path, change in moved_together(model, variables, zero, steps).items():
-        row = table["/".join(path)]
-        np.testing.assert_allclose(row["total_update_rms"], rms(change), rtol=1e-3)
+    above = carried([factors[path] for path in inputs], chain)
+    passed = dict(zip(inputs, above, strict=True))
+    steps = {p: passed[p[:-1]][0] * g for p, g in flatten(of_params).items()}
+
+    def stepped(rate):
+        return insert({}, {p: v - rate * steps[p] for p, v in flatten(params).items()})
+
+    # with all inputs held, no unit feels the steps of the others
+    alone = slope(lambda rate: see(stepped(rate), lambda path, x: inputs[path])[2])
+    together = slope(lambda rate: see(stepped(rate), as_it_is)[2])
+    return {
+        "/".join(path): {
+            "output_rms": rms(out[path]),
+            "input_grad_rms": rms(passed[path][1] * of_inputs[path]),
+            "update_rms": rms(alone[path]),
+            "total_update_rms": rms(together[path]),
+            "param_grad_rms": rms(*(s for p, s in steps.items() if p[:-1] == path)),
+        }
+        for path in inputs
+    }
 
 
-def moved_together(model, variables, zero, steps) -> dict:
-    """The change of each unit's output when all parameters take a step at once."""
-
-    def at(rate):
-        params = variables["params"]
-        for path, step in steps.items():
-            own = {n: v - rate * step[n] for n, v in get(params, path).items()}
-            params = put(params, path, own)
-        return outputs(model, {**variables, "params": params}, zero)[2]
-
-    below, above = at(STEP), at(-STEP)
-    return {path: (above[path] - below[path]) / (2 * STEP) for path in steps}
-
-
-def check_unit(model, variables, zero, path, row, carried, passed):
-    """One unit: shift its inputs and its parameters, and look; returns its step."""
-
-    def with_input(shift):
-        return outputs(model, variables, {**zero, path: shift})[0]
-
-    def with_own(own):
-        params = put(variables["params"], path, own)
-        return outputs(model, {**variables, "params": params}, zero)
-
-    _, inputs, out = outputs(model, variables, zero)
-    own = get(variables["params"], path)
-    back = passed * gradient(with_input, jnp.zeros(inputs[path].shape))
-    loss_of = lambda leaf: lambda value: with_own({**own, leaf: value})[0]
-    steps = {leaf: carried * gradient(loss_of(leaf), own[leaf]) for leaf in own}
-
-    def moved(rate):
-        stepped = {leaf: value - rate * steps[leaf] for leaf, value in own.items()}
-        return unit_output(model, variables, path, stepped, inputs[path])
-
-    change = (moved(-STEP) - moved(STEP)) / (2 * STEP)
-    np.testing.assert_allclose(row["output_rms"], rms(out[path]), rtol=1e-3)
-    np.testing.assert_allclose(row["input_grad_rms"], rms(back), rtol=1e-3)
-    np.testing.assert_allclose(row["update_rms"], rms(change), rtol=1e-3)
-    flat = jnp.concatenate([s.ravel() for s in steps.values()])
-    np.testing.assert_allclose(row["param_grad_rms"], rms(flat), rtol=1e-3)
-    return steps
-
-
-def unit_output(model, variables, path, own, x):
-    """A unit's output with its input held and other parameters of its own."""
-    held = {}
-
-    def intercept(proceed, args, kwargs, context):
-        if context.module.path != path:
-            return proceed(*args, **kwargs)
-        held["y"] = proceed(x, *args[1:], **kwargs)
-        return held["y"]
-
-    params = put(variables["params"], path, own)
-    with nn.intercept_methods(intercept):
-        ei.scaled(model).apply({**variables, "params": params}, X)
-    return held["y"]
-
-
-def get(tree, path):
-    for name in path:
-        tree = tree[name]
-    return tree
-
-
-def put(tree, path, value):
-    if not path:
-        return value
-    return {**tree, path[0]: put(tree[path[0]], path[1:], value)}
+def carried(factors: list[dict], chain: bool) -> list[tuple]:
+    """What true gradients are multiplied by inside of each unit, and above it."""
+    if not chain:
+        return [(1.0, 1.0)] * len(factors)
+    found, product = [], 1.0
+    for own in reversed(factors):
+        inside = product * own["output_grad"]
+        product = inside * own["input_grad"]
+        found.append((inside, product))
+    return found[::-1]
