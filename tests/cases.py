@@ -4,7 +4,7 @@ import itertools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -41,6 +41,10 @@ class Case:
     zeros: frozenset[str] = NONE  # arrays that start at zero, biases aside
     idle: frozenset[str] = NONE  # units, in branches the inputs never take
     unreached: frozenset[str] = NONE  # modules with parameters, never called
+
+    def __post_init__(self):
+        """A job is built once: compiling its initialization takes most of that."""
+        object.__setattr__(self, "build", cache(self.build))
 
 
 def paths(text: str) -> frozenset[str]:
