@@ -1,5 +1,6 @@
 """How the tests run: on eight CPU devices, compiled for a short compile time."""
 
+import gc
 import os
 
 from jaxlib.version import __version__ as jaxlib_version
@@ -35,6 +36,9 @@ import itertools  # noqa: E402
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
+
+# Tracing makes many objects that live: looking among them for garbage takes 5%.
+gc.set_threshold(50_000)
 
 FORGET = 25
 _count = itertools.count(1)
