@@ -10,9 +10,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def plot(
-    before: Measurement, after: Measurement | None = None, **others: Measurement
-) -> "Figure":
+def plot(*measurements: Measurement, **named: Measurement) -> "Figure":
     r"""The picture of a network at a glance: log2 rms of each pillar, unit by unit.
 
     Three panels in call order: activation, input gradient, update at learning rate 1
@@ -23,9 +21,9 @@ def plot(
     reached by a ring.
 
     Args:
-        before: what `measure` returned.
-        after: the same of the same units, tuned say; both are drawn.
-        others: more of them, by the names that the legend gives them.
+        measurements: what `measure` returned: one, or two of the same units, which are
+            called before and after.
+        named: the same, by the names that the legend gives them.
 
     Returns:
         A `matplotlib.figure.Figure`: nothing is shown or saved. Notebooks show it where
@@ -33,7 +31,7 @@ def plot(
 
     Raises:
         TypeError: something else than measurements.
-        ValueError: they are not of the same units.
+        ValueError: they are not of the same units, or more than two are without names.
         ImportError: matplotlib is not installed.
 
     Example:
@@ -49,15 +47,21 @@ def plot(
         >>> [ax.get_ylabel() for ax in figure.axes][0]
         'log2 rms of\nactivation'
     """
-    named = {"before": before} | ({} if after is None else {"after": after}) | others
+    if len(measurements) > 2 or not (measurements or named):
+        raise ValueError(
+            f"plot got {len(measurements)} measurements without names, expected one or "
+            "two (before, after); name them: plot(glorot=..., kaiming=...)"
+        )
+    named = dict(zip(("before", "after"), measurements, strict=False)) | named
     for name, given in named.items():
         if not isinstance(given, Measurement):
             raise TypeError(
                 f"{name} is a {type(given).__name__}, expected what ei.measure returned"
             )
+    first, *_ = named
     for name, given in named.items():
-        if units_of(given) != units_of(before):
-            _refuse(name, units_of(before), units_of(given))
+        if units_of(given) != units_of(named[first]):
+            _refuse(first, units_of(named[first]), name, units_of(given))
     return drawn(named)
 
 
@@ -72,7 +76,7 @@ def units_of(given: Measurement) -> list[str]:
     return [unit({"path": row.path}) for row in given.rows_of]
 
 
-def _refuse(name: str, expected: list[str], found: list[str]) -> None:
+def _refuse(first: str, expected: list[str], name: str, found: list[str]) -> None:
     lacking = [u for u in dict.fromkeys(expected) if u not in found]
     extra = [u for u in dict.fromkeys(found) if u not in expected]
     differ = "; ".join(
@@ -81,7 +85,7 @@ def _refuse(name: str, expected: list[str], found: list[str]) -> None:
         if units
     )
     raise ValueError(
-        f"'before' and {name!r} are measurements of different units: "
+        f"{first!r} and {name!r} are measurements of different units: "
         f"{differ or 'their order or numbers of layers differ'}; measure the same "
         "model twice, as it is and with scales=..."
     )

@@ -186,6 +186,11 @@ def test_wrong_measurements_are_refused(before):
         ei.plot(before, measured(Other()))
     with pytest.raises(TypeError, match=r"expected what ei.measure returned"):
         ei.plot(before, before.rows())
+    for many in ((), (before, before, before)):
+        with pytest.raises(ValueError, match=r"plot\(glorot=..., kaiming=...\)"):
+            ei.plot(*many)
+    words = ei.plot(before, third=before).legends[0].get_texts()
+    assert [word.get_text() for word in words][:2] == ["before", "third"]
 
 
 @pytest.fixture
