@@ -1,7 +1,8 @@
 """Empirical initialization for Flax: run the network, measure, scale.
 
 `tune` returns scale factors, `scaled` a model that takes them, `measure` the rms of
-activations, gradients and updates in every layer.
+activations, gradients and updates in every layer; `plot`, `activation_stats`,
+`coordinate_check` and `report` show what was measured.
 """
 
 from ._coordinates import coordinate_check as coordinate_check

@@ -36,12 +36,12 @@ class Signal:
     | `histogram` | the share of elements in each bin |
     """
 
-    mean: Float[Array, "slots rows"]
-    std: Float[Array, "slots rows"]
-    rms: Float[Array, "slots rows"]
-    dead: Float[Array, "slots rows"]
-    nonfinite: Float[Array, "slots rows"]
-    histogram: Float[Array, "slots rows bins"]
+    mean: Float[Array, "*seeds slots rows"]
+    std: Float[Array, "*seeds slots rows"]
+    rms: Float[Array, "*seeds slots rows"]
+    dead: Float[Array, "*seeds slots rows"]
+    nonfinite: Float[Array, "*seeds slots rows"]
+    histogram: Float[Array, "*seeds slots rows bins"]
 
 
 @partial(
@@ -58,10 +58,10 @@ class History:
     tells at which side of the units was read, `near` what counts as dead.
     """
 
-    steps: Int[Array, " slots"]
+    steps: Int[Array, "*seeds slots"]
     activations: Signal
     gradients: Signal
-    edges: Float[Array, " bins+1"]
+    edges: Float[Array, "*seeds edges"]
     paths: tuple[str, ...]
     of: str
     near: float

@@ -29,6 +29,7 @@ CHECKED = (
     "_potentials", "_plan", "_probe", "_sweep", "_observe", "_measurement", "_changes",
     "_state", "_settle", "_looks", "_solve", "_updates", "_optimizer", "_options",
     "_fold", "_unit_params", "_demo", "_tables", "_figures",
+    "_taps", "_places", "_history", "_charts", "_spread", "_pair", "_page",
 )  # fmt: skip
 install_import_hook([f"einit_jax.{name}" for name in CHECKED], "beartype.beartype")
 

@@ -63,8 +63,9 @@ def test_bare_import_is_light():
     assert run.stderr == ""
 
 
-def test_readme_code_runs():
+def test_readme_code_runs(tmp_path, monkeypatch):
     """Every Python block of the README, one after the other, as a user would."""
+    monkeypatch.chdir(tmp_path)
     text = (ROOT / "README.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert blocks
@@ -76,7 +77,10 @@ def test_readme_code_runs():
         {"params": space["params"], "scales": space["scales"]}, space["x"]
     )
     assert np.allclose(space["logits"], tuned, atol=1e-4)
-    assert int(space["state"].step) == 1
+    assert int(space["state"].step) == 4
+    assert (tmp_path / "run.html").read_text().count("<img") == 4
+    assert set(space["check"].verdicts().values()) <= {"flat", "grows", "shrinks"}
+    assert np.isfinite(space["history"].gradients.std[:3]).all()
 
 
 def test_door_lists_what_readme_names():
