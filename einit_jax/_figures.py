@@ -4,6 +4,7 @@ Figures are made without pyplot, so nothing is shown, saved or kept by itself.
 """
 
 import io
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -191,5 +192,19 @@ def name_ticks(ax: "Axes", names: Sequence[str]) -> None:
 
 
 def shortened(name: str, most: int) -> str:
-    """The end of a long name, which tells more than its beginning."""
-    return name if len(name) <= most else "..." + name[3 - most :]
+    """A long path with long parts cut short, each with its number: all levels stay.
+
+    Where that is not enough, its end, which tells more than its beginning.
+    """
+    for keep in range(12, 3, -1):
+        if len(name) <= most:
+            return name
+        stems = (
+            re.fullmatch(r"(.*?)(_?\d*(?:\[[\d,]*\])?)", part)
+            for part in name.split("/")
+        )
+        name = "/".join(
+            (stem if len(stem) <= keep else stem[: keep - 1] + "…") + number
+            for stem, number in (found.groups() for found in stems if found)
+        )
+    return name if len(name) <= most else "…" + name[1 - most :]

@@ -48,8 +48,7 @@ class Gauge:
 
     def read(self, leaves: list[Array]) -> Float[Array, " facts"]:
         """A reading: sums over the finite ones of the sampled elements."""
-        share = None if self.sample is None else self.sample // max(len(leaves), 1)
-        parts = [_real(sampled(leaf, share)) for leaf in leaves if leaf.size]
+        parts = [_real(leaf) for leaf in leaves if leaf.size]
         if not parts:
             return jnp.zeros(self.size // len(SIGNALS), jnp.float32)
         values = jnp.concatenate(parts)
@@ -166,6 +165,8 @@ _tapped.defvjp(_tapped_forward, _tapped_backward)
 
 def _reading(gauge: Gauge, leaves: list, tap: Array) -> Array:
     """What is read, or zeros where the tap is switched off (zero)."""
+    share = None if gauge.sample is None else gauge.sample // max(len(leaves), 1)
+    leaves = [sampled(leaf, share) for leaf in leaves]
     if not gauge.switched:
         return gauge.read(leaves)
     off = lambda leaves: jnp.zeros(gauge.size // len(SIGNALS), jnp.float32)

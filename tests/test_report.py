@@ -18,7 +18,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 import einit_jax as ei
 from einit_jax import _files
-from einit_jax._figures import LABELS, pillars
+from einit_jax._figures import LABELS, pillars, shortened
 from tests.models import CASES
 from tests.test_coordinates import synthetic
 
@@ -119,6 +119,13 @@ def test_names_are_readable(count):
     assert boxes[0].y0 >= 0
     marks = [c for c in figure.axes[2].collections if c.get_label() == "_non-finite"]
     assert len(marks[0].get_offsets()) == count
+
+
+def test_long_names_keep_their_levels_and_numbers():
+    name = "encoder/encoderblock_0/MultiHeadDotProductAttention_12/query[3]"
+    assert shortened(name, 30) == "enc…/enc…_0/Mul…_12/que…[3]"
+    assert shortened("Dense_0", 30) == "Dense_0"
+    assert shortened("a_1/" * 20 + "b", 10) == "…1/a_1/a_1/b"[-10:]
 
 
 def test_every_value_draws(before, history):
