@@ -125,7 +125,7 @@ def test_long_names_keep_their_levels_and_numbers():
     name = "encoder/encoderblock_0/MultiHeadDotProductAttention_12/query[3]"
     assert shortened(name, 30) == "enc…/enc…_0/Mul…_12/que…[3]"
     assert shortened("Dense_0", 30) == "Dense_0"
-    assert shortened("a_1/" * 20 + "b", 10) == "…1/a_1/a_1/b"[-10:]
+    assert shortened("a_1/" * 20 + "b", 10) == "…a_1/a_1/b"
 
 
 def test_every_value_draws(before, history):
