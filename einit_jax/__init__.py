@@ -15,6 +15,7 @@ from ._plot import plot as plot
 from ._report import report as report
 from ._scaled import scaled as scaled
 from ._spread import CoordinateCheck as CoordinateCheck
+from ._stats import ActivationStats as ActivationStats
 from ._stats import activation_stats as activation_stats
 from ._train import TrainState as TrainState
 from ._train import scale_updates as scale_updates

@@ -155,16 +155,23 @@ class ActivationStats:
                 `jax.ShapeDtypeStruct`.
 
         Raises:
-            ValueError: a pattern matches no unit, or no unit is left.
+            ValueError: variables have no params, a pattern matches no unit, or no unit
+                is left.
         """
+        if "params" not in variables:
+            raise ValueError(
+                f"variables have entries {sorted(variables)[:6]}, expected 'params' "
+                "among them: pass {'params': params}"
+            )
         how = {"rngs": rngs, "method": method, **kwargs}
         model = self.model.model if isinstance(self.model, Scaled) else self.model
         units = self._chosen(graph_of(model, dict(variables), args, how).units)
         found = places(units, unboxed(variables["params"]))
         total = sum(u.size for u in units)
-        facts = self.gauge.size // len(SIGNALS)
+        size = self.gauge.size
+        facts = size // len(SIGNALS)
         return StatsState(
-            taps={p.name: jnp.ones(p.shape(self.gauge.size)) for p in found},
+            taps={p.name: jnp.ones(p.shape(size), jnp.float32) for p in found},
             sums=jnp.zeros((self.slots, len(SIGNALS), total, facts), jnp.float32),
             count=jnp.zeros((), jnp.int32),
             stride=jnp.ones((), jnp.int32),

@@ -57,7 +57,8 @@ class Gauge:
         # one reduction and one scatter: kernels, not elements, are what reading costs
         each = (ones, values, jnp.square(values))
         add = lambda left, right: tuple(map(jnp.add, left, right))
-        count, total, squares = jax.lax.reduce(each, (0.0, 0.0, 0.0), add, (0,))
+        start = (jnp.float32(0),) * len(each)
+        count, total, squares = jax.lax.reduce(each, start, add, (0,))
         facts = jnp.stack([count, values.size - count, total, squares])
         where = jnp.zeros(self.bins, jnp.float32).at[self._bin(values)]
         return jnp.concatenate([facts, where.add(ones, mode="promise_in_bounds")])

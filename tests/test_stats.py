@@ -257,6 +257,15 @@ def test_patterns_choose_units():
     assert stats.value(stats.init({"params": PARAMS}, X)).paths == ("Dense_0",)
 
 
+def test_with_64_bits():
+    with jax.enable_x64(True):
+        stats = ei.activation_stats(Net())
+        wide = jax.tree.map(lambda p: p.astype(jnp.float64), PARAMS)
+        _, state = train(stats, stats.init({"params": wide}, X), 2, wide)
+        assert state.sums.dtype == jnp.float32
+        assert np.isfinite(stats.value(state).gradients.std[1]).all()
+
+
 def test_under_vmap_over_seeds():
     stats = ei.activation_stats(Net(), slots=2)
     keys = jax.random.split(KEY, 3)
@@ -310,6 +319,8 @@ def test_wrong_use_is_refused():
     state = stats.init({"params": PARAMS}, X)
     with pytest.raises(TypeError, match=r"flax.linen.Module"):
         ei.activation_stats(jnp.tanh)
+    with pytest.raises(ValueError, match=r"expected 'params' among them"):
+        stats.init(PARAMS, X)
     with pytest.raises(ValueError, match="no 'taps'"):
         stats.apply({"params": PARAMS}, X)
     with pytest.raises(ValueError, match="no module of these params"):
