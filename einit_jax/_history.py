@@ -123,6 +123,11 @@ class History:
         return four(steps, moments, edges, self.paths, side)
 
     def _used(self) -> np.ndarray:
+        if np.ndim(self.steps) != 1:
+            raise ValueError(
+                f"the history is of {np.shape(self.steps)[0]} runs, mapped together; "
+                "look at one: jax.tree.map(lambda x: x[0], history)"
+            )
         used = np.flatnonzero(np.asarray(self.steps) >= 0)
         if not used.size:
             raise ValueError(
@@ -135,6 +140,8 @@ class History:
     def __str__(self) -> str:
         if not all(map(is_concrete, jax.tree.leaves(self))):
             return f"History of {len(self.paths)} rows (traced)"
+        if np.ndim(self.steps) != 1:
+            return f"History of {len(self.paths)} rows, {np.shape(self.steps)[0]} runs"
         if not np.any(np.asarray(self.steps) >= 0):
             return f"History of {len(self.paths)} rows, empty"
         rows = self.rows()

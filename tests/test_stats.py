@@ -279,6 +279,9 @@ def test_under_vmap_over_seeds():
         return stats.value(state)
 
     many, one = jax.vmap(run)(params), run(jax.tree.map(lambda p: p[1], params))
+    assert "3 runs" in str(many)
+    with pytest.raises(ValueError, match=r"look at one: jax.tree.map"):
+        many.plot()
     np.testing.assert_allclose(
         many.activations.std[1], one.activations.std, rtol=1e-5, equal_nan=True
     )
