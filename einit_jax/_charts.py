@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._figures import figure, shortened
+from ._figures import figure
+from ._tables import shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -4,12 +4,13 @@ Figures are made without pyplot, so nothing is shown, saved or kept by itself.
 """
 
 import io
-import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from ._tables import shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -189,22 +190,3 @@ def name_ticks(ax: "Axes", names: Sequence[str]) -> None:
     short = [shortened(name, 28) for name in names[::step]]
     ax.set_xticks(range(0, len(names), step), short, rotation=90, fontsize=8)
     ax.set_xlim(-0.7, len(names) - 0.3)
-
-
-def shortened(name: str, most: int) -> str:
-    """A long path with long parts cut short, each with its number: all levels stay.
-
-    Where that is not enough, its end, which tells more than its beginning.
-    """
-    for keep in range(12, 3, -1):
-        if len(name) <= most:
-            return name
-        stems = (
-            re.fullmatch(r"(.*?)(_?\d*(?:\[[\d,]*\])?)", part)
-            for part in name.split("/")
-        )
-        name = "/".join(
-            (stem if len(stem) <= keep else stem[: keep - 1] + "…") + number
-            for stem, number in (found.groups() for found in stems if found)
-        )
-    return name if len(name) <= most else "…" + name[1 - most :]

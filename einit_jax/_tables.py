@@ -1,6 +1,7 @@
 """How rows of numbers read: a table as text, and flat names for loggers."""
 
 import io
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,10 @@ SHOWN = 64
 """Of a longer table only so many rows are printed, the first and the last ones."""
 
 
+WIDTH = 40
+"""Of a column of words."""
+
+
 def text(
     left: Sequence[str],
     right: Sequence[str],
@@ -22,7 +27,7 @@ def text(
     """Columns of words, then columns of numbers, and lines below them."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for name in left:
-        table.add_column(name, no_wrap=True, overflow="ellipsis", max_width=40)
+        table.add_column(name, no_wrap=True, overflow="ellipsis", max_width=WIDTH)
     for name in right:
         table.add_column(name, justify="right", no_wrap=True)
     gap = len(rows) - SHOWN
@@ -31,7 +36,7 @@ def text(
             if i == SHOWN // 2:
                 table.add_row(f"... {gap} more in rows()")
             continue
-        table.add_row(*row)
+        table.add_row(shortened(row[0], WIDTH), *row[1:])
     stream = io.StringIO()
     # in a notebook rich would show the table there, and leave no text here
     console = Console(file=stream, width=160, color_system=None, force_jupyter=False)
@@ -66,3 +71,22 @@ def tag(path: str, name: str) -> str:
     unit, _, layers = path.partition("[")
     parts = [*unit.split("/"), *layers.rstrip("]").split(","), name]
     return "/".join(part for part in parts if part not in ("", "."))
+
+
+def shortened(name: str, most: int) -> str:
+    """A long path with long parts cut short, each with its number: all levels stay.
+
+    Where that is not enough, its end, which tells more than its beginning.
+    """
+    for keep in range(12, 3, -1):
+        if len(name) <= most:
+            return name
+        stems = (
+            re.fullmatch(r"(.*?)(_?\d*(?:\[[\d,]*\])?)", part)
+            for part in name.split("/")
+        )
+        name = "/".join(
+            (stem if len(stem) <= keep else stem[: keep - 1] + "…") + number
+            for stem, number in (found.groups() for found in stems if found)
+        )
+    return name if len(name) <= most else "…" + name[1 - most :]

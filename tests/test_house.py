@@ -13,10 +13,10 @@ ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "einit_jax").glob("*.py"))
 
 LAYERS = (  # arithmetic and plain things first
-    {"_math", "_search", "_lift", "_classes", "_tables", "_figures", "_files", "_page"},
-    {"_inputs", "_paths", "_jaxprs", "_charts"},
-    {"_hook", "_walk", "_ties", "_history", "_spread"},  # what Flax and jaxprs show
-    {"_graph", "_taps"},
+    {"_math", "_search", "_lift", "_classes", "_tables", "_files", "_page"},
+    {"_inputs", "_paths", "_jaxprs", "_figures"},
+    {"_hook", "_walk", "_ties", "_charts"},  # what Flax and jaxprs show
+    {"_graph", "_taps", "_history", "_spread"},
     {"_units", "_regions"},
     {"_problem", "_potentials", "_places"},
     {"_plan", "_probe", "_scaled", "_sweep", "_observe", "_measurement", "_optimizer"},

@@ -18,7 +18,8 @@ from tensorboardX.proto.event_pb2 import Event
 
 import einit_jax as ei
 from einit_jax import _files
-from einit_jax._figures import LABELS, pillars, shortened
+from einit_jax._figures import LABELS, pillars
+from einit_jax._tables import shortened
 from tests.models import CASES
 from tests.test_coordinates import synthetic
 
