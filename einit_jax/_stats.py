@@ -27,7 +27,7 @@ def activation_stats(
     slots: int = 128,
     octaves: tuple[int, int] = (-48, 8),
     near: float = 2.0**-7,
-    sample: int | None = 4096,
+    sample: int | None = 2048,
     include: str | Sequence[str] = "*",
     exclude: str | Sequence[str] = (),
 ) -> "ActivationStats":
@@ -57,12 +57,12 @@ def activation_stats(
         slots: length of the history, even. When it is full neighbours are pooled, and
             a slot covers twice as many steps: any number of steps fits.
         octaves: (low, high), the histogram's range: a bin for each octave of positive
-            and of negative values in `2^low ... 2^high`, and one of all that is nearer
-            to zero, which is dead.
+            and of negative values in `2^low ... 2^high`, the outermost ones with all
+            beyond, and one of all that is nearer to zero, which is dead.
         near: an element is dead where it is at most so many times the rms of its unit,
             by the histogram, as if values were even inside of each bin.
         sample: most elements that are read off an array, evenly; a standard deviation
-            is then known to `1 / sqrt(2 sample)` of itself, 1% at the default. None
+            is then known to `1 / sqrt(2 sample)` of itself, 1.6% by default. None
             reads all.
         include, exclude: glob patterns of the units to watch.
 
@@ -270,11 +270,14 @@ class ActivationStats:
         mean = facts["sum"] / over
         square = facts["squares"] / over
         shares = sums[..., len(FACTS) :] / over[..., None]
+        known = jnp.isfinite(square)
+        strength = jnp.sqrt(jnp.where(known, square, jnp.nan))
+        variance = jnp.where(known, square - jnp.square(mean), square)
         return Signal(
             mean=mean,
-            std=jnp.sqrt(jnp.maximum(square - jnp.square(mean), 0)),
+            std=jnp.sqrt(jnp.maximum(variance, 0)),
             rms=jnp.sqrt(square),
-            dead=self.gauge.within(shares, self.near * jnp.sqrt(square)),
+            dead=self.gauge.within(shares, self.near * strength),
             nonfinite=facts["nonfinite"] / jnp.where(every > 0, every, jnp.nan),
             histogram=shares,
         )

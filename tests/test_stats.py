@@ -214,6 +214,15 @@ def test_nonfinite_elements_are_counted_apart():
     assert np.isfinite(first["std"])
 
 
+def test_beyond_the_range_of_squares_nothing_is_called_dead():
+    stats = ei.activation_stats(Net(), of="input", sample=None)
+    _, state = train(stats, stats.init({"params": PARAMS}, X), 1, PARAMS, 1e25 * X)
+    first = stats.value(state).rows()[0]
+    assert first["std"] == np.inf
+    assert np.isnan(first["dead"])
+    assert first["nonfinite"] == 0
+
+
 def test_scaled_models_are_read_outside_of_their_factors():
     scales = ei.tune(Net(), PARAMS, X, square)
     tuned = ei.scaled(Net())
