@@ -6,7 +6,10 @@ activations, gradients and updates in every layer; `plot`, `activation_stats`,
 """
 
 from ._coordinates import coordinate_check as coordinate_check
+from ._fans import fans as fans
 from ._fold import fold as fold
+from ._gain import gain as gain
+from ._gain import general_relu as general_relu
 from ._history import History as History
 from ._inputs import Inputs as Inputs
 from ._measure import measure as measure

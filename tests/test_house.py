@@ -13,7 +13,17 @@ ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "einit_jax").glob("*.py"))
 
 LAYERS = (  # arithmetic and plain things first
-    {"_math", "_search", "_lift", "_classes", "_tables", "_files", "_page"},
+    {
+        "_math",
+        "_search",
+        "_lift",
+        "_classes",
+        "_tables",
+        "_files",
+        "_page",
+        "_gain",
+        "_fans",
+    },
     {"_inputs", "_paths", "_jaxprs", "_figures"},
     {"_hook", "_walk", "_ties", "_charts"},  # what Flax and jaxprs show
     {"_graph", "_taps", "_history", "_spread"},
