@@ -1,6 +1,7 @@
 """`coordinate_check`: do activations and their changes keep their size over widths?"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -115,9 +116,8 @@ def coordinate_check(
             rate = learning_rate(width) if callable(learning_rate) else learning_rate
             own = tune(width) if callable(tune) else tune
             how = None if own is False else given | ({} if own is True else dict(own))
-            each = _Width(
-                model, input_fn, loss_fn, optimizer, float(rate), steps, how, init_fn
-            )
+            by = optimizer(float(rate)), optimizer(1.0)
+            each = _Width(model, input_fn, loss_fn, *by, steps, how, init_fn)
             for k in keys:
                 yield width, *each.run(k, **given)
 
@@ -143,27 +143,23 @@ def _gathered(
     return CoordinateCheck(means(2), means(3), widths, paths, seeds, flat)
 
 
+@dataclass(frozen=True)
 class _Width:
     """The models of one width: all that is the same for every seed."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        input_fn: Any,
-        loss_fn: Callable,
-        optimizer: Callable,
-        rate: float,
-        steps: int,
-        tuning: dict | None,
-        init_fn: Callable | None,
-    ):
-        self.case = model, input_fn, loss_fn
-        self.tx, self.unit = optimizer(rate), optimizer(1.0)
-        self.steps, self.tuning, self.init_fn = steps, tuning, init_fn
+    model: nn.Module
+    input_fn: Any
+    loss_fn: Callable
+    tx: optax.GradientTransformation
+    unit: optax.GradientTransformation
+    """The same at learning rate 1, to tune with."""
+    steps: int
+    tuning: dict[str, Any] | None
+    init_fn: Callable | None
 
     def run(self, key: jax.Array, **given: Any) -> tuple:
         """Paths, sizes and changes of one seed."""
-        model, input_fn, loss_fn = self.case
+        model, input_fn, loss_fn = self.model, self.input_fn, self.loss_fn
         task = problem(model, loss_fn, given["method"], given["axis_name"])
         drawn = given["rngs"], given["batch_size"], 1
         (batch,) = draw_batches(input_fn, key, *drawn)

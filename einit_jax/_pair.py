@@ -41,9 +41,8 @@ def apart(
     start, on the same batch with the same random keys.
     """
     both = jax.tree.map(lambda a, b: jnp.stack([a, b]), start, now)
-    slots = {
-        kind_of(u): dict.fromkeys(FACTS, jnp.zeros((2, *u.ride_shape))) for u in units
-    }
+    zeros = lambda u: jnp.zeros((2, *u.ride_shape), jnp.float32)
+    slots = {kind_of(u): dict.fromkeys(FACTS, zeros(u)) for u in units}
 
     def run(params, slots):
         if scales is not None:

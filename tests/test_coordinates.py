@@ -153,6 +153,19 @@ def test_init_fn_makes_the_variables():
     np.testing.assert_allclose(head, 0.5, atol=0.1)
 
 
+def test_with_64_bits():
+    """Float64 models, sizes in float32 that agree with those of float32 models."""
+    init_fn = lambda model, key, inputs: jax.tree.map(
+        lambda p: p.astype(jnp.float64), model.init(key, *inputs.args)
+    )
+    narrow = check(Net, (16, 32), optimizer=optax.sgd, steps=1)
+    with jax.enable_x64(True):
+        wide = check(Net, (16, 32), optimizer=optax.sgd, steps=1, tune=True)
+        again = check(Net, (16, 32), optimizer=optax.sgd, steps=1, init_fn=init_fn)
+    assert np.isfinite(wide.changes).all()
+    np.testing.assert_allclose(again.changes, narrow.changes, rtol=1e-3, atol=1e-7)
+
+
 def test_progress_only_when_asked(capsys):
     check(Net, (16, 32), steps=0)
     assert capsys.readouterr().out == ""
