@@ -31,8 +31,9 @@ def four(
     drawn = np.unique(np.linspace(0, len(names) - 1, HISTOGRAMS).round().astype(int))
     across = min(len(drawn), 4)
     down = -(-len(drawn) // across)
-    picture = figure(12.0, 4.3 + 1.9 * down)
-    halves: Any = picture.subfigures(2, 1, height_ratios=[4.3, 1.9 * down])
+    height = 1.9 * down if down > 1 else 2.8
+    picture = figure(12.0, 4.3 + height)
+    halves: Any = picture.subfigures(2, 1, height_ratios=[4.3, height])
     upper, lower = halves
     upper.suptitle(title, fontsize=12)
     left, middle, right = upper.subplots(1, 3)
@@ -44,6 +45,7 @@ def four(
     middle.set_title("standard deviation", fontsize=10)
     if np.isfinite(deviations).any():
         middle.set_yscale("log", base=2)
+        _wide_enough(middle, 2.0)
     _whose(upper, left, lines, names)
     _dead(right, steps, moments["dead"], names)
     lower.suptitle("share of values by octave, brighter is more", fontsize=10)
