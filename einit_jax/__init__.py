@@ -11,6 +11,7 @@ from ._fold import fold as fold
 from ._gain import gain as gain
 from ._gain import general_relu as general_relu
 from ._history import History as History
+from ._hypercubes import HyperCubes as HyperCubes
 from ._inputs import Inputs as Inputs
 from ._measure import measure as measure
 from ._measurement import Measurement as Measurement

@@ -22,6 +22,7 @@ LAYERS = (  # arithmetic and plain things first
         "_files",
         "_page",
         "_gain",
+        "_hypercubes",
         "_fans",
     },
     {"_inputs", "_paths", "_jaxprs", "_figures"},
