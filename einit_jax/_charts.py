@@ -40,7 +40,7 @@ def four(
     lines = _lines(left, steps, moments["mean"] / _safe(moments["rms"]))
     left.set_title("mean over rms", fontsize=10)
     left.axhline(0, color="0.6", lw=0.8, zorder=0)
-    deviations = np.where(moments["std"] > 0, moments["std"], np.nan)
+    deviations = _safe(moments["std"])
     _lines(middle, steps, deviations)
     middle.set_title("standard deviation", fontsize=10)
     if np.isfinite(deviations).any():
@@ -177,8 +177,7 @@ def over_widths(
     axes = picture.subplots(1, len(panels), squeeze=False)[0]
     lines: list[Any] = []
     for ax, (title, values) in zip(axes, panels.items(), strict=True):
-        shown = np.where(np.isfinite(values) & (values > 0), values, np.nan)
-        lines = _lines(ax, np.asarray(widths), shown)
+        lines = _lines(ax, np.asarray(widths), _safe(values))
         for line in lines:
             line.set_marker("o")
             line.set_markersize(3)

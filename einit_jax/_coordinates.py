@@ -23,14 +23,13 @@ from ._problem import (
     draw_batches,
     over_axis,
     problem,
-    refuse_other,
     value_of,
 )
 from ._scaled import SCALE, scaling
 from ._spread import CoordinateCheck
 from ._train import scale_updates
 from ._tune import tune as tuned
-from ._units import from_tree, riding, rows, vector
+from ._units import call_order, from_tree, riding, vector
 
 
 def coordinate_check(
@@ -112,7 +111,6 @@ def coordinate_check(
     def runs() -> Iterator[tuple]:
         for width in widths:
             model = model_fn(width)
-            refuse_other(model)
             rate = learning_rate(width) if callable(learning_rate) else learning_rate
             own = tune(width) if callable(tune) else tune
             how = None if own is False else given | ({} if own is True else dict(own))
@@ -174,7 +172,7 @@ class _Width:
         units = graph.units
         case = params, collections, batch, scales
         seen = _trained(task, units, self.tx, self.steps, *case)
-        paths, order = _call_order(units)
+        paths, order = call_order(units)
         return paths, *(np.asarray(t)[:, order] for t in seen)
 
 
@@ -212,15 +210,13 @@ def _trained(
     scales: Mapping | None,
 ) -> tuple[jax.Array, jax.Array]:
     """Sizes and changes of all units, after 0, 1, ..., `steps` steps."""
-    values = None
+    values = {}
     if scales is not None:
         values = from_tree(scales, params)
         tx = optax.chain(tx, scale_updates(scales))
 
     def loss(floats, leaves):
-        filled = leaves.build(floats)
-        if values is not None:
-            filled = riding(filled, SCALE, values)
+        filled = riding(leaves.build(floats), SCALE, values)
         with nn.intercept_methods(scaling(set())):
             out, _ = outputs_of(task, filled, collections, batch)
         return checked_loss(task, out, batch)
@@ -245,13 +241,6 @@ def _trained(
     both = zip(first, later, strict=True)
     sizes, changes = (jnp.concatenate([a[None], b]) for a, b in both)
     return sizes, changes
-
-
-def _call_order(units: tuple) -> tuple[tuple[str, ...], np.ndarray]:
-    """The paths of all rows in call order, and where each is in `vector`."""
-    nowhere = np.zeros(sum(u.size for u in units), int)
-    table, order = rows(units, nowhere, nowhere, nowhere)
-    return tuple(row.path for row in table), order
 
 
 def _refuse(

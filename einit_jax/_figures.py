@@ -64,7 +64,8 @@ def pillars(tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figure":
     Args:
         tables: rows of measurements of the same units, by what they are called.
     """
-    names = list(dict.fromkeys(unit(row) for row in next(iter(tables.values()))))
+    first = next(iter(tables.values()))
+    names = list(dict.fromkeys(unit(row["path"]) for row in first))
     picture = figure(float(np.clip(3 + 0.24 * len(names), 7.5, 15)), 8.0)
     axes = picture.subplots(len(PANELS), 1, sharex=True)
     for ax, (pillar, title) in zip(axes, PANELS.items(), strict=True):
@@ -75,14 +76,14 @@ def pillars(tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figure":
         ax.set_ylabel(f"log2 rms of\n{title}")
         _at_least(ax, 2.5)
     axes[-1].set_xlabel("unit, in call order")
-    name_ticks(axes[-1], names)
+    _name_ticks(axes[-1], names)
     _legend(picture, axes)
     return picture
 
 
-def unit(row: Mapping[str, Any]) -> str:
-    """The unit that a row is of; several layers of one scanned unit are one."""
-    return row["path"].partition("[")[0]
+def unit(path: str) -> str:
+    """The unit that a row's path is of; layers of one scanned unit are one."""
+    return path.partition("[")[0]
 
 
 def _pillar(
@@ -99,7 +100,7 @@ def _pillar(
     layers: list[list[float]] = [[] for _ in names]
     marked: dict[str, set[int]] = {mark: set() for mark in MARKS}
     for row in rows:
-        at, value = place[unit(row)], row[pillar]
+        at, value = place[unit(row["path"])], row[pillar]
         if row["flag"] == "unreached":
             marked["unreached"].add(at)
         elif value == 0:
@@ -132,7 +133,7 @@ def _total(
     """The change when all units move, a thin dotted line beside their own."""
     largest = np.full(len(place), np.nan)
     for row in rows:
-        at, value = place[unit(row)], row["total_update_rms"]
+        at, value = place[unit(row["path"])], row["total_update_rms"]
         if np.isfinite(value) and value > 0:
             largest[at] = np.fmax(largest[at], np.log2(value))
     ax.plot(largest, color=colour, lw=1.1, ls=":", zorder=3, label="_total")
@@ -184,8 +185,8 @@ def _at_least(ax: "Axes", span: float) -> None:
     ax.spines[["top", "right"]].set_visible(False)
 
 
-def name_ticks(ax: "Axes", names: Sequence[str]) -> None:
-    """Names below an axis, as many as can be read, long ones from their end."""
+def _name_ticks(ax: "Axes", names: Sequence[str]) -> None:
+    """Names below an axis, as many as can be read, long ones cut short."""
     step = -(-len(names) // LABELS)
     short = [shortened(name, 28) for name in names[::step]]
     ax.set_xticks(range(0, len(names), step), short, rotation=90, fontsize=8)

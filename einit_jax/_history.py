@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOMENTS = ("mean", "std", "rms", "dead", "nonfinite")
-SIGNALS = {"activations": "", "gradients": "grad_"}
+PREFIX = {"activations": "", "gradients": "grad_"}
+COLUMNS = {p + name: (signal, name) for signal, p in PREFIX.items() for name in MOMENTS}
+"""The names of numbers in rows, and what they are of a history."""
 
 
 @partial(
@@ -73,12 +75,10 @@ class History:
             ValueError: the history is empty.
         """
         used = self._used()
-        names = [(signal, name) for signal in SIGNALS for name in MOMENTS]
         columns = {
-            SIGNALS[signal] + name: np.asarray(getattr(getattr(self, signal), name))
-            for signal, name in names
+            column: np.asarray(getattr(getattr(self, signal), name))[used][slot]
+            for column, (signal, name) in COLUMNS.items()
         }
-        columns = {name: values[used][slot] for name, values in columns.items()}
         step = int(np.asarray(self.steps)[used][slot])
         return [
             {"path": path, "step": step}
@@ -92,8 +92,7 @@ class History:
         Raises:
             ValueError: the history is empty.
         """
-        names = [prefix + name for prefix in SIGNALS.values() for name in MOMENTS]
-        return flat(self.rows(slot), names)
+        return flat(self.rows(slot), COLUMNS)
 
     def plot(self, signal: str = "activations") -> "Figure":
         """The four charts: means, deviations, dead shares, and histograms over steps.
@@ -105,7 +104,7 @@ class History:
             ValueError: the history is empty, or there is no such signal.
             ImportError: matplotlib is not installed.
         """
-        if signal not in SIGNALS:
+        if signal not in PREFIX:
             raise ValueError(
                 f"signal={signal!r} is not known; expected 'activations' or 'gradients'"
             )
@@ -145,9 +144,8 @@ class History:
         if not np.any(np.asarray(self.steps) >= 0):
             return f"History of {len(self.paths)} rows, empty"
         rows = self.rows()
-        names = [prefix + name for prefix in SIGNALS.values() for name in MOMENTS]
-        cells = [[row["path"], *(number(row[name]) for name in names)] for row in rows]
+        cells = [[r["path"], *(number(r[name]) for name in COLUMNS)] for r in rows]
         steps = np.asarray(self.steps)[self._used()]
         about = f"units' {self.of}s in the slot from step {rows[0]['step']} on"
         end = f"{about}; {len(steps)} slots from step {steps[0]} on"
-        return text(("unit",), [n.replace("_", " ") for n in names], cells, [end])
+        return text(("unit",), [n.replace("_", " ") for n in COLUMNS], cells, [end])

@@ -1,6 +1,6 @@
 """What is static of `tune`: the units that are meant, the rules, and when to stop."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from numbers import Real
 from typing import Any, NamedTuple
 
@@ -8,7 +8,7 @@ import optax
 
 from ._graph import Unit
 from ._optimizer import refuse_no_optimizer
-from ._paths import match
+from ._paths import as_patterns, chosen, match
 from ._state import Effort
 
 
@@ -26,10 +26,7 @@ class Meant(NamedTuple):
             ValueError: a pattern matches no unit, or none is left.
         """
         names = {unit.name: unit for unit in units}
-        kept = set(names)
-        if self.include is not None:
-            kept = set(match(dict.fromkeys(self.include), names))
-        kept -= set(match(dict.fromkeys(self.exclude), names))
+        kept = chosen(names, self.include, self.exclude)
         if not kept:
             raise ValueError("include and exclude leave no unit to tune")
         targets = match(dict(self.targets), names)
@@ -102,8 +99,8 @@ def units_meant(include: Any, exclude: Any, targets: Any) -> Meant:
                 f"target {target!r} of pattern {pattern!r} is not positive and finite"
             )
     return Meant(
-        None if include is None else _patterns(include),
-        _patterns(exclude),
+        None if include is None else as_patterns(include),
+        as_patterns(exclude),
         tuple((p, float(t)) for p, t in pairs.items()),
     )
 
@@ -121,7 +118,3 @@ def effort_of(max_sweeps: Any, tolerance: Any) -> Effort:
     if not (isinstance(tolerance, Real) and float(tolerance) > 0):
         raise ValueError(f"tolerance is {tolerance!r}, expected a positive number")
     return Effort(max_sweeps, float(tolerance))
-
-
-def _patterns(patterns: str | Sequence[str]) -> tuple[str, ...]:
-    return (patterns,) if isinstance(patterns, str) else tuple(patterns)

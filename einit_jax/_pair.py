@@ -33,7 +33,7 @@ def apart(
     now: Any,
     collections: Mapping,
     batch: Batch,
-    scales: Mapping[Kind, Any] | None,
+    scales: Mapping[Kind, Any],
 ) -> dict[Kind, dict[str, Float[Array, "..."]]]:
     """The rms of each unit's outputs with the parameters of now, and of their change.
 
@@ -45,9 +45,7 @@ def apart(
     slots = {kind_of(u): dict.fromkeys(FACTS, zeros(u)) for u in units}
 
     def run(params, slots):
-        if scales is not None:
-            params = riding(params, SCALE, scales)
-        filled = riding(params, PAIR, slots)
+        filled = riding(riding(params, SCALE, scales), PAIR, slots)
         pairing, tuning = unit_hook(PAIR, _act), scaling(set())
         # the first one is the outer one, which sees outputs that are scaled
         with nn.intercept_methods(pairing), nn.intercept_methods(tuning):

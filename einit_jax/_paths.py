@@ -5,7 +5,7 @@ Whatever must reach a unit therefore rides inside `params`, in one reserved entr
 the unit's own arrays, and is split along the same axis as they are.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -107,6 +107,27 @@ def without_rides(tree: Any) -> Any:
         inner = {k: without_rides(v) for k, v in kept.items()}
         return FrozenDict(inner) if isinstance(tree, FrozenDict) else inner
     return tree
+
+
+def as_patterns(given: str | Sequence[str]) -> tuple[str, ...]:
+    """One pattern or several, as a tuple."""
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
+def chosen(
+    names: Mapping[str, Any],
+    include: tuple[str, ...] | None,
+    exclude: tuple[str, ...],
+) -> set[str]:
+    """The names that patterns leave in; `include=None` takes all.
+
+    Raises:
+        ValueError: a pattern matches no name.
+    """
+    kept = set(names)
+    if include is not None:
+        kept = set(match(dict.fromkeys(include), names))
+    return kept - set(match(dict.fromkeys(exclude), names))
 
 
 def match(

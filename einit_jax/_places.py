@@ -1,5 +1,6 @@
 """Where a unit's vector of numbers rides, and where it is found again, row by row."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,69 +11,56 @@ from jaxtyping import Array, Float
 
 from ._graph import Unit
 from ._lift import first_axis
-from ._math import is_float
-from ._paths import flatten, unboxed
-from ._units import Kind, riding, rows
+from ._paths import unboxed
+from ._units import Kind, call_order, floats_below, riding
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where the vectors of a unit's layers are; static, equal by value."""
+    """Where the vectors of a unit's layers ride."""
 
     name: str
     ride_shape: tuple[int, ...]
     front: bool
     """Whether lifted axes come first in the unit's parameters, as they mostly do."""
-    rows: tuple[int, ...]
-    """Of its layers, in the call order of all units and layers."""
-    paths: tuple[str, ...]
 
     def shape(self, length: int) -> tuple[int, ...]:
         """The shape in which a vector per layer rides: inside of all lifts flat."""
         ride = self.ride_shape
         return (*ride, length) if self.front else (length, *ride)
 
+    def by_layer(self, vectors: Array) -> Float[Array, "layers length"]:
+        """What rode, a vector a layer."""
+        vectors = vectors if self.front else jnp.moveaxis(vectors, 0, -1)
+        return vectors.reshape(math.prod(self.ride_shape), -1)
 
-def places(units: Sequence[Unit], params: Mapping) -> tuple[Place, ...]:
-    """The place of each unit's vectors; params are unboxed, arrays or shapes."""
-    nowhere = np.zeros(sum(u.size for u in units), int)
-    table, order = rows(tuple(units), nowhere, nowhere, nowhere)
-    row_of = np.argsort(order)
-    found, start = [], 0
-    for u in units:
-        mine = tuple(map(int, row_of[start : start + u.size]))
-        paths = tuple(table[i].path for i in mine)
-        front = _lifts_in_front(params, u)
-        found.append(Place(u.name, u.ride_shape, front, mine, paths))
-        start += u.size
-    return tuple(found)
+
+@dataclass(frozen=True)
+class Places:
+    """The places of several units; static, equal by value."""
+
+    units: tuple[Place, ...]
+    paths: tuple[str, ...]
+    """Of all units and layers, in call order."""
+    order: tuple[int, ...]
+    """Of these, among the layers of one unit after the other."""
+
+    def in_order(self, vectors: Mapping[str, Array]) -> Float[Array, "rows length"]:
+        """The vectors of all units and layers in call order."""
+        each = [place.by_layer(vectors[place.name]) for place in self.units]
+        return jnp.concatenate(each)[np.array(self.order)]
+
+
+def places(units: Sequence[Unit], params: Mapping) -> Places:
+    """The places of the units' vectors; params hold arrays or shapes."""
+    paths, order = call_order(units)
+    each = [Place(u.name, u.ride_shape, _lifts_in_front(params, u)) for u in units]
+    return Places(tuple(each), paths, tuple(map(int, order)))
 
 
 def _lifts_in_front(params: Mapping, unit: Unit) -> bool:
-    node: Any = params
-    for name in unit.path:
-        node = node[name]
-    leaves = [leaf for leaf in flatten(node).values() if is_float(leaf)]
+    leaves = floats_below(params, unit)
     return all(first_axis(leaf.shape, unit.lift) == 0 for leaf in leaves)
-
-
-def in_order(
-    known: Sequence[Place], vectors: Mapping[str, Array]
-) -> Float[Array, "rows length"]:
-    """The vectors of all units and layers in call order."""
-    by_unit = []
-    for place in known:
-        vector = vectors[place.name]
-        vector = vector if place.front else jnp.moveaxis(vector, 0, -1)
-        by_unit.append(vector.reshape(len(place.rows), -1))
-    where = np.concatenate([place.rows for place in known])
-    return jnp.concatenate(by_unit)[np.argsort(where)]
-
-
-def row_names(known: Sequence[Place]) -> tuple[str, ...]:
-    """The path of each row."""
-    pairs = [p for place in known for p in zip(place.rows, place.paths, strict=True)]
-    return tuple(path for _, path in sorted(pairs))
 
 
 def ride(params: Mapping, entry: str, values: Mapping[str, Any]) -> dict:

@@ -73,7 +73,7 @@ def drawn(named: Mapping[str, Measurement]) -> "Figure":
 
 def units_of(given: Measurement) -> list[str]:
     """The unit of each row."""
-    return [unit({"path": row.path}) for row in given.rows_of]
+    return [unit(row.path) for row in given.rows_of]
 
 
 def _refuse(first: str, expected: list[str], name: str, found: list[str]) -> None:

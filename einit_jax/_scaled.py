@@ -116,12 +116,7 @@ class Scaled:
             raise
         if unseen:
             refuse_missing(graph_of(self.model, plain_rest, args, how), values)
-        if mutable is False or mutable is None:
-            return out
-        y, written = out
-        if "params" in written:
-            written = {**written, "params": without_rides(written["params"])}
-        return y, written
+        return delivered(out, mutable)
 
     def init(self, rngs: Any, *args: Any, **kwargs: Any) -> Any:
         """`model.init`, with `scales` of 1."""
@@ -161,6 +156,16 @@ class Scaled:
         options = {k: kwargs.pop(k) for k in known if k in kwargs}
         table = nn.tabulate(cast(nn.Module, self), rngs, **options)
         return table(*args, **kwargs)
+
+
+def delivered(out: Any, mutable: Any) -> Any:
+    """What `model.apply` returned, without rides among the parameters it wrote."""
+    if mutable is False or mutable is None:
+        return out
+    y, written = out
+    if "params" in written:
+        written = {**written, "params": without_rides(written["params"])}
+    return y, written
 
 
 def scaling(unseen: set[Kind]) -> Any:

@@ -12,10 +12,10 @@ from jaxtyping import Array, Float, Int
 
 from ._graph import Unit
 from ._history import History, Signal
-from ._paths import match, unboxed, without_rides
-from ._places import Place, in_order, places, ride, row_names
+from ._paths import as_patterns, chosen
+from ._places import Places, places, ride
 from ._problem import refuse_other
-from ._scaled import Scaled, graph_of
+from ._scaled import Scaled, delivered, graph_of
 from ._taps import FACTS, SIGNALS, TAP, Gauge, refuse_options, riding_tap, tapping
 
 
@@ -102,10 +102,9 @@ def activation_stats(
     """
     refuse_other(model.model if isinstance(model, Scaled) else model)
     refuse_options(of, every, slots, octaves, near, sample)
-    as_tuple = lambda given: (given,) if isinstance(given, str) else tuple(given)
     gauge = Gauge(of, (octaves[0], octaves[1]), sample, every > 1)
-    chosen = as_tuple(include), as_tuple(exclude)
-    return ActivationStats(model, gauge, every, slots, float(near), *chosen)
+    patterns = as_patterns(include), as_patterns(exclude)
+    return ActivationStats(model, gauge, every, slots, float(near), *patterns)
 
 
 @partial(
@@ -124,7 +123,7 @@ class StatsState:
     """Updates so far."""
     stride: Int[Array, ""]
     """Readings in a slot."""
-    places: tuple[Place, ...]
+    places: Places
 
 
 @dataclass(frozen=True)
@@ -166,13 +165,14 @@ class ActivationStats:
         how = {"rngs": rngs, "method": method, **kwargs}
         model = self.model.model if isinstance(self.model, Scaled) else self.model
         units = self._chosen(graph_of(model, dict(variables), args, how).units)
-        found = places(units, unboxed(variables["params"]))
-        total = sum(u.size for u in units)
+        found = places(units, variables["params"])
         size = self.gauge.size
         facts = size // len(SIGNALS)
         return StatsState(
-            taps={p.name: jnp.ones(p.shape(size), jnp.float32) for p in found},
-            sums=jnp.zeros((self.slots, len(SIGNALS), total, facts), jnp.float32),
+            taps={p.name: jnp.ones(p.shape(size), jnp.float32) for p in found.units},
+            sums=jnp.zeros(
+                (self.slots, len(SIGNALS), len(found.paths), facts), jnp.float32
+            ),
             count=jnp.zeros((), jnp.int32),
             stride=jnp.ones((), jnp.int32),
             places=found,
@@ -180,15 +180,13 @@ class ActivationStats:
 
     def _chosen(self, units: Sequence[Unit]) -> list[Unit]:
         names = {u.name: None for u in units}
-        kept = match(dict.fromkeys(self.include), names)
-        left = match(dict.fromkeys(self.exclude), names)
-        chosen = [u for u in units if u.name in kept and u.name not in left]
-        if not chosen:
+        kept = chosen(names, self.include, self.exclude)
+        if not kept:
             raise ValueError(
                 "no unit is left to watch: the model has none, or exclude matches all "
                 f"of {', '.join(list(names)[:12]) or '(no units)'}"
             )
-        return chosen
+        return [u for u in units if u.name in kept]
 
     def apply(self, variables: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         """The model's own `apply`, of variables with `taps` among them.
@@ -209,12 +207,7 @@ class ActivationStats:
         rest["params"] = ride(params, TAP, taps)
         with nn.intercept_methods(tapping(self.gauge)):
             out = self.model.apply(rest, *args, **kwargs)
-        if kwargs.get("mutable", False) in (False, None):
-            return out
-        y, written = out
-        if "params" in written:
-            written = {**written, "params": without_rides(written["params"])}
-        return y, written
+        return delivered(out, kwargs.get("mutable", False))
 
     def update(self, state: StatsState, seen: Mapping[str, Array]) -> StatsState:
         """The history with the readings of one more step.
@@ -230,7 +223,7 @@ class ActivationStats:
                 f"seen has entries {sorted(seen)[:6]}, expected the gradient of the "
                 f"loss with respect to state.taps, {sorted(state.taps)[:6]}"
             )
-        reading = in_order(state.places, seen)
+        reading = state.places.in_order(seen)
         reading = reading.reshape(len(reading), len(SIGNALS), -1).swapaxes(0, 1)
         taken = state.count // self.every
         at = taken // state.stride
@@ -257,7 +250,7 @@ class ActivationStats:
             activations=self._signal(state.sums[:, 0]),
             gradients=self._signal(state.sums[:, 1]),
             edges=jnp.asarray(self.gauge.edges(), jnp.float32),
-            paths=row_names(state.places),
+            paths=state.places.paths,
             of=self.gauge.of,
             near=self.near,
         )

@@ -12,8 +12,6 @@ from rich.table import Table
 
 SHOWN = 64
 """Of a longer table only so many rows are printed, the first and the last ones."""
-
-
 WIDTH = 40
 """Of a column of words."""
 

@@ -14,7 +14,17 @@ from jaxtyping import Array, PyTree
 
 from ._lift import fronted, layer_axes, lift_of, spread
 from ._math import inverse, is_float, multiply, rms
-from ._paths import Path, flatten, is_boxed, match, nearest, replaced, show, unboxed
+from ._paths import (
+    Path,
+    as_patterns,
+    flatten,
+    is_boxed,
+    match,
+    nearest,
+    replaced,
+    show,
+    unboxed,
+)
 from ._units import from_tree
 
 BIASES = ("bias", "*_bias", "bias_*", "b", "beta")
@@ -81,8 +91,7 @@ def unit_params(
         raise ValueError("unit_params needs a key to draw with, or keep=True")
     leaves = flatten(params)
     names = {show(path): path for path in leaves}
-    patterns = (exclude,) if isinstance(exclude, str) else tuple(exclude)
-    left = match(dict.fromkeys(patterns), names, what="array")
+    left = match(dict.fromkeys(as_patterns(exclude)), names, what="array")
     lifts = _lifts(scales, params)
     how = _rescaled if keep else partial(_drawn, key, draw, gains)
     entries = {}

@@ -115,13 +115,17 @@ def riding(params: Any, name: str, values: Mapping[Kind, Any]) -> dict:
     return insert(params, rides)
 
 
-def own_floats(params: Mapping, unit: Unit) -> dict[str, Array]:
-    """The floating parameters of a unit, numbered in the order of their paths."""
+def floats_below(params: Mapping, unit: Unit) -> list[Any]:
+    """The floating parameters of a unit, arrays or shapes, in order of their paths."""
     node: Any = params
     for name in unit.path:
         node = node[name]
-    floats = [v for v in flatten(unboxed(node)).values() if is_float(v)]
-    return {f"{i:04d}": v for i, v in enumerate(floats)}
+    return [v for v in flatten(unboxed(node)).values() if is_float(v)]
+
+
+def own_floats(params: Mapping, unit: Unit) -> dict[str, Array]:
+    """The floating parameters of a unit, numbered in the order of their paths."""
+    return {f"{i:04d}": v for i, v in enumerate(floats_below(params, unit))}
 
 
 def owners(params: Mapping, units: Iterable[Unit]) -> tuple[Unit | None, ...]:
@@ -217,6 +221,14 @@ def unpack(
         }
         start += u.size
     return found
+
+
+def call_order(units: Iterable[Unit]) -> tuple[tuple[str, ...], np.ndarray]:
+    """The paths of all units and layers in call order, and their places in `vector`."""
+    units = tuple(units)
+    nowhere = np.zeros(sum(u.size for u in units), int)
+    table, order = rows(units, nowhere, nowhere, nowhere)
+    return tuple(row.path for row in table), order
 
 
 def rows(
