@@ -27,6 +27,7 @@ from ._problem import (
 )
 from ._scaled import SCALE, scaling
 from ._spread import CoordinateCheck
+from ._tables import difference
 from ._train import scale_updates
 from ._tune import tune as tuned
 from ._units import call_order, from_tree, riding, vector
@@ -275,10 +276,8 @@ def _refuse(
 
 
 def _refuse_other_units(first: int, expected: tuple, width: int, found: tuple) -> None:
-    lacking = [p for p in expected if p not in found]
-    extra = [p for p in found if p not in expected]
+    differ = difference(expected, found)
     raise ValueError(
-        f"the models of width {first} and {width} have different units: only the first "
-        f"has {', '.join(lacking[:6]) or 'none'}, only the second has "
-        f"{', '.join(extra[:6]) or 'none'}; model_fn must change widths alone"
+        f"the models of width {first} and {width} have different units, of the second: "
+        f"{differ or 'another order'}; model_fn must change widths alone"
     )

@@ -13,7 +13,7 @@ from jaxtyping import Array, PyTree
 
 from ._graph import Unit
 from ._hook import Body, Call, unit_hook
-from ._math import is_concrete, is_float, multiply, rms, widen
+from ._math import is_concrete, is_float, multiply, per_call, rms, widen
 from ._observe import emit
 from ._paths import RIDE, Path, flatten, is_ride, plain, replaced, show, unboxed
 from ._plan import anchor, floats_of, outputs_of, plan
@@ -259,7 +259,10 @@ def _act(call: Call, entry: Mapping[str, Any]) -> Any:
     changed = [jnp.any(seen.ravel() != given.ravel()) for seen, given in raw]
     far = jnp.where(jnp.any(jnp.array(changed)), jnp.inf, far)
     far = jnp.where(a == 1, 0, far)  # nothing to fold
-    facts = {"calls": jnp.ones(()), "far": jnp.where(jnp.isfinite(far), far, jnp.inf)}
+    facts = {
+        "calls": per_call(1, outputs),
+        "far": jnp.where(jnp.isfinite(far), far, jnp.inf),
+    }
     return body.build(emit(outputs, facts, entry["slot"]), arrays)
 
 

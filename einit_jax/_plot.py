@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from ._figures import pillars, unit
 from ._measurement import Measurement
+from ._tables import difference
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -77,13 +78,7 @@ def units_of(given: Measurement) -> list[str]:
 
 
 def _refuse(first: str, expected: list[str], name: str, found: list[str]) -> None:
-    lacking = [u for u in dict.fromkeys(expected) if u not in found]
-    extra = [u for u in dict.fromkeys(found) if u not in expected]
-    differ = "; ".join(
-        f"{what} {', '.join(units[:6])}"
-        for what, units in (("it lacks", lacking), ("it alone has", extra))
-        if units
-    )
+    differ = difference(expected, found)
     raise ValueError(
         f"{first!r} and {name!r} are measurements of different units: "
         f"{differ or 'their order or numbers of layers differ'}; measure the same "

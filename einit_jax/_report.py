@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from ._files import writable, write
-from ._history import History
+from ._history import PREFIX, History
 from ._measurement import Measurement
 from ._page import block, facts, heading, page, paragraphs, picture, table
 from ._plot import drawn, units_of
@@ -122,7 +122,7 @@ def _section(name: str, part: Measurement | History | CoordinateCheck) -> list[s
     if isinstance(part, Measurement):
         shown.append(paragraphs(part.notes()))
     elif isinstance(part, History):
-        for signal in ("activations", "gradients"):
+        for signal in PREFIX:
             shown.append(picture(part.plot(signal), f"{name}, {signal}"))
     else:
         shown.append(picture(part.plot(), name))

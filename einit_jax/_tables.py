@@ -64,6 +64,18 @@ def flat(rows: Iterable[Mapping[str, Any]], names: Iterable[str]) -> dict[str, f
     }
 
 
+def difference(expected: Iterable[str], found: Iterable[str]) -> str:
+    """How the units found differ from those expected; nothing where only order does."""
+    expected, found = list(dict.fromkeys(expected)), list(dict.fromkeys(found))
+    lacking = [name for name in expected if name not in found]
+    extra = [name for name in found if name not in expected]
+    return "; ".join(
+        f"{what} {', '.join(names[:6])}"
+        for what, names in (("it lacks", lacking), ("it alone has", extra))
+        if names
+    )
+
+
 def tag(path: str, name: str) -> str:
     """The flat name of a number of a unit."""
     unit, _, layers = path.partition("[")
