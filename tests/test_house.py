@@ -24,11 +24,12 @@ LAYERS = (  # arithmetic and plain things first
         "_gain",
         "_hypercubes",
         "_fans",
+        "_views",
     },
     {"_inputs", "_paths", "_jaxprs", "_figures"},
-    {"_hook", "_walk", "_ties", "_charts"},  # what Flax and jaxprs show
+    {"_hook", "_walk", "_uses", "_ties", "_charts"},  # what Flax and jaxprs show
     {"_graph", "_taps", "_history", "_spread"},
-    {"_units", "_regions"},
+    {"_units", "_regions", "_geometry"},
     {"_problem", "_potentials", "_places"},
     {"_plan", "_probe", "_scaled", "_sweep", "_observe", "_measurement", "_optimizer"},
     {"_changes", "_state", "_pair"},
