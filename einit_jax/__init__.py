@@ -12,6 +12,7 @@ from ._gain import gain as gain
 from ._gain import general_relu as general_relu
 from ._history import History as History
 from ._hypercubes import HyperCubes as HyperCubes
+from ._initialize import initialize as initialize
 from ._inputs import Inputs as Inputs
 from ._measure import measure as measure
 from ._measurement import Measurement as Measurement

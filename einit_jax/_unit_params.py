@@ -3,7 +3,6 @@
 import math
 import zlib
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
 
@@ -25,11 +24,9 @@ from ._paths import (
     show,
     unboxed,
 )
+from ._roles import role_of
 from ._units import from_tree
 
-BIASES = ("bias", "*_bias", "bias_*", "b", "beta")
-GAINS = ("scale", "*_scale", "gain", "g", "gamma")
-"""Names of arrays that add and that multiply, in Flax and in code like it."""
 DRAWS = ("normal", "truncated_normal", "uniform", "orthogonal")
 
 
@@ -100,18 +97,9 @@ def unit_params(
         if show(path) in left or not is_float(value) or not value.size:
             continue
         lift = nearest(path, lifts, ())
-        role = _role(path, value.ndim - sum(n > 0 for n in lift))
+        role = role_of(path, value.ndim - sum(n > 0 for n in lift))
         entries[path] = how(role, path, value, lift)
     return replaced(params, entries)
-
-
-def _role(path: Path, axes: int) -> str:
-    """What an array is for: "bias", "gain", "weight" or "other"."""
-    name = next((n for n in reversed(path) if not n.isdigit()), "")
-    for role, patterns in {"bias": BIASES, "gain": GAINS}.items():
-        if any(fnmatchcase(name.lower(), p) for p in patterns):
-            return role
-    return "weight" if axes > 1 else "other"
 
 
 def _rescaled(role: str, path: Path, value: Array, lift: tuple[int, ...]) -> Array:

@@ -30,7 +30,8 @@ CHECKED = (
     "_state", "_settle", "_looks", "_solve", "_updates", "_optimizer", "_options",
     "_fold", "_unit_params", "_demo", "_tables", "_figures",
     "_taps", "_places", "_history", "_charts", "_spread", "_pair", "_page",
-    "_views", "_uses", "_geometry",
+    "_views", "_uses", "_geometry", "_roles", "_sites", "_presets", "_rules",
+    "_draws",
 )  # fmt: skip
 install_import_hook([f"einit_jax.{name}" for name in CHECKED], "beartype.beartype")
 

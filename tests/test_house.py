@@ -27,15 +27,30 @@ LAYERS = (  # arithmetic and plain things first
         "_views",
     },
     {"_inputs", "_paths", "_jaxprs", "_figures"},
-    {"_hook", "_walk", "_uses", "_ties", "_charts"},  # what Flax and jaxprs show
+    {
+        "_hook",
+        "_walk",
+        "_uses",
+        "_roles",
+        "_ties",
+        "_charts",
+    },  # what Flax and jaxprs show
     {"_graph", "_taps", "_history", "_spread"},
     {"_units", "_regions", "_geometry"},
     {"_problem", "_potentials", "_places"},
     {"_plan", "_probe", "_scaled", "_sweep", "_observe", "_measurement", "_optimizer"},
-    {"_changes", "_state", "_pair"},
-    {"_settle", "_looks", "_updates", "_options"},
-    {"_solve"},
-    {"_tune", "_measure", "_fold", "_train", "_unit_params"},  # the public verbs
+    {"_changes", "_state", "_pair", "_sites"},
+    {"_settle", "_looks", "_updates", "_options", "_presets"},
+    {"_solve", "_rules"},
+    {"_draws"},
+    {  # the public verbs
+        "_tune",
+        "_measure",
+        "_fold",
+        "_train",
+        "_unit_params",
+        "_initialize",
+    },
     {"_plot", "_stats", "_coordinates", "_demo"},  # reports
     {"_report"},
     {"__main__", "__init__"},
