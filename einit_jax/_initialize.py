@@ -187,14 +187,19 @@ def _draw(site: Site, rule: Rule, dtype: Any) -> Callable | None:
 
 def _refuse_infinite(made: Mapping[Path, jax.Array], rules: Mapping) -> None:
     """Raises where a draw is not finite; under `jit` that cannot be known."""
-    for path, value in made.items():
-        if isinstance(value, Tracer) or bool(jnp.isfinite(value).all()):
-            continue
-        raise ValueError(
-            f"rule {show_rule(rules[path])} drew numbers that are not finite for "
-            f"{show(path)!r}; is its variance negative? Variances and scales are "
-            "positive, as in variance_scaling(2.0, 'fan_in', 'normal')"
-        )
+    known = {p: x for p, x in made.items() if not isinstance(x, Tracer)}
+    for path, finite in zip(known, _finite(list(known.values())), strict=True):
+        if not finite:
+            raise ValueError(
+                f"rule {show_rule(rules[path])} drew numbers that are not finite for "
+                f"{show(path)!r}; is its variance negative? Variances and scales are "
+                "positive, as in variance_scaling(2.0, 'fan_in', 'normal')"
+            )
+
+
+@jax.jit
+def _finite(arrays: list[jax.Array]) -> list[jax.Array]:
+    return [jnp.isfinite(x).all() for x in arrays]
 
 
 def _placed(value: jax.Array, like: Any) -> jax.Array:
