@@ -217,5 +217,5 @@ def test_residual_projections():
     assert residual("scan_layers") == {"layers/block/down/kernel"}
     assert residual("tied_lm") == {"block/down/kernel"}
     assert residual("masked_attention") == {"attention/out/kernel"}
-    for case in ("compact_mlp", "adaln_zero", "rnn_lstm", "named_tuple", "swiglu"):
+    for case in ("adaln_zero", "rnn_lstm", "named_tuple", "swiglu"):
         assert residual(case) == set(), case

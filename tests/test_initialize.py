@@ -45,6 +45,7 @@ def of_case(name, rules):
     return arrays(ei.initialize(job.params, rules, KEY, **given))
 
 
+DENSE = {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)}
 x8, series = jnp.ones((2, 8)), jnp.ones((2, 5, 8))
 tokens = jnp.ones((2, 8), int)
 
@@ -259,25 +260,27 @@ def test_ranks_do_not_count_stacked_layers():
     assert ensemble["members/Dense_0/kernel"].shape == (3, 8, 16)
 
 
-def test_boxes_dtypes_integers_and_purity():
-    for case in ("boxed", "integer_parameter", "complex"):
-        job = CASES[case].build()
-        given = {"model": job.model, "input_fn": job.input_fn}
-        before = jax.tree.map(np.asarray, job.params)
-        one, two = (ei.initialize(job.params, "pytorch", KEY, **given) for _ in "ab")
-        assert jax.tree.structure(one) == jax.tree.structure(job.params)
-        jax.tree.map(np.testing.assert_array_equal, one, two)
-        jax.tree.map(np.testing.assert_array_equal, before, job.params)
-        same = lambda a, b: a.dtype == b.dtype and a.shape == b.shape
-        assert jax.tree.all(jax.tree.map(same, one, job.params))
-    half = jax.tree.map(
-        lambda p: p.astype(jnp.bfloat16), CASES["swiglu"].build().params
+def test_boxes_dtypes_and_purity():
+    """What is no floating array stays; nothing given is changed; keys decide."""
+    same = lambda a, b: a.dtype == b.dtype and a.shape == b.shape
+    shuffled = nn.Sequential([models.Shuffle(), nn.tanh])
+    for model in (models.Boxed(), shuffled, models.Complex()):
+        params = shapes_of(model, x8)
+        found = drawn(model, "general_rule", x8)
+        assert jax.tree.structure(found) == jax.tree.structure(params)
+        assert jax.tree.all(jax.tree.map(same, found, params))
+    assert found["first"]["kernel"].imag.std() > 0
+    kept = dict(DENSE)
+    one, two = (ei.initialize(DENSE, "pytorch", KEY) for _ in range(2))
+    jax.tree.map(np.testing.assert_array_equal, one, two)
+    assert all(kept[name] is DENSE[name] for name in kept)
+    half = {n: {"kernel": jnp.ones((8, 8), jnp.bfloat16)} for n in ("up", "down")}
+    found, other = (
+        ei.initialize(half, "normal_rule", k) for k in jax.random.split(KEY)
     )
-    found = ei.initialize(half, "keras", KEY)
-    assert all(p.dtype == jnp.bfloat16 for p in jax.tree.leaves(found))
-    other = ei.initialize(half, "keras", jax.random.key(1))
+    assert jax.tree.all(jax.tree.map(same, found, half))
     assert (found["up"]["kernel"] != other["up"]["kernel"]).any()
-    assert (found["up"]["kernel"] != found["gate"]["kernel"]).any()
+    assert (found["up"]["kernel"] != found["down"]["kernel"]).any()
 
 
 def test_under_jit_and_over_devices():
@@ -315,7 +318,6 @@ def test_models_called_in_other_ways():
     assert all((v == 2).all() for v in cached.values())
 
 
-DENSE = {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)}
 THREE = {"query": {"kernel": jnp.ones((4, 2, 2)), "bias": jnp.ones((2, 2))}}
 WRONG = lambda key, shape, dtype: jnp.ones((3, 3), dtype)
 scaling = nn.initializers.variance_scaling
