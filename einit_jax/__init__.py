@@ -10,12 +10,14 @@ from ._fans import fans as fans
 from ._fold import fold as fold
 from ._gain import gain as gain
 from ._gain import general_relu as general_relu
+from ._gradinit import gradinit as gradinit
 from ._history import History as History
 from ._hypercubes import HyperCubes as HyperCubes
 from ._initialize import initialize as initialize
 from ._inputs import Inputs as Inputs
 from ._measure import measure as measure
 from ._measurement import Measurement as Measurement
+from ._metainit import metainit as metainit
 from ._plot import plot as plot
 from ._report import report as report
 from ._scaled import scaled as scaled

@@ -49,7 +49,7 @@ def first_step(
         raise ValueError(
             "optimizer cannot take its first step on these params: "
             f"{type(error).__name__}: {error}; pass one that needs gradients and "
-            "parameters alone, at learning rate 1"
+            "parameters alone"
         ) from error
     return [s.astype(g.dtype) for s, g in zip(steps, gradient, strict=True)]
 

@@ -32,6 +32,7 @@ CHECKED = (
     "_taps", "_places", "_history", "_charts", "_spread", "_pair", "_page",
     "_views", "_uses", "_geometry", "_roles", "_sites", "_presets", "_rules",
     "_draws",
+    "_quotient", "_descent", "_resize",
 )  # fmt: skip
 install_import_hook([f"einit_jax.{name}" for name in CHECKED], "beartype.beartype")
 

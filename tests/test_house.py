@@ -13,44 +13,34 @@ ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "einit_jax").glob("*.py"))
 
 LAYERS = (  # arithmetic and plain things first
-    {
-        "_math",
-        "_search",
-        "_lift",
-        "_classes",
-        "_tables",
-        "_files",
-        "_page",
-        "_gain",
-        "_hypercubes",
-        "_fans",
-        "_views",
-    },
+    set(
+        [
+            "_math",
+            "_search",
+            "_lift",
+            "_classes",
+            "_tables",
+            "_files",
+            "_page",
+            "_gain",
+            "_fans",
+            "_views",
+        ]
+    )
+    | {"_hypercubes"},
+    {"_quotient", "_descent"},  # descents
     {"_inputs", "_paths", "_jaxprs", "_figures"},
-    {
-        "_hook",
-        "_walk",
-        "_uses",
-        "_roles",
-        "_ties",
-        "_charts",
-    },  # what Flax and jaxprs show
+    {"_hook", "_walk", "_uses", "_roles", "_ties", "_charts"},  # Flax and jaxprs
     {"_graph", "_taps", "_history", "_spread"},
     {"_units", "_regions", "_geometry"},
     {"_problem", "_potentials", "_places"},
     {"_plan", "_probe", "_scaled", "_sweep", "_observe", "_measurement", "_optimizer"},
-    {"_changes", "_state", "_pair", "_sites"},
+    {"_changes", "_state", "_pair", "_sites", "_resize"},
     {"_settle", "_looks", "_updates", "_options", "_presets"},
     {"_solve", "_rules"},
     {"_draws"},
-    {  # the public verbs
-        "_tune",
-        "_measure",
-        "_fold",
-        "_train",
-        "_unit_params",
-        "_initialize",
-    },
+    {"_tune", "_measure", "_fold", "_train", "_unit_params", "_initialize"},  # verbs
+    {"_metainit", "_gradinit"},  # the slow ones
     {"_plot", "_stats", "_coordinates", "_demo"},  # reports
     {"_report"},
     {"__main__", "__init__"},
