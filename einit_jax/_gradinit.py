@@ -18,6 +18,8 @@ from ._paths import replaced
 from ._problem import Batch, draw_batches, over_axis, problem, stack
 from ._resize import Resizing, floats, pooled, resized, resizing
 
+DECREASE = 0.1
+"""Of the loss, by a first step, to first order: `eta |g|_p^p`."""
 TINY = 1e-4
 """Elements of a stand-in for a gradient: clipping leaves it as it is."""
 
@@ -40,7 +42,7 @@ def gradinit(
     steps: int = 200,
     learning_rate: float = 1e-2,
     optimizer: optax.GradientTransformation | None = None,
-    gamma: float = 1.0,
+    gamma: float | None = None,
     alpha_min: float = 0.01,
     progress: Callable[[int, int, float], Any] | None = None,
 ) -> PyTree:
@@ -73,7 +75,9 @@ def gradinit(
         learning_rate: of Adam, for the factors.
         optimizer: what you will train with, at your learning rate (without a warmup,
             whose first step is nothing); None: `optax.sgd(0.1)`.
-        gamma: the largest norm of the gradient.
+        gamma: the largest norm of the gradient. None: where the optimizer's step lowers
+            the loss, to first order, by 0.1 (the paper's 1 for SGD at 0.1; 100 for Adam
+            at 0.001, whose norm is a sum over all parameters).
         alpha_min: the least factor.
         progress: `progress(step, steps, value)`, about a hundred times, the first after
             one step; value is what that step descends: the loss after a training step,
@@ -109,7 +113,7 @@ def gradinit(
         optimizer,
         progress,
         learning_rate=learning_rate,
-        gamma=gamma,
+        gamma=1.0 if gamma is None else gamma,
         alpha_min=alpha_min,
     )
     task = problem(model, loss_fn, method, axis_name)
@@ -119,7 +123,9 @@ def gradinit(
     every = lambda path, axes: True
     how = resizing(task, params, others, batches[0], every, include, exclude)
     inner = optimizer or _sgd()
-    step = _Step(how, inner, _power(inner, params), gamma)
+    power, eta = _kind(inner, params)
+    bound = (DECREASE / eta) ** (1 / power) if gamma is None else gamma
+    step = _Step(how, inner, power, bound)
     descent = Descent(step, _adam(learning_rate), alpha_min)
     ones = jnp.ones_like(how.sizes(params))
     data = params, others
@@ -138,10 +144,11 @@ def _adam(learning_rate: float) -> optax.GradientTransformation:
     return optax.adam(learning_rate)
 
 
-def _power(optimizer: optax.GradientTransformation, params: Any) -> int:
-    """The norm that bounds gradients: 2 where twice the gradient is twice the step.
+def _kind(optimizer: optax.GradientTransformation, params: Any) -> tuple[int, float]:
+    """The norm that bounds gradients, and the size of a step for a gradient of 1.
 
-    Half way between the two, in the logarithm, is where it becomes 1.
+    The norm is 2 where twice the gradient gives twice the step, 1 where it gives the
+    same; in between, what is nearer.
     """
 
     def size(scale: float) -> Array:
@@ -149,8 +156,9 @@ def _power(optimizer: optax.GradientTransformation, params: Any) -> int:
         gradient = [jnp.full_like(v, scale * TINY) for v in floats(like).values()]
         still = [jnp.zeros_like(g) for g in gradient]
         moves = [first_step(optimizer, like, like, g) for g in (gradient, still)]
-        pairs = zip(*moves, strict=True)  # weight decay apart
-        return squares([a - b for a, b in pairs])[0]
+        pairs = zip(*moves, strict=True)  # what moves without a gradient is no matter
+        total, count = squares([a - b for a, b in pairs])
+        return jnp.sqrt(total / count)
 
     with jax.ensure_compile_time_eval():
         once, twice = jax.device_get(jax.jit(lambda: (size(1.0), size(2.0)))())
@@ -159,7 +167,7 @@ def _power(optimizer: optax.GradientTransformation, params: Any) -> int:
             "optimizer's first step moves nothing (a warmup from 0?); pass it at the "
             "learning rate that you will train with"
         )
-    return 2 if twice > 2 * once else 1
+    return (2, float(once / TINY)) if twice > 2**0.5 * once else (1, float(once))
 
 
 @dataclass(frozen=True)
