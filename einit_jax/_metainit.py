@@ -35,7 +35,7 @@ def metainit(
     axis_name: str | None = None,
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] = (),
-    draws: int = 16,
+    draws: int = 8,
     steps: int = 200,
     learning_rate: float = 0.1,
     momentum: float = 0.9,
@@ -55,9 +55,13 @@ def metainit(
     its direction: `W = norm W_0 / |W_0|`, a norm for each layer of lifted ones
     (`nn.scan`). The descent is that of the sign of the gradient with momentum.
 
-    **Slow**: a step costs about ten gradient steps (third derivatives, a product with
-    the Hessian and back through it), so the default costs some 2000, where `tune` costs
-    3. What it compiles is several times a gradient step's program.
+    **Slow**: a step costs six to seven gradient steps (a product with the Hessian, and
+    back through it), so the default costs some 1300, where `tune` costs 3; and what it
+    compiles is several times a gradient step's program.
+
+    Gradients far below epsilon count as vanished, whatever they would be good for: at
+    32 plain layers the default takes many more steps than 200 to find some. In shallow
+    networks a small GQ is had by small weights, which learn slowly at first.
 
     Args:
         model, params, input_fn, loss_fn, key, batch_size, method, rngs, collections,
@@ -70,7 +74,7 @@ def metainit(
         steps: of the descent.
         learning_rate: by how much a step changes a norm.
         momentum: of that; the change tends to `learning_rate / (1 - momentum)`.
-        epsilon: see above; gradients far below it count as vanished.
+        epsilon: see above.
         optimizer: an optax transformation in the place of sign and momentum; it sees
             one vector, of all norms.
         progress: `progress(step, steps, value)`, about a hundred times, the first after

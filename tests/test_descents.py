@@ -402,6 +402,7 @@ def test_bad_input(verb, options, error, words):
         (ei.metainit, {"epsilon": 0}, "epsilon is 0"),
         (ei.gradinit, {"gamma": 0}, "gamma is 0"),
         (ei.gradinit, {"alpha_min": -1}, "alpha_min is -1"),
+        (ei.gradinit, {"alpha_min": 2}, "alpha_min is 2"),
         (ei.gradinit, {"optimizer": optax.sgd(0.0)}, "moves nothing"),
     ],
 )
