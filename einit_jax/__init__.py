@@ -5,6 +5,8 @@ activations, gradients and updates in every layer; `plot`, `activation_stats`,
 `coordinate_check` and `report` show what was measured.
 """
 
+from ._compare import compare as compare
+from ._comparison import Comparison as Comparison
 from ._coordinates import coordinate_check as coordinate_check
 from ._fans import fans as fans
 from ._fold import fold as fold

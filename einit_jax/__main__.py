@@ -1,7 +1,6 @@
-"""`python -m einit_jax`: tune a model, and show it before and after."""
+"""`python -m einit_jax`: tune a model, and show it before and after; or compare."""
 
 import argparse
-import importlib
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,9 +12,11 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ._demo import Digits, Job, digits, digits_job, train
+from ._compare import compare
+from ._demo import Digits, Job, digits, digits_job, digits_train, train
 from ._figures import figure
 from ._files import writable, write
+from ._jobs import load_job
 from ._measure import measure
 from ._measurement import Measurement
 from ._report import report
@@ -28,7 +29,10 @@ TAIL = 20
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
-    options = _parser().parse_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["compare"]:
+        return _compared(_compare_parser().parse_args(words[1:]))
+    options = _parser().parse_args(words)
     console = Console(soft_wrap=True, highlight=False)
     key = jax.random.key(options.seed)
     try:
@@ -56,27 +60,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def load_job(name: str) -> Job:
-    """The job that the user's function makes.
+def _compared(options: argparse.Namespace) -> int:
+    """`python -m einit_jax compare`: strategies side by side on one model."""
+    console = Console(soft_wrap=True, highlight=False)
+    try:
+        if options.out:
+            _drawable(options.out)
+        job = _compare_job(options)
+    except (ImportError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    model, params, input_fn, loss_fn, given = job
+    given = {"steps": options.steps, "key": jax.random.key(options.seed), **given}
+    found = compare(model, params, input_fn, loss_fn, progress=True, **given)
+    console.print(str(found), markup=False)
+    if options.out:
+        found.plot().savefig(options.out)
+        console.print(f"figure written to {options.out}")
+    return 0
 
-    Raises:
-        ImportError: there is no such module.
-        ValueError: the name is not `module:function`, or it returns something else.
-    """
-    module_name, colon, function = name.partition(":")
-    if not colon or not function:
-        raise ValueError(f"{name!r} is not of the form package.module:function")
-    sys.path.insert(0, "")
-    module = importlib.import_module(module_name)
-    if not callable(getattr(module, function, None)):
-        raise ValueError(f"module {module_name!r} has no function {function!r}")
-    made = getattr(module, function)()
-    if not isinstance(made, tuple) or len(made) not in (4, 5):
-        raise ValueError(
-            f"{name} returned {type(made).__name__}, expected (model, params, "
-            "input_fn, loss_fn) or these and a dict of keywords for tune and measure"
-        )
-    return Job(*made)
+
+def _drawable(path: Path) -> None:
+    """Raises where no figure can be written to a path."""
+    writable(path)
+    kinds = figure(1.0, 1.0).canvas.get_supported_filetypes()
+    if path.suffix[1:].lower() not in kinds:
+        raise ValueError(f"{path} is no figure's name; its end may be .png, .pdf, .svg")
+
+
+def _compare_job(options: argparse.Namespace) -> Job:
+    if options.job:
+        return load_job(options.job)
+    data = digits()
+    job = digits_job(data, jax.random.key(options.seed))
+    return job._replace(options={"train": digits_train(data)})
 
 
 def _bars(console: Console) -> Progress:
@@ -134,7 +151,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m einit_jax",
         description="Tune a Flax model: run it, measure, scale. Without a job: a "
-        "32-layer MLP on scikit-learn's digits, before and after, and its training.",
+        "32-layer MLP on scikit-learn's digits, before and after, and its training. "
+        "See also: python -m einit_jax compare --help",
     )
     parser.add_argument(
         "job",
@@ -151,6 +169,25 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--steps", type=int, default=STEPS, help="training steps of the embedded job"
     )
+    return parser
+
+
+def _compare_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m einit_jax compare",
+        description="Compare ways to initialize a Flax model: cost, pillars, loss. "
+        "Without a job: a 32-layer MLP on scikit-learn's digits.",
+    )
+    parser.add_argument(
+        "job",
+        nargs="?",
+        metavar="package.module:function",
+        help="a function that returns (model, params, input_fn, loss_fn), and if need "
+        "be a dict of further keywords for compare, such as strategies and train",
+    )
+    parser.add_argument("--steps", type=int, default=100, help="of training, a run")
+    parser.add_argument("--seed", type=int, default=0, help="of all random draws")
+    parser.add_argument("--out", type=Path, metavar="FIGURE", help="save the figure")
     return parser
 
 

@@ -14,6 +14,7 @@ from rich.progress import track
 
 from ._graph import Unit
 from ._hook import Leaves
+from ._optimizer import refuse_no_rule
 from ._pair import apart
 from ._paths import plain, unboxed
 from ._plan import checked_loss, outputs_of, plan
@@ -258,11 +259,7 @@ def _refuse(
             f"model_fn is a {type(model_fn).__name__}, expected a function of the "
             "width: lambda width: MyModel(width)"
         )
-    if isinstance(optimizer, tuple) or not callable(optimizer):
-        raise TypeError(
-            f"optimizer is a {type(optimizer).__name__}, expected a function of the "
-            "learning rate, such as optax.adam (not optax.adam(1e-3))"
-        )
+    refuse_no_rule(optimizer)
     whole = lambda x: isinstance(x, int | np.integer) and not isinstance(x, bool)
     if len(set(widths)) < 2 or not all(whole(w) and w > 0 for w in widths):
         raise ValueError(f"widths={widths!r}, expected two or more positive integers")

@@ -1,6 +1,7 @@
 """The embedded job: a deep MLP without normalization on scikit-learn's digits."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -70,7 +71,17 @@ def digits_job(data: Digits, key: jax.Array) -> Job:
     rows = jax.random.permutation(key, len(data.labels))[:BATCH]
     images, labels = data.images[rows], data.labels[rows]
     params = jax.jit(model.init)(key, images)["params"]
-    return Job(model, params, images, lambda logits: cross_entropy(logits, labels))
+    return Job(model, params, images, partial(cross_entropy, labels=labels))
+
+
+def digits_train(data: Digits) -> Callable:
+    """Draws digits to train on, and their labels."""
+
+    def draw(key: jax.Array) -> tuple[Array, dict[str, Array]]:
+        rows = jax.random.permutation(key, len(data.labels))[:BATCH]
+        return data.images[rows], {"labels": data.labels[rows]}
+
+    return draw
 
 
 def cross_entropy(logits: Array, labels: Array) -> Float[Array, ""]:

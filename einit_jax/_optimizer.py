@@ -23,6 +23,15 @@ def refuse_no_optimizer(optimizer: Any) -> None:
     )
 
 
+def refuse_no_rule(optimizer: Any) -> None:
+    """Raises where optimizer is no function of the learning rate."""
+    if isinstance(optimizer, tuple) or not callable(optimizer):
+        raise TypeError(
+            f"optimizer is a {type(optimizer).__name__}, expected a function of the "
+            "learning rate, such as optax.adam (not optax.adam(1e-3))"
+        )
+
+
 def first_step(
     optimizer: optax.GradientTransformation,
     like: Any,

@@ -180,7 +180,7 @@ def draw_batches(
     keys = _keys(key, tuple(dict.fromkeys(("params", *names))), draws)
     return tuple(
         Batch(
-            _inputs(_draw(input_fn, of_inputs, batch_size)),
+            as_inputs(_draw(input_fn, of_inputs, batch_size)),
             of_loss,
             streams | given_keys,
         )
@@ -236,7 +236,8 @@ def _draw(input_fn: Any, key: jax.Array, batch_size: int | None) -> Any:
     return input_fn(key, **named)
 
 
-def _inputs(drawn: Any) -> Inputs:
+def as_inputs(drawn: Any) -> Inputs:
+    """What was drawn as arguments of one call; a plain tuple holds several."""
     if isinstance(drawn, Inputs):
         return drawn
     if type(drawn) is tuple:

@@ -33,6 +33,7 @@ CHECKED = (
     "_views", "_uses", "_geometry", "_roles", "_sites", "_presets", "_rules",
     "_draws",
     "_quotient", "_descent", "_resize",
+    "_cost", "_strategies", "_learning", "_comparison", "_panels", "_jobs",
 )  # fmt: skip
 install_import_hook([f"einit_jax.{name}" for name in CHECKED], "beartype.beartype")
 

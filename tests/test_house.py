@@ -13,26 +13,13 @@ ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "einit_jax").glob("*.py"))
 
 LAYERS = (  # arithmetic and plain things first
-    set(
-        [
-            "_math",
-            "_search",
-            "_lift",
-            "_classes",
-            "_tables",
-            "_files",
-            "_page",
-            "_gain",
-            "_fans",
-            "_views",
-        ]
-    )
-    | {"_hypercubes"},
+    {"_math", "_search", "_lift", "_classes", "_tables", "_files", "_page", "_cost"}
+    | {"_gain", "_fans", "_views", "_hypercubes"},
     {"_quotient", "_descent"},  # descents
     {"_inputs", "_paths", "_jaxprs", "_figures"},
-    {"_hook", "_walk", "_uses", "_roles", "_ties", "_charts"},  # Flax and jaxprs
-    {"_graph", "_taps", "_history", "_spread"},
-    {"_units", "_regions", "_geometry"},
+    {"_hook", "_walk", "_uses", "_roles", "_ties", "_charts", "_panels"},
+    {"_graph", "_taps", "_history", "_spread"},  # what Flax and jaxprs show
+    {"_units", "_regions", "_geometry", "_comparison"},
     {"_problem", "_potentials", "_places"},
     {"_plan", "_probe", "_scaled", "_sweep", "_observe", "_measurement", "_optimizer"},
     {"_changes", "_state", "_pair", "_sites", "_resize"},
@@ -42,7 +29,9 @@ LAYERS = (  # arithmetic and plain things first
     {"_tune", "_measure", "_fold", "_train", "_unit_params", "_initialize"},  # verbs
     {"_metainit", "_gradinit"},  # the slow ones
     {"_plot", "_stats", "_coordinates", "_demo"},  # reports
-    {"_report"},
+    {"_strategies", "_jobs"},
+    {"_learning"},
+    {"_compare", "_report"},
     {"__main__", "__init__"},
 )
 

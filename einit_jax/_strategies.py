@@ -1,0 +1,172 @@
+"""What a strategy is: a way for a model to start, as it is, by name or by function."""
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import optax
+from flax import linen as nn
+from jaxtyping import PyTree
+
+from ._paths import flatten, show, unboxed
+from ._tables import difference
+from ._tune import tune
+from ._unit_params import unit_params
+from ._units import from_tree
+
+AS_IT_IS = "as it is"
+PRESETS: dict[str, Callable] = {}
+Strategy = Callable | str | None
+
+
+class Start(NamedTuple):
+    """Where training starts: parameters, and the scales of a tuned model."""
+
+    params: PyTree
+    scales: Mapping | None = None
+
+
+def defaults(unit: optax.GradientTransformation) -> dict[str, Strategy]:
+    """What `compare` compares where it is not told; `unit` is at learning rate 1."""
+    redrawn = functools.partial(_unit_tuned, optimizer=unit)
+    return {AS_IT_IS: None, "tune": tune, "unit_params, tune": redrawn}
+
+
+def preset(name: str) -> Callable:
+    """The strategy of that name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in PRESETS:
+        known = ", ".join(PRESETS) or "none so far"
+        raise ValueError(
+            f"{name!r} is no preset; known: {known}; or pass a function (model, "
+            "params, input_fn, loss_fn, *, key) that returns parameters"
+        )
+    return PRESETS[name]
+
+
+def ready(
+    strategies: Any,
+    options: Mapping[str, Any],
+    unit: optax.GradientTransformation,
+) -> dict[str, Callable | None]:
+    """Each strategy as a function of model, params, input_fn, loss_fn and key.
+
+    `tune` measures the steps of the optimizer in use, unless it is told another one.
+
+    Raises:
+        TypeError: one is no strategy, or does not take what is given.
+        ValueError: there are none, or no preset of a name.
+    """
+    if not isinstance(strategies, Mapping):
+        raise TypeError(
+            f"strategies is a {type(strategies).__name__}, expected a mapping of names "
+            "to strategies: {'tuned': ei.tune, 'mine': my_function}"
+        )
+    if not strategies:
+        raise ValueError("strategies are empty, expected one or more")
+    return {name: _bound(name, s, options, unit) for name, s in strategies.items()}
+
+
+def _bound(
+    name: str,
+    strategy: Any,
+    options: Mapping[str, Any],
+    unit: optax.GradientTransformation,
+) -> Callable | None:
+    if strategy is None:
+        return None
+    call = preset(strategy) if isinstance(strategy, str) else strategy
+    if not callable(call) or isinstance(call, nn.Module):
+        raise TypeError(
+            f"strategy {name!r} is a {type(call).__name__}, expected a function, a "
+            "preset's name, or None for the parameters as they are"
+        )
+    if getattr(call, "func", call) is tune and "optimizer" not in _keywords(call):
+        call = functools.partial(call, optimizer=unit)
+    return functools.partial(call, **_taken(name, call, options))
+
+
+def _keywords(call: Any) -> Mapping[str, Any]:
+    return getattr(call, "keywords", {})
+
+
+def _taken(name: str, call: Callable, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that are not bound already.
+
+    Raises:
+        TypeError: the function takes other arguments.
+    """
+    given = {k: v for k, v in options.items() if k not in _keywords(call)}
+    try:
+        signature = inspect.signature(call)
+    except ValueError:  # nothing is known of it
+        return given
+    try:
+        signature.bind(*range(4), key=None, **given)
+    except TypeError as error:
+        raise TypeError(
+            f"strategy {name!r} takes {signature}, expected (model, params, input_fn, "
+            f"loss_fn, *, {', '.join(('key', *given))}): {error}"
+        ) from None
+    return given
+
+
+def start_of(name: str, made: Any, params: Mapping) -> Start:
+    """Where a strategy that returned `made` has the model start.
+
+    Raises:
+        TypeError: it is neither parameters like `params`, nor scales, nor both.
+    """
+    if isinstance(made, Mapping) and set(made) == {"params", "scales"}:
+        start = Start(made["params"], made["scales"])
+    elif isinstance(made, Mapping) and _is_scales(made, params):
+        start = Start(params, made)
+    else:
+        start = Start(made)
+    expected, found = _shapes(params), _shapes(start.params)
+    if expected == found:
+        return start
+    differ = difference(expected, found) or _first_other(expected, found)
+    raise TypeError(
+        f"strategy {name!r} returned other parameters: {differ}; expected parameters "
+        "like params, scales from ei.tune, or {'params': ..., 'scales': ...}"
+    )
+
+
+def _is_scales(made: Mapping, params: Mapping) -> bool:
+    try:
+        return bool(from_tree(made, unboxed(params)))
+    except ValueError:
+        return False
+
+
+def _shapes(tree: Any) -> dict[str, str]:
+    if not isinstance(tree, Mapping):
+        return {f"a {type(tree).__name__}": ""}
+    leaves = flatten(unboxed(tree)).items()
+    return {show(path): str(jax.typeof(leaf)) for path, leaf in leaves}
+
+
+def _first_other(expected: Mapping[str, str], found: Mapping[str, str]) -> str:
+    path = next(p for p in expected if expected[p] != found[p])
+    return f"{path} is {found[path]}, not {expected[path]}"
+
+
+def _unit_tuned(
+    model: nn.Module,
+    params: PyTree,
+    input_fn: Any,
+    loss_fn: Callable,
+    *,
+    key: jax.Array,
+    **options: Any,
+) -> dict[str, Any]:
+    """Weights of rms 1, tuned."""
+    params = unit_params(params, key)
+    scales = tune(model, params, input_fn, loss_fn, key=key, **options)
+    return {"params": params, "scales": scales}
