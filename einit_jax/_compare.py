@@ -24,7 +24,7 @@ from ._problem import Batch, draw_batches, problem, static, value_of
 from ._scaled import Scaled
 from ._strategies import Start, Strategy, defaults, ready, start_of
 
-RATES = tuple(2.0**e for e in range(-12, 2))
+RATES = tuple(2.0**e for e in range(-12, 3))
 TAIL = 10
 """The loss is the mean over the last steps, one out of so many."""
 FAILURES = (FloatingPointError, ValueError, NotImplementedError)

@@ -64,13 +64,18 @@ def _curves(
 ) -> None:
     """A line a strategy: the mean over seeds, where training did not diverge."""
     ax = upper.subplots()
-    for name, found in losses.items():
+    for i, (name, found) in enumerate(losses.items()):
         if not found.size:
             continue
         mean = found.mean(0)
         order = np.argsort(rates)
         shown = np.where(np.isfinite(mean), mean, np.nan)[order]
-        style: Any = {"color": colours[name], "marker": "o", "ms": 3.5, "lw": 1.4}
+        style: Any = {
+            "color": colours[name],
+            "marker": "os^D"[i % 4],
+            "ms": 3.5,
+            "lw": 1.4,
+        }
         ax.plot(np.asarray(rates)[order], shown, label=name, **style)
     ax.set_xscale("log", base=2)
     ax.set_xlabel("learning rate")
@@ -140,11 +145,14 @@ def _dots(
 
 
 def _decade(ax: "Axes", values: np.ndarray) -> None:
-    """A range of a decade at least, so that all ticks are whole powers of 10."""
+    """A range of a decade at least; in a short one 2 and 5 have ticks too."""
+    from matplotlib.ticker import LogLocator
+
     low, high = np.log10(values.min()) - 0.15, np.log10(values.max()) + 0.15
-    more = max(0.0, 1.3 - (high - low)) / 2
+    more = max(0.0, 1.0 - (high - low)) / 2
     ax.set_xlim(10 ** (low - more), 10 ** (high + more))
     ax.minorticks_off()
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high - low < 2 else (1,)))
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
 
 
