@@ -97,6 +97,7 @@ def _within(ax: "Axes", losses: Mapping[str, np.ndarray]) -> None:
     ax.set_yscale("log")
     low, high = ax.get_ylim()
     ax.set_ylim(max(low, min(best) / 1.5), min(high, 4 * max(best)))
+    _readable(ax.yaxis, ax.get_ylim())
 
 
 def _pillars(ax: "Axes", rows: Sequence[Mapping[str, Any]]) -> None:
@@ -145,15 +146,21 @@ def _dots(
 
 
 def _decade(ax: "Axes", values: np.ndarray) -> None:
-    """A range of a decade at least; in a short one 2 and 5 have ticks too."""
-    from matplotlib.ticker import LogLocator
-
+    """A range of a decade at least."""
     low, high = np.log10(values.min()) - 0.15, np.log10(values.max()) + 0.15
     more = max(0.0, 1.0 - (high - low)) / 2
     ax.set_xlim(10 ** (low - more), 10 ** (high + more))
-    ax.minorticks_off()
-    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high - low < 2 else (1,)))
-    ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    _readable(ax.xaxis, ax.get_xlim())
+
+
+def _readable(axis: Any, ends: tuple[float, float]) -> None:
+    """Ticks as plain numbers; in a range of less than two decades 2 and 5 too."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    subs = (1, 2, 5) if ends[1] < 100 * ends[0] else (1,)
+    axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(lambda value, _: f"{value:g}")
 
 
 def _lined(ax: "Axes", title: str) -> None:
