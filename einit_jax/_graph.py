@@ -65,7 +65,7 @@ class Graph:
     """The units of a model in call order, and what belongs to none of them.
 
     `jaxpr` is the trace they were read off, the parameters' leaves its first inputs, of
-    the given `shapes`.
+    the given `shapes`; `consts` are the arrays that it closes over.
     """
 
     units: tuple[Unit, ...]
@@ -74,6 +74,7 @@ class Graph:
     uses_outputs: bool
     jaxpr: Jaxpr
     shapes: Mapping[Path, tuple[int, ...]]
+    consts: tuple[Any, ...] = ()
 
 
 def discover(apply: Callable, params: Any, *args: Any) -> Graph:
@@ -104,7 +105,8 @@ def discover(apply: Callable, params: Any, *args: Any) -> Graph:
     units = _units(walk.calls, shapes)
     loose = [p for p in paths if not any(below(p, u.path) for u in units)]
     used = any(("outputs",) in tokens for tokens in results)
-    return Graph(tuple(units), tuple(loose), walk.factors, used, jaxpr.jaxpr, shapes)
+    about = (walk.factors, used, jaxpr.jaxpr, shapes, tuple(jaxpr.consts))
+    return Graph(tuple(units), tuple(loose), *about)
 
 
 def _has_params(module: nn.Module) -> Mapping[str, Any] | None:

@@ -15,7 +15,12 @@ def opened(jaxpr: Jaxpr | ClosedJaxpr) -> Jaxpr:
 
 def bodies(eqn: Any) -> list[Jaxpr]:
     """The jaxprs among an equation's parameters, in order."""
-    return [opened(j) for param in eqn.params.values() for j in _jaxprs(param)]
+    return [opened(j) for j in closed_bodies(eqn)]
+
+
+def closed_bodies(eqn: Any) -> list[Jaxpr | ClosedJaxpr]:
+    """The same, with their constants where they have some."""
+    return [j for param in eqn.params.values() for j in _jaxprs(param)]
 
 
 def _jaxprs(param: Any) -> list[Jaxpr | ClosedJaxpr]:
