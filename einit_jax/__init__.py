@@ -5,6 +5,7 @@ activations, gradients and updates in every layer; `plot`, `activation_stats`,
 `coordinate_check` and `report` show what was measured.
 """
 
+from ._autoinit import autoinit as autoinit
 from ._compare import compare as compare
 from ._comparison import Comparison as Comparison
 from ._coordinates import coordinate_check as coordinate_check

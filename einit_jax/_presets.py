@@ -22,15 +22,16 @@ class Keyed(NamedTuple):
 
 def uniform(bound: float) -> Callable:
     """Uniform on +-bound, whatever the shape; complex too."""
-    return _of_variance(bound**2 / 3, "uniform")
+    return of_variance(bound**2 / 3, "uniform")
 
 
 def normal(deviation: float) -> Callable:
     """Normal of mean 0, whatever the shape; complex too."""
-    return _of_variance(deviation**2, "normal")
+    return of_variance(deviation**2, "normal")
 
 
-def _of_variance(variance: float, distribution: Any) -> Callable:
+def of_variance(variance: float, distribution: Any) -> Callable:
+    """Entries of a variance, whatever the shape, by a name that jax knows."""
     init = initializers.variance_scaling(variance, "fan_in", distribution)
     size = math.prod
     return lambda key, shape, dtype: init(key, (1, size(shape)), dtype).reshape(shape)

@@ -34,6 +34,8 @@ CHECKED = (
     "_draws",
     "_quotient", "_descent", "_resize",
     "_cost", "_strategies", "_learning", "_comparison", "_panels", "_jobs",
+    "_signals", "_elements", "_values", "_estimate", "_moving", "_loops", "_sums",
+    "_products", "_estimators", "_predict",
 )  # fmt: skip
 install_import_hook([f"einit_jax.{name}" for name in CHECKED], "beartype.beartype")
 

@@ -15,19 +15,26 @@ FILES = sorted((ROOT / "einit_jax").glob("*.py"))
 LAYERS = (  # arithmetic and plain things first
     {"_math", "_search", "_lift", "_classes", "_tables", "_files", "_page", "_cost"}
     | {"_gain", "_fans", "_views", "_hypercubes"},
-    {"_quotient", "_descent"},  # descents
-    {"_inputs", "_paths", "_jaxprs", "_figures"},
-    {"_hook", "_walk", "_uses", "_roles", "_ties", "_charts", "_panels"},
-    {"_graph", "_taps", "_history", "_spread"},  # what Flax and jaxprs show
-    {"_units", "_regions", "_geometry", "_comparison"},
-    {"_problem", "_potentials", "_places"},
-    {"_plan", "_probe", "_scaled", "_sweep", "_observe", "_measurement", "_optimizer"},
-    {"_changes", "_state", "_pair", "_sites", "_resize"},
-    {"_settle", "_looks", "_updates", "_options", "_presets"},
+    {"_quotient", "_descent", "_signals"},
+    {"_inputs", "_paths", "_jaxprs", "_figures", "_elements"},
+    {"_hook", "_walk", "_uses", "_roles", "_ties", "_charts", "_panels", "_values"},
+    {
+        "_graph",
+        "_taps",
+        "_history",
+        "_spread",
+        "_estimate",
+    },  # what Flax shows
+    {"_units", "_regions", "_geometry", "_comparison", "_moving", "_loops"},
+    {"_problem", "_potentials", "_places", "_sums"},
+    {"_plan", "_probe", "_scaled", "_sweep", "_observe", "_measurement", "_optimizer"}
+    | {"_products"},
+    {"_changes", "_state", "_pair", "_sites", "_resize", "_estimators"},
+    {"_settle", "_looks", "_updates", "_options", "_presets", "_predict"},
     {"_solve", "_rules"},
     {"_draws"},
     {"_tune", "_measure", "_fold", "_train", "_unit_params", "_initialize"},  # verbs
-    {"_metainit", "_gradinit"},  # the slow ones
+    {"_metainit", "_gradinit", "_autoinit"},
     {"_plot", "_stats", "_coordinates", "_demo"},  # reports
     {"_strategies", "_jobs"},
     {"_learning"},

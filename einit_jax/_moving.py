@@ -1,0 +1,222 @@
+"""The rules of primitives that move, join and pick elements."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from ._elements import line
+from ._estimate import Estimate
+from ._signals import Signal, filled
+from ._values import Known, Leaf, Value
+
+
+def straight(walk: Estimate, eqn: Any, values: list) -> list:
+    """Each operand as it is."""
+    return list(values)
+
+
+def moved(axes: Callable) -> Callable:
+    """The rule of a primitive that moves axes.
+
+    `axes(eqn)` has for each axis of the output that of the operand.
+    """
+
+    def rule(walk: Estimate, eqn: Any, values: list) -> Value:
+        value = values[0]
+        if isinstance(value, Leaf):
+            own = value.axes
+            left = None if own is None else tuple(own[a] for a in axes(eqn))
+            array = eqn.primitive.bind(value.value, **eqn.params)
+            return value.now(array, left)
+        return walk.signal(value).over(axes(eqn))
+
+    return rule
+
+
+def transposed(eqn: Any) -> Sequence[int]:
+    """Axes in another order."""
+    return eqn.params["permutation"]
+
+
+def squeezed(eqn: Any) -> Sequence[int]:
+    """Axes without some of size one."""
+    gone = eqn.params["dimensions"]
+    return [a for a in range(len(eqn.invars[0].aval.shape)) if a not in gone]
+
+
+def unmoved(eqn: Any) -> Sequence[int]:
+    """The same axes; the order along them does not matter."""
+    return range(len(eqn.invars[0].aval.shape))
+
+
+def broadcast(walk: Estimate, eqn: Any, values: list) -> Value:
+    """New axes repeat the element; so does one of size one that is widened."""
+    value, places = values[0], eqn.params["broadcast_dimensions"]
+    if isinstance(value, Leaf):
+        array = eqn.primitive.bind(value.value, **eqn.params)
+        if array.size == value.value.size:
+            return value.now(array)
+    axes = range(len(eqn.outvars[0].aval.shape))
+    return walk.signal(value).over([places.index(a) if a in places else None
+                                    for a in axes])  # fmt: skip
+
+
+def reshape(walk: Estimate, eqn: Any, values: list) -> Value:
+    """Axes that are split have neighbours of their own; merged ones, the longest's."""
+    if isinstance(values[0], Leaf):
+        array = eqn.primitive.bind(values[0].value, **eqn.params)
+        return values[0].now(array)
+    signal = walk.signal(values[0])
+    old, new = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
+    rows: list[Array | None] = [None] * len(new)
+    profiles: list[Array | None] = [None] * len(new)
+    for olds, news in groups(old, new):
+        source = max(olds, key=lambda a: old[a], default=None)
+        wide = [a for a in news if new[a] > 1]
+        if source is None or signal.rows[source] is None:
+            continue
+        if len(wide) > 1:
+            parts = line(walk.draws, signal, source, len(wide) + 1).base
+            for i, axis in enumerate(wide):
+                rows[axis] = parts[i + 1]
+        else:
+            rows[wide[0]] = signal.rows[source]
+            same = new[wide[0]] == old[source]
+            profiles[wide[0]] = signal.profile(source) if same else None
+    return Signal(signal.base, tuple(rows), tuple(profiles))
+
+
+def groups(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+    """The smallest runs of axes with equal numbers of elements on both sides."""
+    found, i, j = [], 0, 0
+    while i < len(old) or j < len(new):
+        olds, news, a, b = [], [], 1, 1
+        while not (a == b and olds and news):
+            if i < len(old) and (a <= b or j == len(new)):
+                olds, a, i = [*olds, i], a * old[i], i + 1
+            elif j < len(new):
+                news, b, j = [*news, j], b * new[j], j + 1
+            else:
+                break
+        found.append((olds, news))
+    return found
+
+
+def sliced(walk: Estimate, eqn: Any, values: list) -> Value:
+    """A part of an array, with elements of its own."""
+    value, new = values[0], eqn.outvars[0].aval.shape
+    if isinstance(value, Leaf) and all(isinstance(v, Known) for v in values[1:]):
+        at = (v.value for v in values[1:])
+        return value.now(eqn.primitive.bind(value.value, *at, **eqn.params), value.axes)
+    signal, old = walk.signal(value), eqn.invars[0].aval.shape
+    for axis in range(len(old)):
+        if new[axis] < old[axis]:
+            start = _start(eqn, values, axis)
+            signal = _part(walk, signal, axis, start, new[axis])
+    rows = (r if n > 1 else None for r, n in zip(signal.rows, new, strict=True))
+    return Signal(signal.base, tuple(rows))
+
+
+def _part(
+    walk: Estimate, signal: Signal, axis: int, start: int | None, size: int
+) -> Signal:
+    """The elements from `start` on: those of a part that is known, or any others."""
+    steps = signal.steps
+    if steps and steps[:2] == (axis, size) and start is not None:
+        return steps.at(start)
+    return walk.part(signal, axis, start)
+
+
+def _start(eqn: Any, values: list, axis: int) -> int | None:
+    """Where a slice begins, if that is known."""
+    if len(values) == 1:
+        return int(eqn.params["start_indices"][axis])
+    at = values[1 + axis]
+    return int(at.value) if isinstance(at, Known) else None
+
+
+def split(walk: Estimate, eqn: Any, values: list) -> list:
+    """Parts of an array along one axis."""
+    axis, outs, start = eqn.params["axis"], [], 0
+    if isinstance(values[0], Leaf):
+        arrays = eqn.primitive.bind(values[0].value, **eqn.params)
+        return [values[0].now(a, values[0].axes) for a in arrays]
+    signal = walk.signal(values[0])
+    for size in eqn.params["sizes"]:
+        outs.append(_part(walk, signal, axis, start, int(size)))
+        start += int(size)
+    return outs
+
+
+def concatenate(walk: Estimate, eqn: Any, values: list) -> Value:
+    """A mixture of the parts, by their sizes; of parameters, one parameter."""
+    axis = eqn.params["dimension"]
+    if all(isinstance(v, Leaf) for v in values):
+        array = eqn.primitive.bind(*(v.value for v in values), **eqn.params)
+        refs = tuple(ref for v in values for ref in v.refs)
+        return values[0].now(array)._replace(refs=refs, joined=(axis, tuple(values)))
+    sizes = [v.aval.shape[axis] for v in eqn.invars]
+    here, there = (_mixture(walk, eqn, values, sizes) for _ in range(2))
+    return here.beside(axis, there.row(axis))
+
+
+def _mixture(walk: Estimate, eqn: Any, values: list, sizes: Sequence[int]) -> Signal:
+    """Each part as often as its size says."""
+    shares = jnp.cumsum(jnp.array(sizes) / sum(sizes))
+    which = jnp.searchsorted(shares, walk.draws.uniform())
+    which = jnp.minimum(which, len(sizes) - 1)
+    found = walk.mixed(values, which, eqn.outvars[0].aval)
+    assert isinstance(found, Signal)
+    return found
+
+
+def pad(walk: Estimate, eqn: Any, values: list) -> Value:
+    """The array, and the padding value in the part that is new."""
+    aval = eqn.outvars[0].aval
+    old, new = math.prod(eqn.invars[0].aval.shape), math.prod(aval.shape)
+    if new <= old:
+        return walk.fitted(walk.signal(values[0]), aval)
+    fill = Signal(walk.signal(values[1]).base, (None,) * len(aval.shape))
+    return _mixture(walk, eqn, [values[0], fill], [old, new - old])
+
+
+def overwritten(walk: Estimate, eqn: Any, values: list) -> Value:
+    """An array with another written or scattered into it."""
+    at = 1 if eqn.primitive.name == "dynamic_update_slice" else 2
+    old, new = (math.prod(eqn.invars[i].aval.shape) for i in (0, at))
+    if new >= old:
+        return walk.fitted(walk.signal(values[at]), eqn.outvars[0].aval)
+    return _mixture(walk, eqn, [values[0], values[at]], [old - new, new])
+
+
+def gather(walk: Estimate, eqn: Any, values: list) -> Value:
+    """Entries by index: of a parameter fresh ones, of other arrays any of theirs."""
+    how, shape = eqn.params["dimension_numbers"], eqn.outvars[0].aval.shape
+    value = values[0]
+    if isinstance(value, Leaf) and value.value.ndim > 1:
+        size = jnp.square(jnp.asarray(value.factor, jnp.float32))
+        entry = jnp.sqrt(walk.weigh(eqn, value, size)) * walk.draws.normal()
+        return filled(walk.draws, entry.astype(eqn.outvars[0].aval.dtype), shape)
+    signal = walk.signal(value)
+    gone = {*how.collapsed_slice_dims, *how.operand_batching_dims}
+    kept = [a for a in range(len(signal.rows)) if a not in gone]
+    offsets = dict(zip(how.offset_dims, kept, strict=True))
+    taken = next(iter(how.collapsed_slice_dims), None)
+    found = signal.over([offsets.get(a, taken) for a in range(len(shape))])
+    rows = (r if n > 1 else None for r, n in zip(found.rows, shape, strict=True))
+    return Signal(signal.base, tuple(rows))
+
+
+def sort(walk: Estimate, eqn: Any, values: list) -> list:
+    """The same elements, in another order."""
+    return [walk.signal(v) for v in values]
+
+
+def indices(walk: Estimate, eqn: Any, values: list, out: int = 0) -> Signal:
+    """Any index, as often as any other."""
+    aval, axes = eqn.outvars[out].aval, eqn.params.get("axes", (-1,))
+    at = walk.draws.integers(eqn.invars[0].aval.shape[axes[0]])
+    return filled(walk.draws, at.astype(aval.dtype), aval.shape)
