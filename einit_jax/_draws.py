@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from ._math import is_concrete
 from ._paths import Path
 from ._presets import Keyed
 from ._rules import Rule, show_rule
@@ -100,3 +101,12 @@ def _names(function: Callable) -> list[str]:
 def key_of(site: Site, value: Any) -> tuple[Path, Any]:
     """The path whose key draws the array, and the initializer."""
     return value if isinstance(value, Keyed) else (site.path, value)
+
+
+def placed(value: jax.Array, like: Any) -> jax.Array:
+    """The array on the devices of the one that it replaces, where these are several."""
+    concrete = isinstance(like, jax.Array) and is_concrete(like)
+    if not concrete or not is_concrete(value):
+        return value
+    several = len(like.sharding.device_set) > 1
+    return jax.device_put(value, like.sharding) if several else value

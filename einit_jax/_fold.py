@@ -16,7 +16,7 @@ from ._hook import Body, Call, unit_hook
 from ._math import is_concrete, is_float, multiply, per_call, rms, widen
 from ._observe import emit
 from ._paths import RIDE, Path, flatten, is_ride, plain, replaced, show, unboxed
-from ._plan import anchor, floats_of, outputs_of, plan
+from ._plan import anchor, any_output, floats_of, outputs_of, plan
 from ._problem import Batch, Problem, draw_batches, over_axis, problem
 from ._scaled import Scaled, refuse_foreign, refuse_missing
 from ._units import (
@@ -100,7 +100,7 @@ def fold(
     (Yang and Hu, arXiv 2011.14522), with constants that are measured.
     """
     model = model.model if isinstance(model, Scaled) else model
-    task = problem(model, _any_loss, method, axis_name)
+    task = problem(model, any_output, method, axis_name)
     key = jax.random.key(0) if key is None else key
     (batch,) = draw_batches(input_fn, key, rngs, batch_size, 1)
     values = from_tree(scales, unboxed(params))
@@ -110,11 +110,6 @@ def fold(
     if all(map(is_concrete, jax.tree.leaves(found))):
         _refuse(found)
     return replaced(params, folded)
-
-
-def _any_loss(outputs: Any) -> Array:
-    """Depends on every floating output; its value is of no use."""
-    return sum((jnp.mean(jnp.abs(widen(t))) for t in floats_of(outputs)), jnp.zeros(()))
 
 
 def _refuse_several(factors: Mapping[Kind, Array]) -> None:

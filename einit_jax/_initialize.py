@@ -7,15 +7,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax.core import Tracer
 from jaxtyping import PyTree
 
-from ._draws import drawn, key_of
+from ._draws import drawn, key_of, placed
+from ._math import is_concrete
 from ._paths import Path, flatten, is_boxed, replaced, show
+from ._plan import any_output
 from ._problem import draw_batches, problem
 from ._rules import Rule, assigned, rules_of, show_rule, value_of, wants_model
 from ._scaled import Scaled
-from ._sites import Site, any_output, sites_by_name, sites_of
+from ._sites import Site, sites_by_name, sites_of
 
 
 def initialize(
@@ -132,7 +133,7 @@ def initialize(
         jax.eval_shape(draw, key)
     made = {path: draw(key) for path, draw in draws.items()}
     _refuse_infinite(made, {site.path: rule for site, rule in pairs})
-    return replaced(params, {p: _placed(x, leaves[p]) for p, x in made.items()})
+    return replaced(params, {p: placed(x, leaves[p]) for p, x in made.items()})
 
 
 def _flat(params: PyTree) -> Any:
@@ -187,7 +188,7 @@ def _draw(site: Site, rule: Rule, dtype: Any) -> Callable | None:
 
 def _refuse_infinite(made: Mapping[Path, jax.Array], rules: Mapping) -> None:
     """Raises where a draw is not finite; under `jit` that cannot be known."""
-    known = {p: x for p, x in made.items() if not isinstance(x, Tracer)}
+    known = {p: x for p, x in made.items() if is_concrete(x)}
     for path, finite in zip(known, _finite(list(known.values())), strict=True):
         if not finite:
             raise ValueError(
@@ -200,12 +201,3 @@ def _refuse_infinite(made: Mapping[Path, jax.Array], rules: Mapping) -> None:
 @jax.jit
 def _finite(arrays: list[jax.Array]) -> list[jax.Array]:
     return [jnp.isfinite(x).all() for x in arrays]
-
-
-def _placed(value: jax.Array, like: Any) -> jax.Array:
-    """The array on the devices of the one that it replaces, where these are several."""
-    concrete = isinstance(like, jax.Array) and not isinstance(like, Tracer)
-    if not concrete or isinstance(value, Tracer):
-        return value
-    several = len(like.sharding.device_set) > 1
-    return jax.device_put(value, like.sharding) if several else value

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -10,12 +11,15 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from ._geometry import Geometry, geometry
+from ._graph import Graph
 from ._hook import interceptor
 from ._math import is_float
 from ._paths import RIDE, Path, flatten, insert, show, unboxed
-from ._plan import floats_of, outputs_of, plan
+from ._plan import outputs_of, plan
 from ._problem import Batch, Problem, over_axis
 from ._roles import Gate, gates_of, role_of
+
+NO_TYPES: Mapping[Path, type] = MappingProxyType({})
 
 
 class Site(NamedTuple):
@@ -100,8 +104,14 @@ def sites_of(
     task: Problem, params: Any, collections: Mapping, batch: Batch
 ) -> tuple[list[Site], dict[Path, type]]:
     """The floating arrays as the model uses them, and the class of each module."""
-    found = geometry(plan(task, params, collections, batch))
+    graph = plan(task, params, collections, batch)
     types = _types(task, params, collections, batch)
+    return sites_in(graph, types), types
+
+
+def sites_in(graph: Graph, types: Mapping[Path, type] = NO_TYPES) -> list[Site]:
+    """The floating arrays as a traced model uses them."""
+    found = geometry(graph)
     ends = sum(g.copies for g in found.values() if g.residual)
     sites = []
     for path, g in found.items():
@@ -113,7 +123,7 @@ def sites_of(
                 transposed=transposed or g.kind == "conv_transpose", traced=True,
             )
         )  # fmt: skip
-    return _related(sites), types
+    return _related(sites)
 
 
 def _related(sites: list[Site]) -> list[Site]:
@@ -163,9 +173,3 @@ def _types(
 
     jax.eval_shape(run, insert(params, rides), collections, batch)
     return types
-
-
-def any_output(outputs: Any) -> jax.Array:
-    """A loss that depends on every floating output: the trace wants one."""
-    means = [jnp.mean(jnp.real(t).astype(jnp.float32)) for t in floats_of(outputs)]
-    return sum(means, jnp.float32(0))
