@@ -18,6 +18,7 @@ from ._history import History as History
 from ._hypercubes import HyperCubes as HyperCubes
 from ._initialize import initialize as initialize
 from ._inputs import Inputs as Inputs
+from ._lsuv import lsuv as lsuv
 from ._measure import measure as measure
 from ._measurement import Measurement as Measurement
 from ._metainit import metainit as metainit

@@ -16,12 +16,13 @@ from jaxtyping import Array, PyTree
 from ._draws import drawn
 from ._math import inverse, multiply, widen
 from ._paths import Path, flatten, replaced, unboxed
+from ._plan import any_output
 from ._predict import Question, predicted
 from ._presets import of_variance
 from ._problem import draw_batches, problem
 from ._rules import Rule
 from ._scaled import Scaled
-from ._sites import Site, any_output, sites_of
+from ._sites import Site, sites_of
 from ._values import Ref
 
 DISTRIBUTIONS = ("truncated_normal", "normal", "uniform", "orthogonal")

@@ -36,6 +36,7 @@ CHECKED = (
     "_cost", "_strategies", "_learning", "_comparison", "_panels", "_jobs",
     "_signals", "_elements", "_values", "_estimate", "_moving", "_loops", "_sums",
     "_products", "_estimators", "_predict",
+    "_draws", "_layers", "_variances", "_sequential", "_orthonormal",
 )  # fmt: skip
 install_import_hook([f"einit_jax.{name}" for name in CHECKED], "beartype.beartype")
 

@@ -18,23 +18,18 @@ LAYERS = (  # arithmetic and plain things first
     {"_quotient", "_descent", "_signals"},
     {"_inputs", "_paths", "_jaxprs", "_figures", "_elements"},
     {"_hook", "_walk", "_uses", "_roles", "_ties", "_charts", "_panels", "_values"},
-    {
-        "_graph",
-        "_taps",
-        "_history",
-        "_spread",
-        "_estimate",
-    },  # what Flax shows
+    {"_graph", "_taps", "_history", "_spread", "_estimate"},  # what Flax shows
     {"_units", "_regions", "_geometry", "_comparison", "_moving", "_loops"},
     {"_problem", "_potentials", "_places", "_sums"},
     {"_plan", "_probe", "_scaled", "_sweep", "_observe", "_measurement", "_optimizer"}
     | {"_products"},
     {"_changes", "_state", "_pair", "_sites", "_resize", "_estimators"},
-    {"_settle", "_looks", "_updates", "_options", "_presets", "_predict"},
-    {"_solve", "_rules"},
-    {"_draws"},
+    {"_settle", "_looks", "_updates", "_options", "_presets", "_predict", "_layers"},
+    {"_solve", "_rules", "_variances"},
+    {"_draws", "_sequential", "_progress"},
+    {"_orthonormal"},
     {"_tune", "_measure", "_fold", "_train", "_unit_params", "_initialize"},  # verbs
-    {"_metainit", "_gradinit", "_autoinit"},
+    {"_metainit", "_gradinit", "_autoinit", "_lsuv"},
     {"_plot", "_stats", "_coordinates", "_demo"},  # reports
     {"_strategies", "_jobs"},
     {"_learning"},
