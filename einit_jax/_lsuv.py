@@ -16,8 +16,9 @@ from ._orthonormal import orthonormal
 from ._paths import Path, flatten, replaced, unboxed
 from ._plan import any_output, plan
 from ._problem import Batch, Problem, draw_batches, problem
+from ._progress import Progress, begun
 from ._scaled import Scaled
-from ._sequential import Progress, begun, sweep
+from ._sequential import sweep
 from ._sites import sites_in
 from ._state import Effort
 
@@ -86,8 +87,8 @@ def lsuv(
         include, exclude: glob patterns over unit paths; other units keep what they
             have.
         max_sweeps: most passes; 1 leaves the check out.
-        tolerance: how far `Var / target` may be from 1, and channel means from 0 in
-            deviations, each layer by itself.
+        tolerance: how far `Var / target` may be from 1, each layer by itself, and
+            twice the channel means from 0, in deviations.
 
     Returns:
         A tree like params, of the same dtypes, boxes and shardings, for the model as it
@@ -124,10 +125,10 @@ def lsuv(
     key = jax.random.key(0) if key is None else key
     (batch,) = draw_batches(input_fn, key, rngs, batch_size, 1)
     given = (dict(collections or {}), batch)
-    drawings, progress = _start(task, meant, orthogonal, params, *given, key)
+    drawings, progress = _start(task, meant, orthogonal, center, params, *given, key)
     params = replaced(params, drawings)
     if progress.layers:
-        progress = _swept(task, effort, center, params, progress, *given)
+        progress = _swept(task, effort, params, progress, *given)
         progress.refuse(effort)
     leaves = flatten(unboxed(params))
     found = {**drawings, **progress.found}
@@ -141,11 +142,12 @@ def _refuse_other(**flags: Any) -> None:
             raise TypeError(f"{name} is {flag!r}, expected True or False")
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _start(
     task: Problem,
     meant: Meant,
     orthogonal: bool,
+    center: bool,
     params: Any,
     collections: Mapping,
     batch: Batch,
@@ -169,16 +171,15 @@ def _start(
     }
     cells = tuple(layer for layer in layers if layer.cell)
     scaled = tuple(layer for layer in layers if not layer.cell)
-    return of(cells), begun(scaled, of(scaled))
+    return of(cells), begun(scaled, of(scaled), center)
 
 
-_sweep = jax.jit(sweep, static_argnums=(0, 1, 2))
+_sweep = jax.jit(sweep, static_argnums=(0, 1))
 
 
 def _swept(
     task: Problem,
     effort: Effort,
-    center: bool,
     params: Any,
     progress: Progress,
     *given: Any,
@@ -188,7 +189,7 @@ def _swept(
     One after the other, from here, where that can be told; under an outer trace in a
     loop of the compiler's, in which convolutions run many times slower on a CPU.
     """
-    step = lambda progress: _sweep(task, effort, center, params, progress, *given)
+    step = lambda progress: _sweep(task, effort, params, progress, *given)
     if not is_concrete((progress := step(progress)).more):
         return jax.lax.while_loop(lambda progress: progress.more, step, progress)
     while progress.more:

@@ -36,13 +36,10 @@ class Moments(NamedTuple):
     """Of each channel where these are centred; as the bias, else as rides."""
     variance: Float[Array, "..."]
     """Around these means; 0 where it is but rounding."""
-    off: Float[Array, "..."]
-    """The largest mean over the deviation; 0 where there is none."""
     seen: Array
-    sound: Array
 
 
-def slots(params: Any, layer: Layer, center: bool) -> dict[str, Array]:
+def slots(params: Any, layer: Layer, centred: bool) -> dict[str, Array]:
     """Zeros, whose cotangents are sums over calls.
 
     Flat where no axis is lifted: a transform of the variables, such as
@@ -50,7 +47,7 @@ def slots(params: Any, layer: Layer, center: bool) -> dict[str, Array]:
     """
     zero = jnp.zeros(layer.units[0].ride_shape, jnp.float32)
     mean = zero
-    if center and layer.channels:
+    if centred and layer.channels:
         shape = flatten(unboxed(params))[layer.channels[0]].shape
         mean = jnp.zeros(shape, jnp.float32)
         mean = mean if layer.units[0].lift else mean.ravel()
@@ -144,8 +141,4 @@ def moments(layer: Layer, sums: Mapping[str, Array]) -> Moments:
     if layer.shared:
         joint = count * ride(jnp.sum(jnp.square(jnp.abs(each(mean))), -1))
         within += jnp.maximum(between - joint, 0.0)
-    variance = _variance(within, between, size)
-    largest = ride(jnp.max(jnp.abs(each(mean)), -1))
-    off = jnp.where(usable(variance), largest * inverse_rms(variance), 0.0)
-    sound = jnp.isfinite(within) & jnp.isfinite(between)
-    return Moments(mean, variance, off, size > 0, sound)
+    return Moments(mean, _variance(within, between, size), size > 0)

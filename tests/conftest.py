@@ -28,15 +28,13 @@ CHECKED = (
     "_math", "_search", "_lift", "_paths", "_hook", "_graph", "_units", "_regions",
     "_potentials", "_plan", "_probe", "_sweep", "_observe", "_measurement", "_changes",
     "_state", "_settle", "_looks", "_solve", "_updates", "_optimizer", "_options",
-    "_fold", "_unit_params", "_demo", "_tables", "_figures",
-    "_taps", "_places", "_history", "_charts", "_spread", "_pair", "_page",
-    "_views", "_uses", "_geometry", "_roles", "_sites", "_presets", "_rules",
-    "_draws",
-    "_quotient", "_descent", "_resize",
-    "_cost", "_strategies", "_learning", "_comparison", "_panels", "_jobs",
+    "_fold", "_unit_params", "_demo", "_tables", "_figures", "_taps", "_places",
+    "_history", "_charts", "_spread", "_pair", "_page", "_views", "_uses", "_geometry",
+    "_roles", "_sites", "_presets", "_rules", "_draws", "_quotient", "_descent",
+    "_resize", "_cost", "_strategies", "_learning", "_comparison", "_panels", "_jobs",
     "_signals", "_elements", "_values", "_estimate", "_moving", "_loops", "_sums",
-    "_products", "_estimators", "_predict",
-    "_draws", "_layers", "_variances", "_sequential", "_orthonormal",
+    "_products", "_estimators", "_predict", "_layers", "_variances", "_sequential",
+    "_orthonormal", "_progress",
 )  # fmt: skip
 install_import_hook([f"einit_jax.{name}" for name in CHECKED], "beartype.beartype")
 
