@@ -26,8 +26,8 @@ LAYERS = (  # arithmetic and plain things first
     {"_changes", "_state", "_pair", "_sites", "_resize", "_estimators"},
     {"_settle", "_looks", "_updates", "_options", "_presets", "_predict", "_layers"},
     {"_solve", "_rules", "_variances"},
-    {"_draws", "_sequential", "_progress"},
-    {"_orthonormal"},
+    {"_draws", "_progress"},
+    {"_orthonormal", "_sequential"},
     {"_tune", "_measure", "_fold", "_train", "_unit_params", "_initialize"},  # verbs
     {"_metainit", "_gradinit", "_autoinit", "_lsuv"},
     {"_plot", "_stats", "_coordinates", "_demo"},  # reports

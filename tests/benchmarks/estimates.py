@@ -19,9 +19,10 @@ import numpy as np
 
 from einit_jax._autoinit import drawn_by
 from einit_jax._paths import show
+from einit_jax._plan import any_output
 from einit_jax._predict import Question, predicted
 from einit_jax._problem import draw_batches, problem
-from einit_jax._sites import any_output, sites_of
+from einit_jax._sites import sites_of
 
 HEAD = 128
 """Outputs: with ten the second moment of one draw is known to a half."""
