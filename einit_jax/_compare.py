@@ -75,8 +75,11 @@ def compare(
         model, params, input_fn, loss_fn, batch_size, method, rngs, collections,
             axis_name: as in `tune`; strategies are given them, and the pillars are
             measured with them.
-        strategies: by the names that the table gives them; None: the parameters as they
-            are, tuned, and drawn anew by `unit_params` and tuned.
+        strategies: by the names that the table gives them: functions (model, params,
+            input_fn, loss_fn, *, key, ...) that return parameters, such as `ei.lsuv`;
+            `ei.tune`; presets of `initialize` by name; None for params as they are.
+            By default these, "pytorch", "keras", "he_normal", `lsuv`, `autoinit`,
+            `tune`, and `unit_params` tuned.
         train: `train(key)` draws a batch to train on and the keywords of `loss_fn` that
             belong to it: `return images, {"labels": labels}`, for a loss such as
             `functools.partial(cross_entropy, labels=...)`. It is called outside of jit,

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.scipy.special import ndtr, ndtri
 from jaxtyping import Array, Float
 
-from ._signals import Draws, Signal, covariance, mean, tied
+from ._signals import Draws, Origin, Signal, covariance, mean, tied
 
 GRID = 17
 """Correlations at which covariances are looked at."""
@@ -45,16 +45,51 @@ def line(
 ) -> Line:
     """`count` elements along an axis; with a `group`, maxima of so many elements each.
 
-    The first two are the known ones, the same in every line that has them.
+    The first two are the known ones, the same in every line that has them. Asked again
+    they are the same, and those of what a function was applied to.
     """
+    beside = signal.rows[axis] if signal.rows else None
     others = signal.rows[:axis] + signal.rows[axis + 1 :]
-    beside = signal.rows[axis]
     if beside is None:
         same = lambda x: None if x is None else jnp.stack([x] * count)
         return Line(jnp.stack([signal.base] * count), tuple(map(same, others)))
-    own = [signal.base, *(row for row in others if row is not None)]
-    scores = [_scores(draws.key(), row) for row in (*own, beside)]
-    ranked, own, scores = jnp.sort(signal.base), jnp.stack(own), jnp.stack(scores)
+    if group > 1:
+        return _drawn(draws, signal.base, beside, others, count, group)
+    key = id(signal.base), axis, count, tuple(map(id, signal.rows))
+    if key not in draws.lines:
+        if signal.origin is None:
+            found = _drawn(draws, signal.base, beside, others, count, group)
+        else:
+            found = _made(draws, signal.origin, axis, count, len(others))
+        draws.lines[key] = signal, found  # an identity is one's own only while alive
+    return draws.lines[key][1]
+
+
+def _made(draws: Draws, origin: Origin, axis: int, count: int, others: int) -> Line:
+    """The function of the elements that it was applied to."""
+    lines = [line(draws, operand, axis, count) for operand in origin.operands]
+    rows = []
+    for i in range(others):
+        own = [found.rows[i] if found.rows else None for found in lines]
+        pairs = zip(own, lines, strict=True)
+        full = [found.base if row is None else row for row, found in pairs]
+        made = None if all(r is None for r in own) else origin.function(full)
+        rows.append(made)
+    return Line(origin.function([found.base for found in lines]), tuple(rows))
+
+
+def _drawn(
+    draws: Draws,
+    known: Array,
+    beside: Array,
+    others: tuple[Array | None, ...],
+    count: int,
+    group: float,
+) -> Line:
+    """Elements by the copula."""
+    rows = [known, *(row for row in others if row is not None)]
+    scores = [_scores(draws.key(), row) for row in (*rows, beside)]
+    ranked, own, scores = jnp.sort(known), jnp.stack(rows), jnp.stack(scores)
     base, *found = _line(draws.key(), ranked, own, beside, scores, count, group)
     return Line(base, tuple(None if row is None else found.pop(0) for row in others))
 
@@ -174,6 +209,9 @@ def average(
     others = signal.rows[:axis] + signal.rows[axis + 1 :]
     if size <= 1 or signal.rows[axis] is None:
         return signal if windows else Signal(signal.base, others)
+    if size <= most and not windows:  # all there are
+        every = line(draws, signal, axis, round(size))
+        return every.reduced(lambda x: _float(x).mean(0))
     count = max(2, min(most, round(size)))
     parts = line(draws, signal, axis, 2 * count if windows else count + 1)
     found = _averaged(parts, signal.base, signal.row(axis), size, count, windows)

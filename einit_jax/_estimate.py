@@ -59,7 +59,7 @@ class Estimate:
         self.powers: dict[Ref, dict[int, list[Array]]] = {}
         self.units: dict[tuple[Path, str], list[Moments]] = {}
         self.passed: dict[str, str] = {}
-        self._parts: dict[tuple[int, int], tuple[Signal, list[str], Line | None]] = {}
+        self._parts: dict[tuple, tuple[Signal, list[str], Line | None]] = {}
         self._entered: dict[str, Signal] = {}
         self._last: dict[tuple[Ref, ...], tuple[Array, list[Array]]] = {}
 
@@ -147,7 +147,7 @@ class Estimate:
         """The part of an array from `start` on: each has elements of its own."""
         if signal.rows[axis] is None:
             return signal
-        key = (id(signal.base), axis)
+        key = id(signal.base), axis, tuple(map(id, signal.rows))
         known, starts, elements = self._parts.setdefault(key, (signal, [], None))
         if str(start) not in starts:
             starts.append(str(start))
@@ -158,7 +158,8 @@ class Estimate:
             elements = line(self.draws, known, axis, self.most)
             self._parts[key] = (known, starts, elements)
         there, beside = (elements.at((at + i) % self.most) for i in range(2))
-        return there.beside(axis, beside.base)
+        rows = (*there.rows[:axis], beside.base, *there.rows[axis:])
+        return Signal(there.base, rows)
 
     def mixed(self, values: Sequence, which: Array, aval: Any) -> Value:
         """A signal that is each of several in a part of the samples."""

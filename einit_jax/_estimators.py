@@ -23,12 +23,22 @@ from ._moving import (
     split,
     squeezed,
     straight,
+    tiled,
     transposed,
     unmoved,
 )
 from ._products import convolution, dot_general
-from ._signals import Signal, power
-from ._sums import along, product, record, reduced, top_k, total, windowed
+from ._signals import Origin, Signal, power
+from ._sums import (
+    along,
+    product,
+    record,
+    reduced,
+    scattered,
+    top_k,
+    total,
+    windowed,
+)
 from ._values import Known, Leaf
 
 ELEMENTWISE = """
@@ -72,7 +82,8 @@ def _on_samples(eqn: Any, signals: list[Signal]) -> Signal:
         full = [s.base if r is None else r for r, s in zip(own, signals, strict=True)]
         rows.append(None if all(r is None for r in own) else bind(full))
     profiles = tuple(_blend(signals, axis) for axis in range(ndim))
-    return Signal(bind([s.base for s in signals]), tuple(rows), profiles)
+    base, origin = bind([s.base for s in signals]), Origin(bind, tuple(signals))
+    return Signal(base, tuple(rows), profiles, None, origin)
 
 
 def _still_leaf(eqn: Any, values: list) -> Leaf | None:
@@ -124,6 +135,8 @@ RULES: dict[str, Callable] = {
     "pad": pad,
     **dict.fromkeys(("dynamic_update_slice", "scatter"), overwritten),
     "gather": gather,
+    "tile": tiled,
+    "scatter-add": scattered,
     **{f"reduce_{kind}": reduced(kind) for kind in ("sum", "max", "min")},
     "reduce_and": reduced("min"),
     "reduce_or": reduced("max"),

@@ -210,6 +210,11 @@ def gather(walk: Estimate, eqn: Any, values: list) -> Value:
     return Signal(signal.base, tuple(rows))
 
 
+def tiled(walk: Estimate, eqn: Any, values: list) -> Signal:
+    """The same elements, several times."""
+    return walk.fitted(walk.signal(values[0]), eqn.outvars[0].aval)
+
+
 def sort(walk: Estimate, eqn: Any, values: list) -> list:
     """The same elements, in another order."""
     return [walk.signal(v) for v in values]

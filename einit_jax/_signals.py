@@ -31,12 +31,14 @@ class Signal(NamedTuple):
     A row is None where the neighbour is the element itself: the axis is of size one, or
     the array is a broadcast along it. What is not alike along an axis is kept apart:
     what borders of convolutions do as a profile, what a loop over time does as steps.
+    The origin tells what further elements are made of.
     """
 
     base: Array
     rows: tuple[Array | None, ...]
     profiles: tuple[Array | None, ...] = ()
     steps: "Steps | None" = None
+    origin: "Origin | None" = None
 
     def row(self, axis: int) -> Array:
         """The neighbour along an axis."""
@@ -57,12 +59,19 @@ class Signal(NamedTuple):
     def beside(self, axis: int, neighbour: Array | None) -> "Signal":
         """With another neighbour along an axis."""
         rows = (*self.rows[:axis], neighbour, *self.rows[axis + 1 :])
-        return self._replace(rows=rows)
+        return self._replace(rows=rows, origin=None)
 
     def each(self, function: Callable[[Array], Array]) -> "Signal":
         """A function of all elements alike, which keeps profiles as they are."""
         rows = (None if r is None else function(r) for r in self.rows)
         return Signal(function(self.base), tuple(rows), self.profiles)
+
+
+class Origin(NamedTuple):
+    """The elementwise function and the signals that a signal was made of."""
+
+    function: Callable[[Sequence[Array]], Array]
+    operands: tuple[Signal, ...]
 
 
 class Steps(NamedTuple):
@@ -94,10 +103,14 @@ class Steps(NamedTuple):
 
 
 class Draws:
-    """A source of independent samples, each from a key of its own."""
+    """A source of independent samples, each from a key of its own.
+
+    `lines` remembers elements along axes: a mean and a mean square are of the same.
+    """
 
     def __init__(self, key: jax.Array, size: int):
         self._key, self._count, self.size = key, 0, size
+        self.lines: dict[Any, Any] = {}
         middles = (jnp.arange(size, dtype=jnp.float32) + 0.5) / size
         nodes = ndtri(middles)
         self._normal = nodes / jnp.sqrt(jnp.mean(jnp.square(nodes)))

@@ -10,14 +10,19 @@ import optax
 from flax import linen as nn
 from jaxtyping import PyTree
 
+from ._autoinit import autoinit
+from ._initialize import initialize
+from ._lsuv import lsuv
 from ._paths import flatten, show, unboxed
+from ._presets import PRESETS
 from ._tables import difference
 from ._tune import tune
 from ._unit_params import unit_params
 from ._units import from_tree
 
 AS_IT_IS = "as it is"
-PRESETS: dict[str, Callable] = {}
+NAMED = ("pytorch", "keras", "he_normal")
+"""Presets that are compared where nobody says which."""
 Strategy = Callable | str | None
 
 
@@ -29,24 +34,43 @@ class Start(NamedTuple):
 
 
 def defaults(unit: optax.GradientTransformation) -> dict[str, Strategy]:
-    """What `compare` compares where it is not told; `unit` is at learning rate 1."""
+    """What `compare` compares where it is not told; `unit` is at learning rate 1.
+
+    Not `metainit` and `gradinit`, which take longer than the training.
+    """
     redrawn = functools.partial(_unit_tuned, optimizer=unit)
-    return {AS_IT_IS: None, "tune": tune, "unit_params, tune": redrawn}
+    found: dict[str, Strategy] = {AS_IT_IS: None, **{name: name for name in NAMED}}
+    found |= {"lsuv": lsuv, "autoinit": autoinit, "tune": tune}
+    return found | {"unit_params, tune": redrawn}
 
 
 def preset(name: str) -> Callable:
-    """The strategy of that name.
+    """The strategy of a preset of `initialize`.
 
     Raises:
         ValueError: there is none.
     """
     if name not in PRESETS:
-        known = ", ".join(PRESETS) or "none so far"
         raise ValueError(
-            f"{name!r} is no preset; known: {known}; or pass a function (model, "
-            "params, input_fn, loss_fn, *, key) that returns parameters"
+            f"{name!r} is no preset; the presets are: {', '.join(PRESETS)}; or pass a "
+            "function (model, params, input_fn, loss_fn, *, key) that returns "
+            "parameters"
         )
-    return PRESETS[name]
+    return functools.partial(_initialized, name=name)
+
+
+def _initialized(
+    model: nn.Module,
+    params: PyTree,
+    input_fn: Any,
+    loss_fn: Callable,
+    *,
+    key: jax.Array,
+    name: str,
+    **options: Any,
+) -> PyTree:
+    given = {"model": model, "input_fn": input_fn, **options}
+    return initialize(params, name, key, **given)
 
 
 def ready(

@@ -135,6 +135,23 @@ def record(x: Array) -> Array:
     return jax.lax.cummax(x, axis=0)
 
 
+def scattered(walk: Estimate, eqn: Any, values: list) -> Signal:
+    """As many summands as there are for each element, and the element."""
+    aval, summands = eqn.outvars[0].aval, eqn.invars[2].aval
+    if len(summands.shape) != len(aval.shape) or not aval.shape:
+        walk.note(eqn)
+        return walk.fitted(walk.signal(values[2]), aval)
+    size = max(math.prod(summands.shape) / max(math.prod(aval.shape), 1), 1.0)
+    found = over(walk, "sum", walk.signal(values[2]), 0, size, True)
+    start = walk.signal(values[0])
+    rows = [
+        None if n == 1 else found.row(a) + start.row(a)
+        for a, n in enumerate(aval.shape)
+    ]
+    made = Signal(found.base + start.base, tuple(rows))
+    return made.each(lambda x: x.astype(aval.dtype))
+
+
 def top_k(walk: Estimate, eqn: Any, values: list) -> list:
     """One of the largest elements of a line, and any index."""
     signal, shape = walk.signal(values[0]), eqn.invars[0].aval.shape

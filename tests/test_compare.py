@@ -253,7 +253,11 @@ ONLY = {"as it is": None}
     [
         ({"strategies": ["keras"]}, TypeError, "expected a mapping of names"),
         ({"strategies": {}}, ValueError, "one or more"),
-        ({"strategies": {"k": "kerras"}}, ValueError, "'kerras' is no preset; known"),
+        (
+            {"strategies": {"k": "kerras"}},
+            ValueError,
+            "'kerras' is no preset; the presets are: pytorch",
+        ),
         ({"strategies": {"k": 3}}, TypeError, "'k' is a int, expected a function"),
         ({"strategies": {"k": nn.Dense(3)}}, TypeError, "'k' is a Dense"),
         ({"strategies": {"k": lambda p: p}}, TypeError, r"'k' takes \(p\), expected"),

@@ -9,19 +9,21 @@
    the same n; accuracy on the others.
 2. The second moment of `x @ w`, all from N(0, 1): it grows as n, and ReLU halves it.
 3. Fifty products with matrices from N(0, 1), 512 wide: they overflow.
+4. Activations over depth, with many activation functions: AutoInit keeps them where
+   defaults lose them.
 """
 
 import argparse
 from collections.abc import Callable, Iterator
-from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.nn import initializers
 
+import einit_jax as ei
 from einit_jax._demo import cross_entropy
 from tests.benchmarks.report import show
 
@@ -38,30 +40,25 @@ CHANCE = 2
 """So many of them teach nothing; their order is that of noise."""
 
 
-def draws(name: str) -> Callable:
-    """The initializer of a kernel; n is its number of inputs."""
-    third = initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-    return {
-        "all 0": initializers.zeros,
-        "all 1": initializers.ones,
-        "uniform(0, 1)": initializers.uniform(1.0),
-        "uniform(-0.5, 0.5)": lambda *given: initializers.uniform(1.0)(*given) - 0.5,
-        "N(0, 1/n)": initializers.variance_scaling(1.0, "fan_in", "normal"),
-        "general rule": third,  # uniform on +-1/sqrt(n) has a variance of 1/(3 n)
-    }[name]
+DRAWS: dict[str, Any] = {
+    "all 0": 0.0,
+    "all 1": 1.0,
+    "uniform(0, 1)": "uniform",
+    "uniform(-0.5, 0.5)": "uniform_half",
+    "N(0, 1/n)": "normal_rule",
+    "general rule": "general_rule",
+}
+"""What `ei.initialize` takes for each."""
 
 
 class Classifier(nn.Module):
     """Two hidden layers."""
 
-    draw: Callable
-
     @nn.compact
     def __call__(self, x):
-        dense = partial(nn.Dense, kernel_init=self.draw)
         for width in (256, 128):
-            x = nn.relu(dense(width)(x))
-        return dense(10)(x)
+            x = nn.relu(nn.Dense(width)(x))
+        return nn.Dense(10)(x)
 
 
 def split() -> tuple:
@@ -80,10 +77,12 @@ def split() -> tuple:
 def accuracies(name: str, seeds: int, steps: int) -> np.ndarray:
     """On held-out images after training, by seed."""
     images, labels, others, truth = split()
-    model, tx = Classifier(draws(name)), optax.adam(RATE)
+    model, tx = Classifier(), optax.adam(RATE)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), images[:1])["params"]
+    rules = {"*/bias": 0.0, "*": DRAWS[name]}
 
     def trained(key):
-        params = model.init(key, images[:1])
+        params = {"params": ei.initialize(shapes, rules, key)}
 
         def step(carry, key):
             params, state = carry
@@ -156,6 +155,36 @@ def products(wide: int = 512, count: int = 50) -> Iterator[dict[str, str]]:
         yield {"weights times": name, f"after {count}": what or f"{sizes[-1]:.2g}"}
 
 
+def depths() -> Iterator[dict[str, str]]:
+    """The rms of the last activations of chains, as Flax draws them and by AutoInit."""
+    x = jax.random.normal(jax.random.key(0), (64, 64))
+    for act in ("relu", "tanh", "gelu", "silu", "selu", "sigmoid", "softplus"):
+        for depth in (5, 20, 50):
+            model = Chain(getattr(nn, act), depth)
+            params = model.init(jax.random.key(1), x)["params"]
+            size = lambda p, model=model: float(jnp.sqrt(jnp.mean(jnp.square(
+                model.apply({"params": p}, x)))))  # fmt: skip
+            scaled = ei.autoinit(model, params, x, key=jax.random.key(2))
+            yield {
+                "network": f"{act} {depth}",
+                "Flax": f"{size(params):.2g}",
+                "AutoInit": f"{size(scaled):.2g}",
+            }
+
+
+class Chain(nn.Module):
+    """Layers of one activation function; the last output is a preactivation."""
+
+    act: Callable
+    depth: int
+
+    @nn.compact
+    def __call__(self, x):
+        for _ in range(self.depth):
+            x = self.act(nn.Dense(256)(x))
+        return nn.Dense(256)(x)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seeds", type=int, default=10)
@@ -163,6 +192,7 @@ def main() -> None:
     given = parser.parse_args()
     show("second moment of x @ w", moments())
     show("products with N(0, 1) matrices of 512 x 512", products())
+    show("rms of the last outputs over depth", depths())
     title = f"accuracy on held-out digits, {given.steps} steps, {given.seeds} seeds"
     show(title, classifiers(given.seeds, given.steps))
 

@@ -15,6 +15,7 @@ import jax
 
 import einit_jax as ei
 from einit_jax._demo import MLP, cross_entropy, digits
+from einit_jax._strategies import defaults
 from tests.benchmarks import families, transfer
 
 BATCH, SEQUENCES = 64, 32
@@ -51,11 +52,13 @@ def compared(name: str, given: argparse.Namespace) -> ei.Comparison:
         return data.images[rows], {"labels": data.labels[rows]}
 
     key = jax.random.key(given.seed)
+    unit = transfer.OPTIMIZERS[given.optimizer](1.0)
+    strategies = defaults(unit) | {"metainit": ei.metainit, "gradinit": ei.gradinit}
     x, labels = train(key)
     params = families.initialized(model, x, given.seed)
     return ei.compare(
-        model, params, x, partial(cross_entropy, **labels), train=train, key=key,
-        steps=given.steps, seeds=given.seeds, progress=True,
+        model, params, x, partial(cross_entropy, **labels), strategies=strategies,
+        train=train, key=key, steps=given.steps, seeds=given.seeds, progress=True,
         optimizer=transfer.OPTIMIZERS[given.optimizer],
     )  # fmt: skip
 
