@@ -41,7 +41,7 @@ class Line(NamedTuple):
 
 
 def line(
-    draws: Draws, signal: Signal, axis: int, count: int, group: float = 1.0
+    draws: Draws, signal: Signal, axis: int, count: int, group: int | float = 1.0
 ) -> Line:
     """`count` elements along an axis; with a `group`, maxima of so many elements each.
 
@@ -84,7 +84,7 @@ def _drawn(
     beside: Array,
     others: tuple[Array | None, ...],
     count: int,
-    group: float,
+    group: int | float,
 ) -> Line:
     """Elements by the copula."""
     rows = [known, *(row for row in others if row is not None)]
@@ -102,7 +102,7 @@ def _line(
     beside: Array,
     scores: Array,
     count: int,
-    group: float,
+    group: int | float,
 ) -> Float[Array, "lines count samples"]:
     """The elements of a line, and of lines that know one element each."""
     base, others = own[0], own[1:]
@@ -165,7 +165,7 @@ def _scores(key: jax.Array, x: Array) -> Array:
     return ndtri((ranks + 0.5) / x.size)
 
 
-def _latent(rho: Array, common: Array, own: Array, group: float) -> Array:
+def _latent(rho: Array, common: Array, own: Array, group: int | float) -> Array:
     """The scores of further elements, each the largest of a group."""
     if group > 1:
         # below the largest number under 1, whose score is finite
@@ -197,7 +197,7 @@ def _values(ranked: Array, score: Float[Array, "..."]) -> Array:
 
 
 def average(
-    draws: Draws, signal: Signal, axis: int, size: float, most: int, windows: bool
+    draws: Draws, signal: Signal, axis: int, size: int | float, most: int, windows: bool
 ) -> Signal:
     """The mean of `size` elements along an axis: the known ones and all others.
 
@@ -223,7 +223,7 @@ def average(
 
 @partial(jax.jit, static_argnums=(3, 4, 5))
 def _averaged(
-    parts: Line, base: Array, other: Array, size: float, count: int, windows: bool
+    parts: Line, base: Array, other: Array, size: int | float, count: int, windows: bool
 ) -> list[Array | None]:
     """The means of the element's line, of neighbouring lines, and of others."""
     low, high = jnp.min(base), jnp.max(base)
@@ -256,7 +256,7 @@ def _weight(square: Array, cross: Array, rest: Array) -> Array:
 
 
 def largest(
-    draws: Draws, signal: Signal, axis: int, size: float, most: int, windows: bool
+    draws: Draws, signal: Signal, axis: int, size: int | float, most: int, windows: bool
 ) -> Signal:
     """The maximum of `size` elements along an axis; `windows` as in `average`."""
     others = signal.rows[:axis] + signal.rows[axis + 1 :]

@@ -60,6 +60,7 @@ class Estimate:
         self.units: dict[tuple[Path, str], list[Moments]] = {}
         self.passed: dict[str, str] = {}
         self._parts: dict[tuple, tuple[Signal, list[str], Line | None]] = {}
+        self._where: list[str] = []
         self._entered: dict[str, Signal] = {}
         self._last: dict[tuple[Ref, ...], tuple[Array, list[Array]]] = {}
 
@@ -74,7 +75,9 @@ class Estimate:
             return Known(atom.val) if isinstance(atom, Literal) else env[atom]
 
         for eqn in body.eqns:
+            self._where.append(str(eqn.source_info.name_stack))
             outs = self.equation(eqn, [read(v) for v in eqn.invars])
+            self._where.pop()
             env.update(zip(eqn.outvars, outs, strict=True))
         return [read(v) for v in body.outvars]
 
@@ -182,7 +185,7 @@ class Estimate:
 
     def note(self, eqn: Any) -> None:
         """Remembers a primitive that has no rule, and the module that has it."""
-        where = str(eqn.source_info.name_stack)
+        where = "/".join(filter(None, self._where))
         self.passed.setdefault(eqn.primitive.name, where)
 
     def _bits(self, aval: Any) -> Signal:

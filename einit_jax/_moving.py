@@ -163,6 +163,19 @@ def concatenate(walk: Estimate, eqn: Any, values: list) -> Value:
     return here.beside(axis, there.row(axis))
 
 
+def stacked(walk: Estimate, eqn: Any, values: list) -> Signal:
+    """Arrays along a new axis: any of them, and beside it another."""
+    axis = eqn.params["axis"]
+
+    def widened(value: Value) -> Signal:
+        rows = walk.signal(value).rows
+        return Signal(walk.signal(value).base, (*rows[:axis], None, *rows[axis:]))
+
+    each = [widened(v) for v in values]
+    here, there = (_mixture(walk, eqn, each, [1] * len(each)) for _ in range(2))
+    return here.beside(axis, there.base if len(each) > 1 else None)
+
+
 def _mixture(walk: Estimate, eqn: Any, values: list, sizes: Sequence[int]) -> Signal:
     """Each part as often as its size says."""
     shares = jnp.cumsum(jnp.array(sizes) / sum(sizes))

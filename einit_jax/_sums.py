@@ -32,7 +32,7 @@ def over(
     kind: str,
     signal: Signal,
     axis: int,
-    size: float,
+    size: int | float,
     windows: bool = False,
 ) -> Signal:
     """`size` elements along an axis as one; with `windows` the axis stays."""

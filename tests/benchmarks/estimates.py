@@ -79,13 +79,14 @@ class Transformer(nn.Module):
 
     normed: bool
     width: int = 256
+    depth: int = 3
 
     @nn.compact
     def __call__(self, tokens):
         norm = nn.LayerNorm if self.normed else lambda: lambda x: x
         x = nn.Embed(1000, self.width)(tokens)
         x = x + nn.Embed(64, self.width)(jnp.arange(tokens.shape[1])[None])
-        for _ in range(3):
+        for _ in range(self.depth):
             x = x + nn.MultiHeadDotProductAttention(4)(norm()(x))
             y = nn.gelu(nn.Dense(4 * self.width)(norm()(x)))
             x = x + nn.Dense(self.width)(y)
