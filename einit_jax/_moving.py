@@ -5,10 +5,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from ._elements import line
 from ._estimate import Estimate
+from ._math import inverse
 from ._signals import Signal, filled
 from ._values import Known, Leaf, Value
 
@@ -117,7 +119,22 @@ def sliced(walk: Estimate, eqn: Any, values: list) -> Value:
             start = _start(eqn, values, axis)
             signal = _part(walk, signal, axis, start, new[axis])
     rows = (r if n > 1 else None for r, n in zip(signal.rows, new, strict=True))
-    return Signal(signal.base, tuple(rows))
+    made = Signal(signal.base, tuple(rows))
+    return _cut(made, walk.signal(value), eqn) if len(values) == 1 else made
+
+
+def _cut(made: Signal, whole: Signal, eqn: Any) -> Signal:
+    """With the part of each profile that a slice takes."""
+    power, profiles = jnp.ones(()), []
+    starts, ends = eqn.params["start_indices"], eqn.params["limit_indices"]
+    steps = eqn.params["strides"] or (1,) * len(starts)
+    for axis, at in enumerate(zip(starts, ends, steps, strict=True)):
+        own = whole.profile(axis)
+        if own is not None:
+            power, own = _normalized(power, own[slice(*at)])
+        profiles.append(own)
+    made = _of_power(made, power) if any(p is not None for p in profiles) else made
+    return made._replace(profiles=tuple(profiles))
 
 
 def _part(
@@ -187,13 +204,46 @@ def _mixture(walk: Estimate, eqn: Any, values: list, sizes: Sequence[int]) -> Si
 
 
 def pad(walk: Estimate, eqn: Any, values: list) -> Value:
-    """The array, and the padding value in the part that is new."""
+    """The array, and the padding value in the part that is new; zeros as a profile."""
     aval = eqn.outvars[0].aval
     old, new = math.prod(eqn.invars[0].aval.shape), math.prod(aval.shape)
+    fill, signal = walk.signal(values[1]), walk.signal(values[0])
+    floats = jnp.issubdtype(aval.dtype, jnp.inexact)
+    if floats and isinstance(values[1], Known) and not np.any(values[1].value):
+        return _padded(signal, eqn)
     if new <= old:
-        return walk.fitted(walk.signal(values[0]), aval)
-    fill = Signal(walk.signal(values[1]).base, (None,) * len(aval.shape))
-    return _mixture(walk, eqn, [values[0], fill], [old, new - old])
+        return walk.fitted(signal, aval)
+    fill = Signal(fill.base, (None,) * len(aval.shape))
+    return _mixture(walk, eqn, [signal, fill], [old, new - old])
+
+
+def _padded(signal: Signal, eqn: Any) -> Signal:
+    """With places of second moment zero, along each axis that is padded."""
+    shape, power, profiles = eqn.invars[0].aval.shape, jnp.ones(()), []
+    for axis, (low, high, between) in enumerate(eqn.params["padding_config"]):
+        own, n = signal.profile(axis), shape[axis]
+        if (low, high, between) == (0, 0, 0):
+            profiles.append(own)
+            continue
+        at = np.arange(n) * (1 + between) + low
+        size = low + high + (n - 1) * (1 + between) + 1
+        inside = (at >= 0) & (at < size)
+        own = jnp.ones(n) if own is None else own
+        placed = jnp.zeros(size).at[at[inside]].set(own[inside])
+        power, placed = _normalized(power, placed)
+        profiles.append(placed)
+    return _of_power(signal, power)._replace(profiles=tuple(profiles))
+
+
+def _normalized(power: Array, profile: Array) -> tuple[Array, Array]:
+    """The profile over its mean, which goes into the power of all."""
+    centre = jnp.mean(profile)
+    return power * centre, profile * inverse(centre)
+
+
+def _of_power(signal: Signal, power: Array) -> Signal:
+    """The signal times the root of a power."""
+    return signal.each(lambda x: (x * jnp.sqrt(power)).astype(x.dtype))
 
 
 def overwritten(walk: Estimate, eqn: Any, values: list) -> Value:

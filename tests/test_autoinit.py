@@ -108,6 +108,37 @@ def test_predicted_is_measured(name):
         assert abs(np.mean(found) - 1) < allowed + error, (unit, np.mean(found))
 
 
+class Bordered(nn.Module):
+    """Convolutions of images that are padded by hand, by slices as well."""
+
+    sliced: bool
+
+    @nn.compact
+    def __call__(self, x):
+        for width in (128, 128):
+            x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+            if self.sliced:
+                parts = [x[:, i : i + 4, j : j + 4] for i in range(3) for j in range(3)]
+                x = nn.Dense(width)(jnp.concatenate(parts, -1))
+            else:
+                x = nn.Conv(width, (3, 3), padding="VALID")(x)
+        return x
+
+
+@pytest.mark.parametrize("sliced", [True, False])
+def test_zeros_at_borders(sliced):
+    """Of 4x4 places padded to 6x6 less than half are inside; a window sees more.
+
+    Windows made of slices lose what differs from place to place, some percent.
+    """
+    x = jax.random.normal(KEY, (16, 4, 4, 8))
+    ratio, _ = estimates.ratios(Bordered(sliced), x, 30)
+    for unit, found in ratio.items():
+        error = 4 * np.std(found) / math.sqrt(30)
+        allowed = 0.1 if sliced else 0.05
+        assert abs(np.mean(found) - 1) < allowed + error, unit
+
+
 def sizes(model, params, x):
     _, seen = model.apply({"params": params}, x, capture_intermediates=True)
     layers = seen["intermediates"]
