@@ -2,7 +2,6 @@
 
 import math
 import warnings
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import Any
@@ -15,14 +14,14 @@ from jaxtyping import Array, PyTree
 
 from ._draws import drawn
 from ._math import inverse, multiply, widen
-from ._paths import Path, flatten, replaced, unboxed
+from ._paths import Path, flatten, path_key, replaced, unboxed
 from ._plan import any_output
-from ._predict import Question, predicted
+from ._predict import Question, Subject, predicted, subject
 from ._presets import of_variance
 from ._problem import draw_batches, problem
 from ._rules import Rule
 from ._scaled import Scaled
-from ._sites import Site, sites_of
+from ._sites import Site
 from ._values import Ref
 
 DISTRIBUTIONS = ("truncated_normal", "normal", "uniform", "orthogonal")
@@ -124,38 +123,35 @@ def autoinit(
     task = problem(model, any_output, method, axis_name)
     key = jax.random.key(0) if key is None else key
     (batch,) = draw_batches(input_fn, key, rngs, batch_size, 1)
-    collections = dict(collections or {})
-    sites = {s.path: s for s in sites_of(task, params, collections, batch)[0]}
+    of = subject(task, params, dict(collections or {}), batch, own)
     moments = None
     if (input_mean, input_var) != (None, None):
         moments = input_mean or 0.0, 1.0 if input_var is None else input_var
     asked = Question(signal_variance, moments, zero_mean, samples, along, own)
-    biases = frozenset(p for p, site in sites.items() if site.role == "bias")
-    found = predicted(task, params, collections, batch, biases, key, asked)
+    found = predicted(of, key, asked)
     if found.missed:
         raise ValueError(
             f"estimators are given for {', '.join(found.missed)}, which the model has "
             "not; name module classes or primitives of its jaxpr (jax.make_jaxpr)"
         )
-    _warn(found.passed, sites, {ref.path for ref in found.variances})
-    return drawn_by(found.variances, sites, params, distribution, zero_mean, key)
+    _warn(found.passed, of.sites, {ref.path for ref in found.variances})
+    return drawn_by(found.variances, of, distribution, zero_mean, key)
 
 
 def drawn_by(
     variances: Mapping[Ref, Array],
-    sites: Mapping[Path, Site],
-    params: PyTree,
+    of: Subject,
     distribution: str | None,
     zero_mean: bool,
     key: jax.Array,
 ) -> PyTree:
     """Parameters with weights of the variances, and biases of 0."""
-    leaves = flatten(unboxed(params))
+    leaves, sites = flatten(unboxed(of.params)), of.sites
     made = {p: jnp.zeros_like(leaves[p]) for p, s in sites.items() if s.role == "bias"}
     for path, variance in _by_path(variances, leaves).items():
         weights = _drawn(sites[path], leaves[path], distribution, zero_mean, key)
         made[path] = multiply(weights, jnp.sqrt(variance)).astype(leaves[path].dtype)
-    return replaced(params, made)
+    return replaced(of.params, made)
 
 
 def _by_path(
@@ -188,7 +184,7 @@ def _drawn(
     else:
         own = initializers.orthogonal() if distribution == "orthogonal" else None
         init = own or of_variance(1.0, distribution)
-        key = jax.random.fold_in(key, zlib.crc32(site.name.encode()))
+        key = path_key(key, site.path)
         dtype = jnp.promote_types(value.dtype, jnp.float32)
         rule = Rule(f"distribution={distribution!r}", init)
         weights = drawn(site, rule, init, key, dtype)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.scipy.special import ndtr, ndtri
 from jaxtyping import Array, Float
 
-from ._signals import Draws, Origin, Signal, covariance, mean, tied
+from ._signals import Draws, Origin, Signal, covariance, floating, mean, tied
 
 GRID = 17
 """Correlations at which covariances are looked at."""
@@ -49,7 +49,7 @@ def line(
     they are the same, and those of what a function was applied to.
     """
     beside = signal.rows[axis] if signal.rows else None
-    others = signal.rows[:axis] + signal.rows[axis + 1 :]
+    others = signal.without(axis).rows
     if beside is None:
         same = lambda x: None if x is None else jnp.stack([x] * count)
         return Line(jnp.stack([signal.base] * count), tuple(map(same, others)))
@@ -206,19 +206,17 @@ def average(
     covariance of two elements. With `windows` the axis stays: its neighbour is the mean
     of other elements.
     """
-    others = signal.rows[:axis] + signal.rows[axis + 1 :]
     if size <= 1 or signal.rows[axis] is None:
-        return signal if windows else Signal(signal.base, others)
+        return signal if windows else signal.without(axis)
     if size <= most and not windows:  # all there are
         every = line(draws, signal, axis, round(size))
-        return every.reduced(lambda x: _float(x).mean(0))
+        return every.reduced(lambda x: floating(x).mean(0))
     count = max(2, min(most, round(size)))
     parts = line(draws, signal, axis, 2 * count if windows else count + 1)
     found = _averaged(parts, signal.base, signal.row(axis), size, count, windows)
     here, *rows = found[: 1 + len(parts.rows)]
-    if windows:
-        rows.insert(axis, found[-1])
-    return Signal(here, tuple(rows))
+    made = Signal(here, tuple(rows))
+    return made.inserted(axis, found[-1]) if windows else made
 
 
 @partial(jax.jit, static_argnums=(3, 4, 5))
@@ -233,10 +231,10 @@ def _averaged(
 
     def mid(known: Array, others: Array) -> Array:
         part = len(known) / size
-        loose = (1 - part) * (_float(others).mean(0) - centre)
+        loose = (1 - part) * (floating(others).mean(0) - centre)
         fixed = jnp.zeros_like(loose)
         if len(known):
-            fixed = part * (_float(known).mean(0) - centre)
+            fixed = part * (floating(known).mean(0) - centre)
         sizes = covariance(loose, loose), covariance(fixed, loose)
         shrink = _weight(*sizes, covariance(fixed, fixed) - want)
         return jnp.clip(centre + fixed + shrink * loose, low, high)
@@ -259,19 +257,10 @@ def largest(
     draws: Draws, signal: Signal, axis: int, size: int | float, most: int, windows: bool
 ) -> Signal:
     """The maximum of `size` elements along an axis; `windows` as in `average`."""
-    others = signal.rows[:axis] + signal.rows[axis + 1 :]
     if size <= 1 or signal.rows[axis] is None:
-        return signal if windows else Signal(signal.base, others)
+        return signal if windows else signal.without(axis)
     count = max(1, min(most, round(size)))
     group = max((size - 2) / (count - 2), 1.0) if count > 2 else 1.0
     parts = line(draws, signal, axis, 2 * count if windows else count, group)
     here = parts.reduced(lambda x: x[:count].max(0))
-    if not windows:
-        return here
-    beside = parts.base[count:].max(0)
-    return Signal(here.base, (*here.rows[:axis], beside, *here.rows[axis:]))
-
-
-def _float(x: Array) -> Array:
-    inexact = jnp.issubdtype(x.dtype, jnp.inexact)
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32)) if inexact else x * 1.0
+    return here.inserted(axis, parts.base[count:].max(0)) if windows else here

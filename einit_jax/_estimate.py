@@ -15,8 +15,9 @@ import jax.numpy as jnp
 from jax.extend.core import Literal
 from jaxtyping import Array
 
-from ._elements import Line, line
+from ._elements import line
 from ._jaxprs import closed_bodies, opened
+from ._math import is_float
 from ._paths import Path
 from ._signals import (
     Draws,
@@ -59,7 +60,7 @@ class Estimate:
         self.powers: dict[Ref, dict[int, list[Array]]] = {}
         self.units: dict[tuple[Path, str], list[Moments]] = {}
         self.passed: dict[str, str] = {}
-        self._parts: dict[tuple, tuple[Signal, list[str], Line | None]] = {}
+        self._parts: dict[tuple, tuple[Signal, list[str]]] = {}
         self._where: list[str] = []
         self._entered: dict[str, Signal] = {}
         self._last: dict[tuple[Ref, ...], tuple[Array, list[Array]]] = {}
@@ -108,6 +109,16 @@ class Estimate:
         assert value is not None
         return of_array(self.draws, jnp.asarray(value.value))
 
+    def first(
+        self, eqn: Any, values: Sequence, floating: bool = False
+    ) -> Signal | None:
+        """The first floating operand; if there is none, and it need not be, any."""
+        pairs = zip(values, eqn.invars, strict=True)
+        known = [(v, atom.aval) for v, atom in pairs if v is not None]
+        floats = [v for v, aval in known if is_float(aval)]
+        some = floats or ([] if floating else [v for v, _ in known])
+        return self.signal(some[0]) if some else None
+
     def fitted(self, signal: Signal, aval: Any) -> Signal:
         """A signal for another shape and dtype."""
         cast = signal.each(lambda x: x.astype(aval.dtype))
@@ -151,18 +162,15 @@ class Estimate:
         if signal.rows[axis] is None:
             return signal
         key = id(signal.base), axis, tuple(map(id, signal.rows))
-        known, starts, elements = self._parts.setdefault(key, (signal, [], None))
+        known, starts = self._parts.setdefault(key, (signal, []))
         if str(start) not in starts:
             starts.append(str(start))
         at = starts.index(str(start))
         if at == 0:
             return signal
-        if elements is None:
-            elements = line(self.draws, known, axis, self.most)
-            self._parts[key] = (known, starts, elements)
+        elements = line(self.draws, known, axis, self.most)
         there, beside = (elements.at((at + i) % self.most) for i in range(2))
-        rows = (*there.rows[:axis], beside.base, *there.rows[axis:])
-        return Signal(there.base, rows)
+        return there.inserted(axis, beside.base)
 
     def mixed(self, values: Sequence, which: Array, aval: Any) -> Value:
         """A signal that is each of several in a part of the samples."""
@@ -230,18 +238,8 @@ class Estimate:
 def _passed(walk: Estimate, eqn: Any, values: list) -> list:
     """Lets the first floating operand through, and notes that it had to."""
     walk.note(eqn)
-    pairs = zip(values, eqn.invars, strict=True)
-    inexact = lambda atom: jnp.issubdtype(atom.aval.dtype, jnp.inexact)
-    some = [v for v, atom in pairs if v is not None]
-    floating = [
-        v
-        for v, atom in zip(values, eqn.invars, strict=True)
-        if v is not None and inexact(atom)
-    ]
-    if not some:
-        return [None] * len(eqn.outvars)
-    signal = walk.signal((floating or some)[0])
-    return [walk.fitted(signal, v.aval) for v in eqn.outvars]
+    signal = walk.first(eqn, values)
+    return [signal and walk.fitted(signal, v.aval) for v in eqn.outvars]
 
 
 def _is_call(inner: Sequence, values: Sequence) -> bool:

@@ -1,6 +1,5 @@
 """`initialize`: classic rules by path, rank or module class, and presets by name."""
 
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from jaxtyping import PyTree
 
 from ._draws import drawn, key_of, placed
 from ._math import is_concrete
-from ._paths import Path, flatten, is_boxed, replaced, show
+from ._paths import Path, flatten, is_boxed, path_key, replaced, show
 from ._plan import any_output
 from ._problem import draw_batches, problem
 from ._rules import Rule, assigned, rules_of, show_rule, value_of, wants_model
@@ -182,8 +181,7 @@ def _draw(site: Site, rule: Rule, dtype: Any) -> Callable | None:
     if value is None:
         return None
     path, init = key_of(site, value)
-    number = zlib.crc32(show(path).encode())
-    return lambda key: drawn(site, rule, init, jax.random.fold_in(key, number), dtype)
+    return lambda key: drawn(site, rule, init, path_key(key, path), dtype)
 
 
 def _refuse_infinite(made: Mapping[Path, jax.Array], rules: Mapping) -> None:

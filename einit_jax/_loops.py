@@ -50,7 +50,7 @@ def scan(walk: Estimate, eqn: Any, values: list) -> list:
     layers = any(isinstance(v, Leaf) for v in scanned)
     steps = length if layers else min(length, STEPS)
     order = list(range(length))[:: -1 if eqn.params["reverse"] else 1][:steps]
-    slices = [_slices(walk, v, order, length) for v in scanned]
+    slices = [_slices(walk, v, order) for v in scanned]
     stacks = []
     for i in range(steps):
         found = walk.run(closed, [*fixed, *carry, *(s[i] for s in slices)])
@@ -60,9 +60,7 @@ def scan(walk: Estimate, eqn: Any, values: list) -> list:
     return [*carry, *(_stacked(walk, ys, order, length, v.aval) for ys, v in pairs)]
 
 
-def _slices(
-    walk: Estimate, value: Value, order: Sequence[int], length: int
-) -> list[Value]:
+def _slices(walk: Estimate, value: Value, order: Sequence[int]) -> list[Value]:
     """One value for each step."""
     if value is None:
         return [None] * len(order)
@@ -83,18 +81,16 @@ def _stacked(
     """The values of all steps as one, any of them; the last stands for further ones."""
     if any(v is None for v in values):
         return None
-    weights = jnp.array([1] * (len(values) - 1) + [length - len(values) + 1])
-    shares = jnp.cumsum(weights / length)
+    weights = [1] * (len(values) - 1) + [length - len(values) + 1]
 
     def any_step() -> Signal:
-        at = jnp.searchsorted(shares, walk.draws.uniform())
-        found = walk.mixed(values, jnp.minimum(at, len(values) - 1), aval)
+        found = walk.mixed(values, walk.draws.among(weights), aval)
         assert isinstance(found, Signal)
         return found
 
     here, there = any_step(), any_step()
     each = [walk.fitted(walk.signal(v), aval) for v in values]
-    whole = [Signal(s.base, (None, *s.rows)) for s in each]
+    whole = [s.inserted(0, None) for s in each]
     steps = Steps(0, 1, dict(zip(order, whole, strict=True)), whole[-1])
     beside = there.base if length > 1 else None
-    return Signal(here.base, (beside, *here.rows), (), steps)
+    return here.inserted(0, beside)._replace(steps=steps)

@@ -118,8 +118,7 @@ def sliced(walk: Estimate, eqn: Any, values: list) -> Value:
         if new[axis] < old[axis]:
             start = _start(eqn, values, axis)
             signal = _part(walk, signal, axis, start, new[axis])
-    rows = (r if n > 1 else None for r, n in zip(signal.rows, new, strict=True))
-    made = Signal(signal.base, tuple(rows))
+    made = signal.shaped(new)
     return _cut(made, walk.signal(value), eqn) if len(values) == 1 else made
 
 
@@ -183,22 +182,14 @@ def concatenate(walk: Estimate, eqn: Any, values: list) -> Value:
 def stacked(walk: Estimate, eqn: Any, values: list) -> Signal:
     """Arrays along a new axis: any of them, and beside it another."""
     axis = eqn.params["axis"]
-
-    def widened(value: Value) -> Signal:
-        rows = walk.signal(value).rows
-        return Signal(walk.signal(value).base, (*rows[:axis], None, *rows[axis:]))
-
-    each = [widened(v) for v in values]
+    each = [walk.signal(v).inserted(axis, None) for v in values]
     here, there = (_mixture(walk, eqn, each, [1] * len(each)) for _ in range(2))
     return here.beside(axis, there.base if len(each) > 1 else None)
 
 
 def _mixture(walk: Estimate, eqn: Any, values: list, sizes: Sequence[int]) -> Signal:
     """Each part as often as its size says."""
-    shares = jnp.cumsum(jnp.array(sizes) / sum(sizes))
-    which = jnp.searchsorted(shares, walk.draws.uniform())
-    which = jnp.minimum(which, len(sizes) - 1)
-    found = walk.mixed(values, which, eqn.outvars[0].aval)
+    found = walk.mixed(values, walk.draws.among(sizes), eqn.outvars[0].aval)
     assert isinstance(found, Signal)
     return found
 
@@ -269,8 +260,7 @@ def gather(walk: Estimate, eqn: Any, values: list) -> Value:
     offsets = dict(zip(how.offset_dims, kept, strict=True))
     taken = next(iter(how.collapsed_slice_dims), None)
     found = signal.over([offsets.get(a, taken) for a in range(len(shape))])
-    rows = (r if n > 1 else None for r, n in zip(found.rows, shape, strict=True))
-    return Signal(signal.base, tuple(rows))
+    return found.shaped(shape)
 
 
 def tiled(walk: Estimate, eqn: Any, values: list) -> Signal:

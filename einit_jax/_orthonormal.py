@@ -1,6 +1,5 @@
 """Orthonormal weights for the layers of a model, and biases of zero."""
 
-import zlib
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -12,7 +11,7 @@ from jaxtyping import Array
 
 from ._draws import drawn
 from ._layers import Layer
-from ._paths import Path, show
+from ._paths import Path, path_number, show
 from ._rules import Rule
 from ._sites import Site
 
@@ -38,7 +37,7 @@ def orthonormal(
             what = (site.shape, _axes(site), leaves[site.path].dtype)
             alike.setdefault(what, []).append(site)
     for (*_, dtype), group in alike.items():
-        names = jnp.array([zlib.crc32(site.name.encode()) for site in group], "uint32")
+        names = jnp.array([path_number(site.path) for site in group], "uint32")
         draw = partial(_drawn, group[0], dtype, key)
         made = jax.lax.map(draw, names) if len(group) > 1 else [draw(names[0])]
         found |= {site.path: x for site, x in zip(group, made, strict=True)}

@@ -5,6 +5,7 @@ Whatever must reach a unit therefore rides inside `params`, in one reserved entr
 the unit's own arrays, and is split along the same axis as they are.
 """
 
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -59,6 +60,16 @@ def show(path: Path, method: str = "__call__") -> str:
     """A path as users read and write it: "a/b", "wte/attend", "." for the model."""
     parts = path if method == "__call__" else (*path, method)
     return "/".join(parts) or "."
+
+
+def path_number(path: Path) -> int:
+    """The number of a path, to draw by."""
+    return zlib.crc32(show(path).encode())
+
+
+def path_key(key: jax.Array, path: Path) -> jax.Array:
+    """The key that an array of this path draws by."""
+    return jax.random.fold_in(key, path_number(path))
 
 
 def nearest(path: Path, known: Mapping[Path, Any], default: Any = None) -> Any:

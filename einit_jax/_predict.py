@@ -12,12 +12,14 @@ from jaxtyping import Array
 
 from ._estimate import ESTIMATED, Estimate
 from ._estimators import RULES
+from ._graph import Graph
 from ._hook import Leaves, interceptor, is_key
 from ._math import is_concrete, is_float
 from ._paths import Path, flatten, unboxed
 from ._plan import plan
 from ._problem import Batch, Problem
 from ._signals import Draws, noise, of_array
+from ._sites import Site, sites_in
 from ._values import Leaf, Moments, Ref, Value, settled
 
 PASSES = 8
@@ -50,62 +52,77 @@ class Prediction(NamedTuple):
     """Estimators for what the model does not have."""
 
 
-def predicted(
+class Subject(NamedTuple):
+    """A traced model, what it is called with, and the estimators that it has."""
+
+    graph: Graph
+    sites: dict[Path, Site]
+    params: Mapping
+    collections: Mapping
+    batch: Batch
+    met: frozenset[type]
+
+
+def subject(
     task: Problem,
     params: Mapping,
     collections: Mapping,
     batch: Batch,
-    biases: frozenset[Path],
-    key: jax.Array,
-    asked: Question,
-) -> Prediction:
+    estimators: Estimators = (),
+) -> Subject:
+    """The model, traced once, with modules marked that have an estimator."""
+    classes, met = _classes(estimators), set()
+    with nn.intercept_methods(_marking(classes, met)):
+        graph = plan(task, params, collections, batch)
+    sites = {site.path: site for site in sites_in(graph)}
+    return Subject(graph, sites, params, collections, batch, frozenset(met))
+
+
+def _classes(estimators: Estimators) -> list[type]:
+    return [of for of, _ in estimators if isinstance(of, type)]
+
+
+def predicted(of: Subject, key: jax.Array, asked: Question) -> Prediction:
     """Walks until the variances agree with those of the walk before.
 
     Once, if each weight is used once. With traced numbers nobody can tell, and there
     are three walks.
     """
-    classes = [c for c, _ in asked.estimators if isinstance(c, type)]
-    met: set[int] = set()
-    with nn.intercept_methods(_marking(classes, met)):
-        graph = plan(task, params, collections, batch)
-    leaves = flatten(unboxed(params))
-    values = {p: jnp.zeros_like(v) if p in biases else v for p, v in leaves.items()}
+    leaves = flatten(unboxed(of.params))
+    bias = lambda path: path in of.sites and of.sites[path].role == "bias"
+    values = {p: jnp.zeros_like(v) if bias(p) else v for p, v in leaves.items()}
     last: dict[Ref, Array] | None = None
     i = 0
     while True:
         draws = Draws(key, asked.samples)
-        walk, seen = _walk(draws, asked, classes, last)
+        walk, seen = _walk(draws, asked, last)
         given = [Leaf(v, (Ref(p),), tuple(range(v.ndim))) for p, v in values.items()]
-        given += _inputs(draws, collections, batch, asked.input_moments)
-        walk.run(graph.jaxpr, given, graph.consts)
+        given += _inputs(draws, of.collections, of.batch, asked.input_moments)
+        walk.run(of.graph.jaxpr, given, of.graph.consts)
         variances = settled(walk.powers, asked.signal_variance)
         if i == PASSES - 1 or _agree(walk, last, variances, i):
             break
         last, i = variances, i + 1
-    names = [c if isinstance(c, str) else c.__name__ for c, _ in asked.estimators]
-    known = {c.__name__ for i, c in enumerate(classes) if i in met} | seen
-    missed = tuple(name for name in names if name not in known)
+    known = of.met | seen
+    lacking = (c for c, _ in asked.estimators if c not in known)
+    missed = tuple(c if isinstance(c, str) else c.__name__ for c in lacking)
     return Prediction(variances, walk.units, walk.passed, missed)
 
 
-def _walk(
-    draws: Draws, asked: Question, classes: Sequence[type], variances: Any
-) -> tuple[Estimate, set[str]]:
+def _walk(draws: Draws, asked: Question, variances: Any) -> tuple[Estimate, set[str]]:
     """A walk with the user's estimators, and which of their primitives it met."""
     seen: set[str] = set()
 
     def rule(name: str, estimator: Callable) -> Callable:
         def act(walk: Estimate, eqn: Any, values: list) -> list:
             seen.add(name)
-            pairs = zip(values, eqn.invars, strict=True)
-            floats = [v for v, a in pairs if v is not None and is_float(a.aval)]
-            first = walk.signal(floats[0]) if floats else None
+            first = walk.first(eqn, values, floating=True)
             return [walk.replaced(estimator, first, v.aval) for v in eqn.outvars]
 
         return act
 
     own = {c: rule(c, f) for c, f in asked.estimators if isinstance(c, str)}
-    of_classes = [f for c, f in asked.estimators if c in classes]
+    of_classes = [f for c, f in asked.estimators if isinstance(c, type)]
     how = (asked.signal_variance, asked.along, asked.centred, of_classes)
     return Estimate(draws, {**RULES, **own}, variances, *how), seen
 
@@ -129,10 +146,8 @@ def _inputs(
 
 def _agree(walk: Estimate, last: Any, now: Mapping[Ref, Array], i: int) -> bool:
     """Whether another walk would find nothing new."""
-    several = (
-        len(s) > 1 or len(next(iter(s.values()))) > 1 for s in walk.powers.values()
-    )
-    if not any(list(several)):
+    uses = (sum(map(len, sites.values())) for sites in walk.powers.values())
+    if max(uses, default=0) <= 1:
         return True
     if not all(map(is_concrete, now.values())):
         return i == 2
@@ -146,7 +161,7 @@ _ids = itertools.count()
 """Never starts over: the trace of a call may come from a cache of an earlier one."""
 
 
-def _marking(classes: Sequence[type], met: set[int]) -> Callable:
+def _marking(classes: Sequence[type], met: set[type]) -> Callable:
     """An interceptor that marks the inputs and outputs of modules of some classes."""
 
     def which(module: nn.Module) -> int | None:
@@ -159,7 +174,7 @@ def _marking(classes: Sequence[type], met: set[int]) -> Callable:
     def act(call: Any) -> Any:
         kind = which(call.module)
         assert kind is not None
-        met.add(kind)
+        met.add(classes[kind])
         name = f"{ESTIMATED} {kind} {next(_ids)}"
         args, kwargs = _named((call.args, dict(call.kwargs)), f"{name} in")
         return _named(call.proceed(*args, **kwargs), f"{name} out")

@@ -1,6 +1,5 @@
 """Probe draws: what stands in for arrays of zeros while the network is measured."""
 
-import zlib
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -13,7 +12,7 @@ from jaxtyping import Array, Bool
 from ._graph import Graph
 from ._lift import inner_axes
 from ._math import is_concrete, is_float
-from ._paths import Path, below, flatten, insert, is_boxed, show
+from ._paths import Path, below, flatten, insert, is_boxed, path_key
 
 
 def suspects(params: Mapping) -> frozenset[Path] | None:
@@ -104,7 +103,7 @@ def probe(
 
 
 def _weights(key: jax.Array, path: Path, sizes: list[int], like: Array) -> Array:
-    key = jax.random.fold_in(key, zlib.crc32(show(path).encode()))
+    key = path_key(key, path)
     fan_in = max(int(np.prod(sizes[:-1])), 1)
     drawn = jax.random.normal(key, like.shape, like.dtype)
     return (drawn / fan_in**0.5).astype(like.dtype)

@@ -61,6 +61,20 @@ class Signal(NamedTuple):
         rows = (*self.rows[:axis], neighbour, *self.rows[axis + 1 :])
         return self._replace(rows=rows, origin=None)
 
+    def without(self, axis: int) -> "Signal":
+        """The same element of an array that has not the axis."""
+        return Signal(self.base, self.rows[:axis] + self.rows[axis + 1 :])
+
+    def inserted(self, axis: int, neighbour: Array | None) -> "Signal":
+        """The same element of an array with one axis more."""
+        rows = (*self.rows[:axis], neighbour, *self.rows[axis:])
+        return Signal(self.base, rows)
+
+    def shaped(self, shape: Sequence[int]) -> "Signal":
+        """The same element of an array of a shape: no neighbours along single ones."""
+        rows = (r if n > 1 else None for r, n in zip(self.rows, shape, strict=True))
+        return Signal(self.base, tuple(rows))
+
     def each(self, function: Callable[[Array], Array]) -> "Signal":
         """A function of all elements alike, which keeps profiles as they are."""
         rows = (None if r is None else function(r) for r in self.rows)
@@ -136,6 +150,11 @@ class Draws:
         """Random bits."""
         return jax.random.bits(self.key(), (self.size,), dtype)
 
+    def among(self, sizes: Sequence[int]) -> Array:
+        """An index into the sizes, each as often as its size says."""
+        shares = jnp.cumsum(jnp.array(sizes) / sum(sizes))
+        return jnp.minimum(jnp.searchsorted(shares, self.uniform()), len(sizes) - 1)
+
     def integers(self, below: int) -> Array:
         """Each of 0 ... below - 1 equally often."""
         return jnp.minimum(jnp.floor(self.uniform() * below), below - 1).astype(int)
@@ -158,32 +177,33 @@ def shuffled(key: jax.Array, values: Array) -> Array:
     return values[at]
 
 
+def floating(x: Array) -> Array:
+    """Samples of any dtype as numbers of at least 32 bits."""
+    return widen(x) if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(jnp.float32)
+
+
 def mean(x: Array) -> Array:
     """The mean of samples."""
-    return jnp.mean(_floating(x))
+    return jnp.mean(floating(x))
 
 
 def power(x: Array) -> Float[Array, ""]:
     """The second moment of samples."""
-    return jnp.mean(jnp.square(jnp.abs(_floating(x))))
+    return jnp.mean(jnp.square(jnp.abs(floating(x))))
 
 
 def covariance(x: Array, y: Array) -> Array:
     """The covariance of two rows of samples."""
-    x, y = _floating(x), _floating(y)
+    x, y = floating(x), floating(y)
     return jnp.mean((x - mean(x)) * (y - mean(y)))
 
 
 def tied(x: Array, y: Array) -> Array:
     """The covariance, and zero where it may be chance: long sums would multiply it."""
-    x, y = _floating(x) - mean(x), _floating(y) - mean(y)
+    x, y = floating(x) - mean(x), floating(y) - mean(y)
     found = jnp.mean(x * y)
     error = jnp.sqrt(jnp.mean(jnp.square(jnp.abs(x * y))) / x.size)
     return jnp.where(jnp.abs(found) > SURE * error, found, 0)
-
-
-def _floating(x: Array) -> Array:
-    return widen(x) if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(jnp.float32)
 
 
 def of_array(draws: Draws, array: Array) -> Signal:
@@ -275,5 +295,5 @@ def second_moments(rows: Sequence[Array]) -> Float[Array, "rows rows"]:
 
 
 def _real(x: Array) -> Array:
-    x = _floating(x)
+    x = floating(x)
     return x.real if jnp.iscomplexobj(x) else x

@@ -111,11 +111,10 @@ def along(function: Callable[[Array], Array]) -> Callable:
             return elements.reduced(pick)
 
         here, there = up_to_any(), up_to_any()
-        beside = there.base if size > 1 else None
-        rows = (*here.rows[:axis], beside, *here.rows[axis:])
+        found = here.inserted(axis, there.base if size > 1 else None)
         longer = size / count if function is total else 1
         dtype = eqn.outvars[0].aval.dtype
-        return Signal(here.base, rows).each(lambda x: jnp.asarray(longer * x, dtype))
+        return found.each(lambda x: jnp.asarray(longer * x, dtype))
 
     return rule
 
@@ -165,5 +164,6 @@ def top_k(walk: Estimate, eqn: Any, values: list) -> list:
         return elements.reduced(pick)
 
     here, there = any_of_best(), any_of_best()
-    beside = there.base if math.prod(eqn.outvars[0].aval.shape[-1:]) > 1 else None
-    return [Signal(here.base, (*here.rows, beside)), indices(walk, eqn, values, 1)]
+    beside = there.base if eqn.outvars[0].aval.shape[-1] > 1 else None
+    best_of = here.inserted(len(shape) - 1, beside)
+    return [best_of, indices(walk, eqn, values, 1)]

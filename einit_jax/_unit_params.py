@@ -1,7 +1,6 @@
 """Parameters of unit size, so that one learning rate suits every weight."""
 
 import math
-import zlib
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -20,6 +19,7 @@ from ._paths import (
     is_boxed,
     match,
     nearest,
+    path_key,
     replaced,
     show,
     unboxed,
@@ -127,7 +127,7 @@ def _drawn(
         return jnp.ones_like(value)
     if role != "weight":
         return value
-    key = jax.random.fold_in(key, zlib.crc32(show(path).encode()))
+    key = path_key(key, path)
     if draw != "orthogonal":
         # with a fan-in of 1 the variance is 1
         init = initializers.variance_scaling(1.0, "fan_in", draw)

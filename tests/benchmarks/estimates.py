@@ -20,9 +20,8 @@ import numpy as np
 from einit_jax._autoinit import drawn_by
 from einit_jax._paths import show
 from einit_jax._plan import any_output
-from einit_jax._predict import Question, predicted
+from einit_jax._predict import Question, predicted, subject
 from einit_jax._problem import draw_batches, problem
-from einit_jax._sites import sites_of
 
 HEAD = 128
 """Outputs: with ten the second moment of one draw is known to a half."""
@@ -144,11 +143,10 @@ def ratios(model: nn.Module, x: jax.Array, draws: int) -> tuple[dict, float]:
     params = jax.tree.map(lambda p: jnp.ones(p.shape, p.dtype), params)
     task = problem(model, any_output, None, None)
     (batch,) = draw_batches(x, jax.random.key(0), (), None, 1)
-    sites = {s.path: s for s in sites_of(task, params, {}, batch)[0]}
-    biases = frozenset(p for p, s in sites.items() if s.role == "bias")
+    of = subject(task, params, {}, batch)
     asked = Question(1.0, None, False, 8192, 16, ())
     start = time.perf_counter()
-    found = predicted(task, params, {}, batch, biases, jax.random.key(0), asked)
+    found = predicted(of, jax.random.key(0), asked)
     seconds = time.perf_counter() - start
     want = {
         show(*kind): float(np.mean([m.second for m in calls]))
@@ -156,7 +154,7 @@ def ratios(model: nn.Module, x: jax.Array, draws: int) -> tuple[dict, float]:
     }
 
     def one(key):
-        drawn = drawn_by(found.variances, sites, params, "normal", False, key)
+        drawn = drawn_by(found.variances, of, "normal", False, key)
         _, seen = model.apply({"params": drawn}, x, capture_intermediates=True)
         return {
             show(path[:-1]): jnp.mean(jnp.square(jnp.stack(values)))
