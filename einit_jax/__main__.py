@@ -12,18 +12,16 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ._compare import compare
-from ._demo import Digits, Job, digits, digits_job, digits_train, train
-from ._figures import figure
-from ._files import writable, write
-from ._jobs import load_job
-from ._measure import measure
-from ._measurement import Measurement
-from ._report import report
-from ._tune import tune
+from ._demo import DemoJob, Digits, digits, digits_job, digits_train, load_job, train
+from .experiments import compare
+from .measurement import Measurement, measure
+from .reporting import check_writable, figure, report, write_atomically
+from .tuning import tune
 
-STEPS = 300
-TAIL = 20
+DEMO_STEPS = 300
+
+
+LOSS_TAIL = 20
 """The final loss is the mean over so many steps."""
 
 
@@ -37,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     key = jax.random.key(options.seed)
     try:
         for path in filter(None, (options.out, options.html)):
-            writable(path)
+            check_writable(path)
         if options.html:
             figure(1.0, 1.0)  # before anything runs: is matplotlib there?
         data = None if options.job else digits()
@@ -45,10 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ImportError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    with _bars(console) as bars:
-        scales, before, after = _tuned(job, key, bars)
+    with _progress_bars(console) as bars:
+        scales, before, after = _tune_and_measure(job, key, bars)
         if options.out:
-            write(options.out, flax.serialization.to_bytes(scales))
+            write_atomically(options.out, flax.serialization.to_bytes(scales))
             console.print(f"scales written to {options.out} (flax.serialization)")
         if data is not None:
             _train_both(job, scales, data, options, bars)
@@ -82,13 +80,13 @@ def _compared(options: argparse.Namespace) -> int:
 
 def _drawable(path: Path) -> None:
     """Raises where no figure can be written to a path."""
-    writable(path)
+    check_writable(path)
     kinds = figure(1.0, 1.0).canvas.get_supported_filetypes()
     if path.suffix[1:].lower() not in kinds:
         raise ValueError(f"{path} is no figure's name; its end may be .png, .pdf, .svg")
 
 
-def _compare_job(options: argparse.Namespace) -> Job:
+def _compare_job(options: argparse.Namespace) -> DemoJob:
     if options.job:
         return load_job(options.job)
     data = digits()
@@ -96,7 +94,7 @@ def _compare_job(options: argparse.Namespace) -> Job:
     return job._replace(options={"train": digits_train(data)})
 
 
-def _bars(console: Console) -> Progress:
+def _progress_bars(console: Console) -> Progress:
     """Bars of what is under way: it may take a while to compile."""
     columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
     return Progress(*columns, console=console, transient=True)
@@ -111,8 +109,8 @@ def _during(bars: Progress, name: str, run: Callable[[], Any]) -> Any:
         bars.remove_task(bar)
 
 
-def _tuned(
-    job: Job, key: jax.Array, bars: Progress
+def _tune_and_measure(
+    job: DemoJob, key: jax.Array, bars: Progress
 ) -> tuple[dict, Measurement, Measurement]:
     """The scales, and the model before and after."""
     model, params, input_fn, loss_fn, options = job
@@ -130,7 +128,7 @@ def _tuned(
 
 
 def _train_both(
-    job: Job, scales: dict, data: Digits, options: Any, bars: Progress
+    job: DemoJob, scales: dict, data: Digits, options: Any, bars: Progress
 ) -> None:
     """Trains the model as it is and tuned, from the same parameters and batches."""
     bars.console.print(f"\ntraining both, {options.steps} steps of SGD, momentum")
@@ -143,7 +141,7 @@ def _train_both(
             bars.advance(bar)
         bars.remove_task(bar)
     for name, seen in losses.items():
-        end = sum(seen[-TAIL:]) / len(seen[-TAIL:])
+        end = sum(seen[-LOSS_TAIL:]) / len(seen[-LOSS_TAIL:])
         bars.console.print(f"loss {name}: {seen[0]:.3f} -> {end:.3f}")
 
 
@@ -167,7 +165,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seed", type=int, default=0, help="of all random draws")
     parser.add_argument(
-        "--steps", type=int, default=STEPS, help="training steps of the embedded job"
+        "--steps",
+        type=int,
+        default=DEMO_STEPS,
+        help="training steps of the embedded job",
     )
     return parser
 

@@ -1,5 +1,7 @@
 """The embedded job: a deep MLP without normalization on scikit-learn's digits."""
 
+import importlib
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -11,13 +13,15 @@ import optax
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from ._scaled import scaled
+from .linen import scaled
 
-DEPTH, WIDTH, BATCH = 32, 128, 256
+MLP_DEPTH, MLP_WIDTH, BATCH = 32, 128, 256
+
+
 LEARNING_RATE, MOMENTUM = 0.25, 0.9
 
 
-class Job(NamedTuple):
+class DemoJob(NamedTuple):
     """What `tune` and `measure` take."""
 
     model: nn.Module
@@ -30,8 +34,8 @@ class Job(NamedTuple):
 class MLP(nn.Module):
     """Dense layers with ReLU between them, and nothing else."""
 
-    depth: int = DEPTH
-    width: int = WIDTH
+    depth: int = MLP_DEPTH
+    width: int = MLP_WIDTH
     classes: int = 10
 
     @nn.compact
@@ -65,13 +69,13 @@ def digits() -> Digits:
     return Digits(jnp.asarray(images, jnp.float32), jnp.asarray(labels, jnp.int32))
 
 
-def digits_job(data: Digits, key: jax.Array) -> Job:
+def digits_job(data: Digits, key: jax.Array) -> DemoJob:
     """The MLP, to be tuned on one batch of digits with their labels."""
     model = MLP()
     rows = jax.random.permutation(key, len(data.labels))[:BATCH]
     images, labels = data.images[rows], data.labels[rows]
     params = jax.jit(model.init)(key, images)["params"]
-    return Job(model, params, images, partial(cross_entropy, labels=labels))
+    return DemoJob(model, params, images, partial(cross_entropy, labels=labels))
 
 
 def digits_train(data: Digits) -> Callable:
@@ -117,3 +121,26 @@ def train(
         rows = draw.choice(len(data.labels), BATCH, replace=False)
         params, state, value = step(params, state, rows)
         yield float(value)
+
+
+def load_job(name: str) -> DemoJob:
+    """The job that the user's function makes.
+
+    Raises:
+        ImportError: there is no such module.
+        ValueError: the name is not `module:function`, or it returns something else.
+    """
+    module_name, colon, function = name.partition(":")
+    if not colon or not function:
+        raise ValueError(f"{name!r} is not of the form package.module:function")
+    sys.path.insert(0, "")
+    module = importlib.import_module(module_name)
+    if not callable(getattr(module, function, None)):
+        raise ValueError(f"module {module_name!r} has no function {function!r}")
+    made = getattr(module, function)()
+    if not isinstance(made, tuple) or len(made) not in (4, 5):
+        raise ValueError(
+            f"{name} returned {type(made).__name__}, expected (model, params, "
+            "input_fn, loss_fn) or these and a dict of keywords for tune and measure"
+        )
+    return DemoJob(*made)

@@ -10,8 +10,17 @@ import numpy as np
 import pytest
 
 import einit_jax as ei
-from einit_jax._elements import average, largest, line
-from einit_jax._signals import Draws, Signal, covariance, mean, power, shuffled
+from einit_jax.initializers.signal_propagation import (
+    SampledArray,
+    SampleSource,
+    average,
+    covariance,
+    largest,
+    mean,
+    power,
+    sample_axis,
+    shuffled,
+)
 from tests.benchmarks import estimates
 from tests.models import CASES
 
@@ -21,11 +30,11 @@ X = jax.random.normal(jax.random.key(1), (64, 32))
 
 def equally(correlation):
     """A signal of standard normal elements, equally correlated along one axis."""
-    draws = Draws(KEY, SIZE)
+    draws = SampleSource(KEY, SIZE)
     common, *own = (draws.normal() for _ in range(3))
     tie = math.sqrt(correlation)
     base, beside = (tie * common + math.sqrt(1 - correlation) * x for x in own)
-    return draws, Signal(base, (beside,))
+    return draws, SampledArray(base, (beside,))
 
 
 def test_shuffling_is_a_permutation_of_its_own_for_each_key():
@@ -40,7 +49,7 @@ def test_shuffling_is_a_permutation_of_its_own_for_each_key():
 def test_one_source_is_a_quadrature():
     """No sampling error: E z^2 = 1 and E relu(z)^2 = 1/2, for any key."""
     for i in range(3):
-        z = Draws(jax.random.key(i), SIZE).normal()
+        z = SampleSource(jax.random.key(i), SIZE).normal()
         assert float(power(z)) == pytest.approx(1, abs=1e-5)
         assert float(power(nn.relu(z))) == pytest.approx(0.5, abs=1e-3)
     assert abs(float(power(jax.random.normal(KEY, (SIZE,)))) - 1) > 1e-4
@@ -70,8 +79,8 @@ def test_the_largest_of_normal_numbers(size, want):
 def test_elements_keep_the_correlation_that_two_of_them_have():
     """Behind a ReLU too, half of whose values are ties."""
     draws, signal = equally(0.6)
-    made = Signal(nn.relu(signal.base), (nn.relu(signal.row(0)),))
-    parts = line(draws, made, 0, 5).base
+    made = SampledArray(nn.relu(signal.base), (nn.relu(signal.row(0)),))
+    parts = sample_axis(draws, made, 0, 5).base
     want = float(covariance(*parts[:2]))
     assert want > 0.1
     for i in range(2, 5):

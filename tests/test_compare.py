@@ -11,8 +11,8 @@ import pytest
 
 import einit_jax as ei
 from einit_jax.__main__ import main
-from einit_jax._comparison import OCTAVES
-from einit_jax._learning import _stepped
+from einit_jax.experiments import OCTAVE_COLUMNS
+from einit_jax.experiments._training_runs import _step_run
 
 RATES = (2.0**-8, 2.0**-5, 2.0**-2, 2.0**10)
 STEPS = 12
@@ -116,8 +116,8 @@ def test_pillars_are_those_of_measure(table):
     assert row["updates"] == pytest.approx(abs(np.log2(total.max())), rel=1e-4)
     assert row["uneven"] == pytest.approx(np.log2(own.max() / own.min()), rel=1e-4)
     tuned = rows["tuned"]
-    assert max(tuned[name] for name in OCTAVES) < 0.01
-    assert max(row[name] for name in OCTAVES) > 1
+    assert max(tuned[name] for name in OCTAVE_COLUMNS) < 0.01
+    assert max(row[name] for name in OCTAVE_COLUMNS) > 1
     dead = rows["zeros"]  # not probed: the zeros are the strategy's own
     assert dead["activations"] == dead["gradients"] == np.inf
 
@@ -199,14 +199,14 @@ def test_training_batches_bring_their_labels():
 
 def test_compilations_do_not_grow_with_learning_rates():
     """Nor with strategies that return parameters of the same kind."""
-    before = _stepped._cache_size()
+    before = _step_run._cache_size()
     rule = partial(optax.sgd, momentum=0.5)  # a new one: nothing is compiled yet
     short = SHORT | {"optimizer": rule}
     few = {"as it is": None, "halved": halved}
     for rates in (RATES[:1], RATES):
         ei.compare(MODEL, PARAMS, X, LOSS, strategies=few, **short | {"steps": 2,
                    "learning_rates": rates})  # fmt: skip
-    assert _stepped._cache_size() == before + 1
+    assert _step_run._cache_size() == before + 1
 
 
 class Dropped(nn.Module):

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import einit_jax as ei
-from einit_jax._spread import CoordinateCheck
+from einit_jax.experiments import CoordinateCheck
 
 WIDTHS = (16, 32, 64, 128)
 X = jax.random.normal(jax.random.key(1), (32, 8))

@@ -10,11 +10,10 @@ import optax
 import pytest
 
 import einit_jax as ei
-from einit_jax._gradinit import _kind, _Step
-from einit_jax._paths import flatten
-from einit_jax._problem import draw_batches, problem
-from einit_jax._quotient import gradient_quotient
-from einit_jax._resize import resizing
+from einit_jax.core import draw_batches, flatten
+from einit_jax.initializers.learned import gradient_quotient, make_rescaling
+from einit_jax.initializers.learned._gradinit import _Step, _step_norm
+from einit_jax.linen import make_objective
 from tests.models import CASES
 
 KEY = jax.random.key(0)
@@ -236,11 +235,11 @@ def reference(power, gamma, params, batches, factors):
 )
 def test_gradinit_descends_what_it_says(optimizer, kind, gamma):
     """Value and gradient, against the definition; Adam's first step is a sign."""
-    task = problem(SMALL, loss_fn, None, None)
+    task = make_objective(SMALL, loss_fn, None, None)
     params = SMALL.init(KEY, draw(KEY))["params"]
     now, then = draw_batches(draw, KEY, (), None, 2)
-    how = resizing(task, params, {}, now, lambda *_: True, None, ())
-    power, eta = _kind(optimizer, params)
+    how = make_rescaling(task, params, {}, now, lambda *_: True, None, ())
+    power, eta = _step_norm(optimizer, params)
     assert (power, eta) == pytest.approx(kind, rel=1e-3)
     step = _Step(how, optimizer, power, gamma)
     factors = 1 + 0.1 * jnp.arange(4.0)

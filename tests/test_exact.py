@@ -10,12 +10,18 @@ import pytest
 from flax import linen as nn
 
 import einit_jax as ei
-from einit_jax import _regions
-from einit_jax._lift import inner_axes
-from einit_jax._math import is_float
-from einit_jax._paths import below, flatten, insert, unboxed
-from einit_jax._problem import draw_batches, over_axis, problem
-from einit_jax._units import from_tree
+from einit_jax.core import (
+    draw_batches,
+    flatten,
+    inner_axes,
+    insert,
+    is_float,
+    is_under,
+    unboxed,
+)
+from einit_jax.graph import Regions
+from einit_jax.linen import make_objective, over_mapped_axis
+from einit_jax.units import from_tree
 from tests.models import CASES, Case, Job
 from tests.test_models import EVERY, some, tuned
 
@@ -34,7 +40,7 @@ def gradients(job: Job, *several: dict) -> list[dict]:
         job.input_fn, jax.random.key(0), keywords.get("rngs", ()), None, 1
     )
     axis = keywords.get("axis_name")
-    task = problem(job.model, job.loss_fn, keywords.get("method"), axis)
+    task = make_objective(job.model, job.loss_fn, keywords.get("method"), axis)
 
     def loss(params, scales):
         outputs, _ = ei.scaled(job.model).apply(
@@ -48,7 +54,9 @@ def gradients(job: Job, *several: dict) -> list[dict]:
         return task.loss(outputs, batch)
 
     step = jax.grad(loss, allow_int=True)
-    run = jax.jit(lambda scales: over_axis(axis, lambda: step(job.params, scales)))
+    run = jax.jit(
+        lambda scales: over_mapped_axis(axis, lambda: step(job.params, scales))
+    )
     found = [flatten(unboxed(run(scales))) for scales in several]
     return [{p: g for p, g in f.items() if is_float(g)} for f in found]
 
@@ -72,8 +80,8 @@ def deviation(job: Job, scales: dict) -> tuple[float, str]:
     }
     worst = (0.0, "")
     for path in true:
-        unit = next((u for u in lifts if below(path, u)), None)
-        kin = [p for p in true if unit is not None and below(p, unit)] or [path]
+        unit = next((u for u in lifts if is_under(path, u)), None)
+        kin = [p for p in true if unit is not None and is_under(p, unit)] or [path]
         g, t = (layers(x[path], lifts.get(unit, ())) for x in (carried, true))
         floor = max(np.linalg.norm(layers(true[p], ()).ravel()) for p in kin)
         sizes = np.linalg.norm(g, axis=1), np.linalg.norm(t, axis=1)
@@ -143,7 +151,7 @@ def test_a_chain_has_the_scales_of_the_unit_rule(case: Case, monkeypatch):
     close = partial(np.testing.assert_allclose, rtol=rtol)
     jax.tree.map(close, tuned(job), alone)
     jax.clear_caches()
-    monkeypatch.setattr(_regions.Regions, "is_chain", lambda self: False)
+    monkeypatch.setattr(Regions, "is_chain", lambda self: False)
     jax.tree.map(close, tuned(job), alone)
     jax.clear_caches()
 

@@ -12,8 +12,8 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import einit_jax as ei
-from einit_jax._paths import flatten, insert
-from einit_jax._units import from_tree
+from einit_jax.core import flatten, insert
+from einit_jax.units import from_tree
 
 STEP = 1e-5  # a central difference is off by its square, 1e-10
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import einit_jax as ei
-from einit_jax._geometry import geometry
-from einit_jax._plan import plan
-from einit_jax._problem import draw_batches, problem
+from einit_jax.core import draw_batches
+from einit_jax.graph import parameter_axes
+from einit_jax.linen import make_objective, trace_model
 from tests.models import CASES
 
 KEY = jax.random.key(0)
@@ -21,10 +21,12 @@ squares = lambda y: sum(jnp.mean(t**2) for t in jax.tree.leaves(y))
 
 def found(model, params, input_fn, loss_fn=squares, **options):
     """The geometry of each parameter, by its path as a name."""
-    task = problem(model, loss_fn, options.get("method"), options.get("axis_name"))
+    task = make_objective(
+        model, loss_fn, options.get("method"), options.get("axis_name")
+    )
     batch = draw_batches(input_fn, KEY, options.get("rngs", ()), None, 1)[0]
-    graph = plan(task, params, options.get("collections", {}), batch)
-    return {"/".join(path): g for path, g in geometry(graph).items()}
+    graph = trace_model(task, params, options.get("collections", {}), batch)
+    return {"/".join(path): g for path, g in parameter_axes(graph).items()}
 
 
 def of_case(name):

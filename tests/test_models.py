@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 import einit_jax as ei
-from einit_jax._paths import show
-from einit_jax._plan import plan
-from einit_jax._problem import draw_batches, problem
+from einit_jax.core import draw_batches, path_str
+from einit_jax.linen import make_objective, trace_model
 from tests.models import CASES, Case, Job
 
 PILLARS = ("output_rms", "input_grad_rms", "update_rms")
@@ -66,21 +65,21 @@ def test_units_are_found(case: Case):
     """The trace alone tells units, shared units, loose parameters, blocking zeros."""
     job = case.build()
     keywords = job.options
-    task = problem(
+    task = make_objective(
         job.model, job.loss_fn, keywords.get("method"), keywords.get("axis_name")
     )
     batches = draw_batches(
         job.input_fn, jax.random.key(0), keywords.get("rngs", ()), None, 1
     )
-    graph = plan(task, job.params, keywords.get("collections", {}), batches[0])
+    graph = trace_model(task, job.params, keywords.get("collections", {}), batches[0])
     assert {u.name for u in graph.units} == case.units
     assert {u.name for u in graph.units if u.calls > 1} == case.shared
-    loose = {show(path) for path in graph.loose}
+    loose = {path_str(path) for path in graph.loose}
     unreached = {
         p for p in loose for q in case.unreached if fnmatch.fnmatch(p, q + "*")
     }
     assert loose - unreached == case.loose
-    assert {show(path) for path in graph.factors} >= case.zeros - case.loose
+    assert {path_str(path) for path in graph.factors} >= case.zeros - case.loose
 
 
 @EVERY

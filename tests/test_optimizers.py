@@ -13,8 +13,8 @@ from flax.core import freeze
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import einit_jax as ei
-from einit_jax._paths import flatten, insert, unboxed
-from einit_jax._units import from_tree
+from einit_jax.core import flatten, insert, unboxed
+from einit_jax.units import from_tree
 from tests.models import CASES, Case, Job
 from tests.test_exact import gradients, unit_outputs
 from tests.test_models import measured, some, tuned

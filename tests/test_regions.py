@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from einit_jax._plan import plan
-from einit_jax._problem import draw_batches, problem
-from einit_jax._regions import Regions, regions
+from einit_jax.core import draw_batches
+from einit_jax.graph import Regions, find_regions
+from einit_jax.linen import make_objective, trace_model
 from tests.cases import squared_error
 from tests.models import CASES
 
@@ -36,11 +36,11 @@ def found(
 ) -> tuple[list[str], Regions]:
     """The names of units and layers, and the regions."""
     params = model.init(jax.random.key(0), x)["params"]
-    task = problem(model, loss_fn, None, None)
+    task = make_objective(model, loss_fn, None, None)
     (batch,) = draw_batches(x, jax.random.key(0), (), None, 1)
-    graph = plan(task, params, {}, batch)
+    graph = trace_model(task, params, {}, batch)
     names = [f"{u.name}{i or ''}" for u in graph.units for i in range(u.size)]
-    return names, regions(graph, list(graph.units))
+    return names, find_regions(graph, list(graph.units))
 
 
 def parts(model: nn.Module, loss_fn: Callable = squared_error) -> set[frozenset[str]]:
@@ -205,8 +205,9 @@ def test_only_what_is_chosen_is_cut():
     x = jnp.ones((3, WIDTH))
     params = model.init(jax.random.key(0), x)["params"]
     (batch,) = draw_batches(x, jax.random.key(0), (), None, 1)
-    graph = plan(problem(model, squared_error, None, None), params, {}, batch)
-    where = regions(graph, [u for u in graph.units if u.name != "c"])
+    objective = make_objective(model, squared_error, None, None)
+    graph = trace_model(objective, params, {}, batch)
+    where = find_regions(graph, [u for u in graph.units if u.name != "c"])
     a, b = 0, 1
     assert where.out[a] == where.into[b] == where.out[b] == where.loss
 
@@ -214,10 +215,10 @@ def test_only_what_is_chosen_is_cut():
 def test_shared_parameters_share_their_inside():
     """A table entered by lookup and by `attend` has one potential for its gradient."""
     job = CASES["tied_lm"].build()
-    task = problem(job.model, job.loss_fn, None, None)
+    task = make_objective(job.model, job.loss_fn, None, None)
     (batch,) = draw_batches(job.input_fn, jax.random.key(0), (), None, 1)
-    graph = plan(task, job.params, {}, batch)
-    where = regions(graph, list(graph.units))
+    graph = trace_model(task, job.params, {}, batch)
+    where = find_regions(graph, list(graph.units))
     names = [u.name for u in graph.units]
     assert where.own[names.index("wte")] == where.own[names.index("wte/attend")]
     assert where.free[where.own].all()

@@ -17,9 +17,7 @@ from matplotlib.figure import Figure
 from tensorboardX.proto.event_pb2 import Event
 
 import einit_jax as ei
-from einit_jax import _files
-from einit_jax._figures import LABELS, pillars
-from einit_jax._tables import shortened
+from einit_jax.reporting import LABELS, _files, pillar_panels, shortened
 from tests.models import CASES
 from tests.test_coordinates import synthetic
 
@@ -111,7 +109,9 @@ def test_names_are_readable(count):
     row = {"output_rms": 1.0, "input_grad_rms": 0.5, "update_rms": np.inf,
            "total_update_rms": 1.0, "flag": "non-finite"}  # fmt: skip
     name = "transformer/encoder_block_{}/attention/query"
-    figure = pillars({"": [{"path": name.format(i), **row} for i in range(count)]})
+    figure = pillar_panels(
+        {"": [{"path": name.format(i), **row} for i in range(count)]}
+    )
     figure.draw_without_rendering()
     ticks = figure.axes[-1].get_xticklabels()
     assert len(ticks) == (count if count <= LABELS else 38)
@@ -155,10 +155,10 @@ def test_every_value_draws(before, history):
 
 def test_nothing_is_shown_and_pyplot_is_left_alone():
     code = (
-        "import sys\nfrom einit_jax._figures import pillars\n"
+        "import sys\nfrom einit_jax.reporting import pillar_panels\n"
         "row = dict(path='a', flag='ok', output_rms=1., input_grad_rms=1.,"
         " update_rms=1., total_update_rms=1.)\n"
-        "pillars({'': [row]})._repr_png_()\n"
+        "pillar_panels({'': [row]})._repr_png_()\n"
         "print('matplotlib.pyplot' in sys.modules)"
     )
     run = subprocess.run(

@@ -12,7 +12,8 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import einit_jax as ei
-from einit_jax._problem import draw_batches, over_axis, problem
+from einit_jax.core import draw_batches
+from einit_jax.linen import make_objective, over_mapped_axis
 from tests.models import CASES, Case
 
 KEY = jax.random.key(0)
@@ -25,7 +26,7 @@ def readings(job, **options):
     axis, method = keywords.get("axis_name"), keywords.get("method")
     collections = keywords.get("collections", {})
     (batch,) = draw_batches(input_fn, KEY, keywords.get("rngs", ()), None, 1)
-    task = problem(model, loss_fn, method, axis)
+    task = make_objective(model, loss_fn, method, axis)
     how = {"rngs": dict(batch.rngs), "method": method, **batch.inputs.kwargs}
     stats = ei.activation_stats(model, sample=None, **options)
 
@@ -42,7 +43,7 @@ def readings(job, **options):
 
         return stats.update(state, jax.grad(loss)(state.taps))
 
-    return stats.value(jax.jit(lambda: over_axis(axis, step))())
+    return stats.value(jax.jit(lambda: over_mapped_axis(axis, step))())
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)

@@ -8,7 +8,7 @@ import pytest
 from flax.core import freeze
 
 import einit_jax as ei
-from einit_jax._paths import flatten, unboxed
+from einit_jax.core import flatten, unboxed
 from tests.models import Case
 from tests.test_models import some
 

@@ -17,11 +17,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from einit_jax._autoinit import drawn_by
-from einit_jax._paths import show
-from einit_jax._plan import any_output
-from einit_jax._predict import Question, predicted, subject
-from einit_jax._problem import draw_batches, problem
+from einit_jax.core import draw_batches, path_str
+from einit_jax.initializers.signal_propagation import (
+    PropagationSpec,
+    predict_variances,
+    sample_weights,
+    trace_for_propagation,
+)
+from einit_jax.linen import any_output, make_objective
 
 HEAD = 128
 """Outputs: with ten the second moment of one draw is known to a half."""
@@ -141,23 +144,23 @@ def ratios(model: nn.Module, x: jax.Array, draws: int) -> tuple[dict, float]:
     """Measured over predicted second moments, (draws,), by unit; and the seconds."""
     params = jax.eval_shape(model.init, jax.random.key(0), x)["params"]
     params = jax.tree.map(lambda p: jnp.ones(p.shape, p.dtype), params)
-    task = problem(model, any_output, None, None)
+    task = make_objective(model, any_output, None, None)
     (batch,) = draw_batches(x, jax.random.key(0), (), None, 1)
-    of = subject(task, params, {}, batch)
-    asked = Question(1.0, None, False, 8192, 16, ())
+    of = trace_for_propagation(task, params, {}, batch)
+    asked = PropagationSpec(1.0, None, False, 8192, 16, ())
     start = time.perf_counter()
-    found = predicted(of, jax.random.key(0), asked)
+    found = predict_variances(of, jax.random.key(0), asked)
     seconds = time.perf_counter() - start
     want = {
-        show(*kind): float(np.mean([m.second for m in calls]))
+        path_str(*kind): float(np.mean([m.second for m in calls]))
         for kind, calls in found.units.items()
     }
 
     def one(key):
-        drawn = drawn_by(found.variances, of, "normal", False, key)
+        drawn = sample_weights(found.variances, of, "normal", False, key)
         _, seen = model.apply({"params": drawn}, x, capture_intermediates=True)
         return {
-            show(path[:-1]): jnp.mean(jnp.square(jnp.stack(values)))
+            path_str(path[:-1]): jnp.mean(jnp.square(jnp.stack(values)))
             for path, values in _captured(seen["intermediates"])
         }
 

@@ -15,7 +15,7 @@ import jax
 
 import einit_jax as ei
 from einit_jax._demo import MLP, cross_entropy, digits
-from einit_jax._strategies import defaults
+from einit_jax.experiments import default_strategies
 from tests.benchmarks import families, transfer
 
 BATCH, SEQUENCES = 64, 32
@@ -53,7 +53,10 @@ def compared(name: str, given: argparse.Namespace) -> ei.Comparison:
 
     key = jax.random.key(given.seed)
     unit = transfer.OPTIMIZERS[given.optimizer](1.0)
-    strategies = defaults(unit) | {"metainit": ei.metainit, "gradinit": ei.gradinit}
+    strategies = default_strategies(unit) | {
+        "metainit": ei.metainit,
+        "gradinit": ei.gradinit,
+    }
     x, labels = train(key)
     params = families.initialized(model, x, given.seed)
     return ei.compare(

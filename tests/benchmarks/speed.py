@@ -17,10 +17,10 @@ import jax
 
 import einit_jax as ei
 from einit_jax import _tune
-from einit_jax._graph import Graph
-from einit_jax._plan import plan
-from einit_jax._problem import draw_batches, problem
-from einit_jax._regions import regions
+from einit_jax.core import draw_batches
+from einit_jax.graph import find_regions
+from einit_jax.linen import make_objective, trace_model
+from einit_jax.units import ModelGraph
 from tests.benchmarks import networks
 from tests.benchmarks.families import Residual
 from tests.benchmarks.networks import Plain, Scanned, dense, vision
@@ -120,14 +120,15 @@ def region_seconds() -> float:
     model, x = Residual(149, 8), jax.random.normal(KEY, (4, 64))
     params = jax.eval_shape(model.init, KEY, x)["params"]
     (batch,) = draw_batches(x, KEY, (), None, 1)
-    graph = plan(problem(model, cross_entropy, None, None), params, {}, batch)
+    objective = make_objective(model, cross_entropy, None, None)
+    graph = trace_model(objective, params, {}, batch)
     assert len(graph.units) == 300
     middle, _ = medians({"regions": lambda: _regions(graph)}, rounds=11)
     return middle["regions"]
 
 
-def _regions(graph: Graph) -> int:
-    return regions(graph, graph.units).count
+def _regions(graph: ModelGraph) -> int:
+    return find_regions(graph, graph.units).count
 
 
 def main() -> None:

@@ -1,0 +1,129 @@
+"""A root search for the factors of units that are called several times.
+
+In a recurrence a factor acts once per step of time: the logarithm of an rms then moves
+up to T times as fast as that of the factor, in a direction that all units of the cell
+share. Substitution diverges there; a multi-secant step (Anderson, type II) learns that
+direction from the passes made so far.
+"""
+
+from numbers import Real
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+MEMORY = 8
+
+
+class AndersonState(NamedTuple):
+    """Where the next pass is made, the best pass so far, and secants between passes.
+
+    Evidence for the constants: GRU, LSTM and Elman cells over 5 to 100 steps.
+    """
+
+    at: Float[Array, " n"]
+    best: Float[Array, " n"]
+    miss: Float[Array, " n"]
+    error: Float[Array, ""]
+    steps: Float[Array, "memory n"]
+    gains: Float[Array, "memory n"]
+    last: tuple[Float[Array, " n"], Float[Array, " n"]]
+    trust: Float[Array, ""]
+    passes: Float[Array, ""]
+
+
+def anderson_init(n: int) -> AndersonState:
+    """A search in n unknowns, before its first pass."""
+    zero = jnp.zeros(n, jnp.float32)
+    table = jnp.zeros((MEMORY, n), jnp.float32)
+    number = jnp.zeros((), jnp.float32)
+    return AndersonState(
+        zero, zero, zero, number + jnp.inf, table, table, (zero, zero), number + 1,
+        number,
+    )  # fmt: skip
+
+
+def anderson_step(
+    search: AndersonState, miss: Float[Array, " n"], tolerance: float
+) -> tuple[AndersonState, Bool[Array, ""]]:
+    """The next point, given what a pass at `search.at` missed, and whether that was
+    the best pass so far.
+
+    The first pass is free: what it misses from 0 is where the search starts. A pass
+    that missed more than the best one (or overflowed) sends the search back there,
+    wiser by a secant, with a shorter step.
+    """
+    first = search.passes == 0
+    finite = jnp.all(jnp.isfinite(miss))
+    error = jnp.where(finite, jnp.max(jnp.abs(miss), initial=0.0), jnp.inf)
+    better = first | (error <= jnp.maximum(search.error, tolerance))
+    steps, gains = _remember(search, miss, finite & (search.passes > 1))
+    base = jnp.where(better, search.at, search.best)
+    known = jnp.where(better & finite, miss, search.miss)
+    trust = jnp.where(better, jnp.minimum(2 * search.trust, 2.0), search.trust / 4)
+    trust = jnp.where(first, search.trust, trust)
+    step = _secant_step(known, steps, gains)
+    step *= jnp.minimum(
+        1.0, trust / jnp.maximum(jnp.max(jnp.abs(step), initial=0), 1e-9)
+    )
+    start = jnp.where(finite, -miss, 0.0)
+    last = (search.at, miss)
+    return AndersonState(
+        at=jnp.where(first, start, base + step),
+        best=jnp.where(first, start, base),
+        miss=jnp.where(first, 0.0, known),
+        error=jnp.where(first, jnp.inf, jnp.minimum(error, search.error)),
+        steps=steps,
+        gains=gains,
+        last=jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old), last, search.last
+        ),
+        trust=trust,
+        passes=search.passes + 1,
+    ), better
+
+
+def _remember(search: AndersonState, miss: Array, useful: Array) -> tuple[Array, Array]:
+    """The secants, the newest in place of the oldest."""
+    at, missed = search.last
+    moved = jnp.roll(search.steps, 1, 0).at[0].set(search.at - at)
+    gained = jnp.roll(search.gains, 1, 0).at[0].set(miss - missed)
+    keep = lambda new, old: jnp.where(useful, new, old)
+    return keep(moved, search.steps), keep(gained, search.gains)
+
+
+def _secant_step(miss: Array, steps: Array, gains: Array) -> Array:
+    """`-G miss` with `G gain = step` for every secant, and the identity beside them."""
+    gram = gains @ gains.T
+    ridge = 1e-6 * jnp.trace(gram) + 1e-12
+    weights = jnp.linalg.solve(
+        gram + ridge * jnp.eye(MEMORY, dtype=gram.dtype), gains @ miss
+    )
+    return -(miss - weights @ gains) - weights @ steps
+
+
+class Stopping(NamedTuple):
+    """When to stop: the most passes, and the largest |log rms| that will do.
+
+    `again`: whether to sweep again where true gradients leave the range of the dtype.
+    """
+
+    max_sweeps: int
+    tolerance: float
+    again: bool = False
+
+
+def checked_stopping(max_sweeps: Any, tolerance: Any) -> Stopping:
+    """When to stop.
+
+    Raises:
+        ValueError: no positive integer, or no positive number.
+    """
+    if not isinstance(max_sweeps, int) or max_sweeps < 1:
+        raise ValueError(
+            f"max_sweeps is {max_sweeps!r}, expected an integer, at least 1"
+        )
+    if not (isinstance(tolerance, Real) and float(tolerance) > 0):
+        raise ValueError(f"tolerance is {tolerance!r}, expected a positive number")
+    return Stopping(max_sweeps, float(tolerance))

@@ -1,0 +1,184 @@
+"""What a model is called with: one batch as positional and keyword arguments."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def is_array(leaf: Any) -> bool:
+    """Whether a leaf travels as an array: anything else stays static."""
+    return isinstance(leaf, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct)
+
+
+@jax.tree_util.register_pytree_node_class
+class Inputs:
+    """The arguments of one call of a model, `model(*args, **kwargs)`.
+
+    Array leaves are the pytree's children, of any shape and dtype. Leaves that are no
+    arrays (`train=True`, `None`, strings, Python numbers) are static: they belong to
+    the tree's structure, so a jitted function sees them as the plain values they are.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, einit_jax as ei
+        >>> batch = ei.Inputs(jnp.ones((8, 3)), mask=None, train=True)
+        >>> [leaf.shape for leaf in jax.tree.leaves(batch)]
+        [(8, 3)]
+        >>> jax.jit(lambda inputs: inputs.kwargs["train"] is True)(batch)
+        Array(True, dtype=bool)
+    """
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        leaves, self._treedef = jax.tree.flatten((args, kwargs))
+        # decided here, not when flattened: a transformation may put anything in the
+        # place of an array, and it must stay a child
+        self._static = tuple(None if is_array(x) else (type(x), x) for x in leaves)
+        self.args, self.kwargs = args, kwargs
+
+    def __repr__(self) -> str:
+        parts = [repr(a) for a in self.args]
+        parts += [f"{name}={value!r}" for name, value in self.kwargs.items()]
+        return f"Inputs({', '.join(parts)})"
+
+    def tree_flatten(self):
+        leaves = self._treedef.flatten_up_to((self.args, self.kwargs))
+        slots = zip(leaves, self._static, strict=True)
+        arrays = tuple(leaf for leaf, slot in slots if slot is None)
+        return arrays, (self._treedef, self._static)
+
+    @classmethod
+    def tree_unflatten(cls, aux, arrays):
+        made = object.__new__(cls)
+        made._treedef, made._static = aux
+        rest = iter(arrays)
+        leaves = [next(rest) if slot is None else slot[1] for slot in made._static]
+        made.args, made.kwargs = jax.tree.unflatten(made._treedef, leaves)
+        return made
+
+
+class Batch(NamedTuple):
+    """One draw: what the model is called with, and the random keys of that call."""
+
+    inputs: Inputs
+    key: jax.Array
+    rngs: Mapping[str, jax.Array]
+
+
+def stack_batches(batches: Sequence[Batch]) -> Batch:
+    """The batches along a new first axis."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
+
+
+def user_inputs(inputs: Inputs) -> Any:
+    """The inputs as the user draws them: the single argument, a tuple, or Inputs."""
+    if inputs.kwargs:
+        return inputs
+    return inputs.args[0] if len(inputs.args) == 1 else tuple(inputs.args)
+
+
+def draw_batches(
+    input_fn: Any,
+    key: jax.Array,
+    rngs: Sequence[str] | Mapping[str, jax.Array],
+    batch_size: int | None,
+    draws: int,
+) -> tuple[Batch, ...]:
+    """`draws` batches, each with a key for the loss and one per random stream.
+
+    Raises:
+        TypeError: input_fn takes other arguments than a key (and batch_size).
+        ValueError: draws is no positive integer; batch_size is given and input_fn
+            takes none.
+    """
+    if not isinstance(draws, int) or draws < 1:
+        raise ValueError(f"draws is {draws!r}, expected a positive integer")
+    given_keys = dict(rngs) if isinstance(rngs, Mapping) else {}
+    names = (rngs,) if isinstance(rngs, str) else tuple(rngs)
+    keys = _batch_keys(key, tuple(dict.fromkeys(("params", *names))), draws)
+    return tuple(
+        Batch(
+            as_inputs(_draw_inputs(input_fn, of_inputs, batch_size)),
+            of_loss,
+            streams | given_keys,
+        )
+        for of_inputs, of_loss, streams in keys
+    )
+
+
+@partial(jax.jit, static_argnums=(1, 2))
+def _batch_keys(key: jax.Array, names: tuple[str, ...], draws: int) -> list:
+    """For each draw a key of the inputs, one of the loss, and one per stream."""
+
+    def of_draw(i):
+        inputs, loss, rngs = (
+            jax.random.fold_in(jax.random.fold_in(key, i), j) for j in range(3)
+        )
+        streams = {name: jax.random.fold_in(rngs, j) for j, name in enumerate(names)}
+        return inputs, loss, streams
+
+    return [of_draw(i) for i in range(draws)]
+
+
+def _draw_inputs(input_fn: Any, key: jax.Array, batch_size: int | None) -> Any:
+    if not callable(input_fn):
+        if batch_size is not None:
+            raise ValueError(
+                "batch_size is given, but input_fn is a concrete batch; leave it out"
+            )
+        return input_fn
+    try:
+        parameters = inspect.signature(input_fn).parameters
+    except ValueError:
+        return input_fn(key)
+    sizes = "batch_size" in parameters
+    if batch_size is not None and not sizes:
+        raise ValueError(
+            "batch_size is given, but input_fn has no parameter of that name; add it: "
+            "input_fn(key, batch_size)"
+        )
+    named = {"batch_size": batch_size} if batch_size is not None else {}
+    if (
+        sizes
+        and batch_size is None
+        and parameters["batch_size"].default is inspect.Parameter.empty
+    ):
+        named = {"batch_size": 64}
+    try:
+        inspect.signature(input_fn).bind(key, **named)
+    except TypeError as error:
+        raise TypeError(
+            f"input_fn takes ({', '.join(parameters)}), expected (key) or "
+            f"(key, batch_size): {error}"
+        ) from None
+    return input_fn(key, **named)
+
+
+def as_inputs(drawn: Any) -> Inputs:
+    """What was drawn as arguments of one call; a plain tuple holds several."""
+    if isinstance(drawn, Inputs):
+        return drawn
+    if type(drawn) is tuple:
+        return Inputs(*drawn)
+    return Inputs(drawn)
+
+
+def describe(tree: Any) -> str:
+    """A pytree with each array shown by dtype and shape."""
+    spec: Callable = lambda x: _Shown(
+        f"{x.dtype}{list(x.shape)}" if hasattr(x, "dtype") else repr(x)
+    )
+    return repr(jax.tree.map(spec, tree))
+
+
+class _Shown(str):
+    """A string that shows itself without quotes."""
+
+    def __repr__(self) -> str:
+        return str(self)

@@ -1,0 +1,78 @@
+"""Arithmetic of the method: root mean squares, gradient scaling, scale factors."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+from jaxtyping import Array, Float, Inexact
+
+
+def is_float(leaf) -> bool:
+    """Whether a leaf carries a cotangent: a real or complex floating array."""
+    dtype = getattr(leaf, "dtype", None)
+    return dtype is not None and jnp.issubdtype(dtype, jnp.inexact)
+
+
+def is_concrete(x: Any) -> bool:
+    """Whether an array has values to look at, outside of every trace."""
+    return not isinstance(x, Tracer)
+
+
+def widen(t: Inexact[Array, "..."]) -> Inexact[Array, "..."]:
+    """At least float32: squares of float16 overflow at 256 and bfloat16 sums stall."""
+    return t.astype(jnp.promote_types(t.dtype, jnp.float32))
+
+
+def squares(leaves: Sequence[Array]) -> tuple[Float[Array, ""], int]:
+    """The sum of `|t|^2` over all elements of some arrays, and their number (or 1).
+
+    Kept apart because the compiler then needs no kernel for the quotient of each layer.
+    """
+    parts = [_square(widen(leaf)).sum() for leaf in leaves if leaf.size]
+    total = jnp.asarray(sum(parts), jnp.float32)
+    return total, max(sum(leaf.size for leaf in leaves), 1)
+
+
+def _square(t: Array) -> Array:
+    if jnp.iscomplexobj(t):
+        return jnp.square(t.real) + jnp.square(t.imag)
+    return jnp.square(t)
+
+
+def rms(leaves: Sequence[Array], keep: int = 0) -> Float[Array, "..."]:
+    """The joint root mean square, for each index of the first `keep` axes.
+
+    Safe where squares under- or overflow float32: the largest magnitude is divided out.
+    """
+    flat = [widen(t).reshape(*t.shape[:keep], -1) for t in leaves if t.size]
+    if not flat:
+        return jnp.zeros(leaves[0].shape[:keep] if leaves else (), jnp.float32)
+    peaks = [jnp.max(jnp.abs(t), -1) for t in flat]
+    peak = jnp.max(jnp.stack(peaks), 0)
+    unit = jnp.where((peak > 0) & jnp.isfinite(peak), peak, 1)
+    squares = [jnp.square(jnp.abs(t / unit[..., None])).sum(-1) for t in flat]
+    size = sum(t.shape[-1] for t in flat)
+    return (unit * jnp.sqrt(sum(squares) / size)).astype(jnp.float32)
+
+
+def multiply(t: Inexact[Array, "..."], factor: Float[Array, "..."]) -> Array:
+    """`factor * t` computed in at least float32 and given back in the dtype of t."""
+    return (widen(t) * factor).astype(t.dtype)
+
+
+def usable(size: Float[Array, "..."]) -> Array:
+    """Whether an rms or a mean square can be divided by: finite, and not zero."""
+    return jnp.isfinite(size) & (size > 0)
+
+
+def inverse(value: Float[Array, "..."]) -> Float[Array, "..."]:
+    """`1 / value`, and 1 where that is no positive finite number."""
+    return 1 / jnp.where(usable(value), value, 1.0)
+
+
+def inverse_rms(mean_sq: Float[Array, "..."]) -> Float[Array, "..."]:
+    """`1 / sqrt(mean_sq)`, and 1 where that is no positive finite number."""
+    fine = usable(mean_sq)
+    return jnp.where(fine, jax.lax.rsqrt(jnp.where(fine, mean_sq, 1.0)), 1.0)

@@ -1,0 +1,8 @@
+"""TODO door."""
+
+from ._compare import compare as compare
+from ._comparison import OCTAVE_COLUMNS as OCTAVE_COLUMNS
+from ._comparison import Comparison as Comparison
+from ._coordinate_check import coordinate_check as coordinate_check
+from ._coordinate_result import CoordinateCheck as CoordinateCheck
+from ._strategies import default_strategies as default_strategies

@@ -1,0 +1,114 @@
+"""What `coordinate_check` returns: sizes over widths, exponents and verdicts."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..reporting import flat_scalars, format_table, number, width_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class CoordinateCheck:
+    """Sizes and changes of every unit's output, by width, step and row.
+
+    `sizes[w, t, i]` is the rms of the output of row i (a unit, or a layer of one) at
+    `widths[w]` after t steps, `changes` that of its change since step 0; float64 arrays
+    of shape `(widths, steps + 1, rows)`, NaN where outputs are not finite.
+    """
+
+    sizes: np.ndarray
+    changes: np.ndarray
+    widths: tuple[int, ...]
+    paths: tuple[str, ...]
+    seeds: int
+    flat: float
+
+    def exponents(self, of: str = "changes") -> np.ndarray:
+        """The slopes of `log2` of sizes or changes over `log2 width`, by step and row.
+
+        By least squares; NaN where a value is zero or not finite, as all changes are at
+        step 0.
+        """
+        if of not in ("changes", "sizes"):
+            raise ValueError(f"of={of!r} is not known; expected 'changes' or 'sizes'")
+        values = getattr(self, of)
+        usable = np.isfinite(values) & (values > 0)
+        logs = np.where(usable, np.log2(np.where(usable, values, 1)), np.nan)
+        x = np.log2(self.widths)
+        x = x - x.mean()
+        return np.tensordot(x, logs, 1) / np.sum(x**2)
+
+    def verdicts(self) -> dict[str, str]:
+        """For each row "flat", "grows" or "shrinks": its change in the last step.
+
+        "still" where it does not move, "breaks" where it is not finite, at some width.
+        Where there are no steps the size decides.
+        """
+        steps = self.changes.shape[1] - 1
+        of = "changes" if steps else "sizes"
+        last, slopes = getattr(self, of)[:, -1], self.exponents(of)[-1]
+        found = {}
+        for i, path in enumerate(self.paths):
+            if not np.isfinite(last[:, i]).all():
+                found[path] = "breaks"
+            elif not np.all(last[:, i] > 0):
+                found[path] = "still"
+            elif abs(slopes[i]) <= self.flat:
+                found[path] = "flat"
+            else:
+                found[path] = "grows" if slopes[i] > 0 else "shrinks"
+        return found
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One dict per row: exponents of sizes and changes, and the verdict."""
+        sizes, changes = self.exponents("sizes"), self.exponents("changes")
+        verdicts = self.verdicts()
+        return [
+            {
+                "path": path,
+                "size_exponent": float(sizes[0, i]),
+                "last_size_exponent": float(sizes[-1, i]),
+                "change_exponent": float(changes[min(1, len(changes) - 1), i]),
+                "last_change_exponent": float(changes[-1, i]),
+                "verdict": verdicts[path],
+            }
+            for i, path in enumerate(self.paths)
+        ]
+
+    def scalars(self) -> dict[str, float]:
+        """`{"unit/change_exponent": value, ...}`, as writers of logs take it."""
+        names = [name for name in self.rows()[0] if name.endswith("exponent")]
+        return flat_scalars(self.rows(), names)
+
+    def plot(self) -> "Figure":
+        """Sizes and changes over widths, a line a row; see `coordinate_check`.
+
+        Raises:
+            ImportError: matplotlib is not installed.
+        """
+        return width_figure(self.sizes, self.changes, self.widths, self.paths)
+
+    def figures(self) -> dict[str, "Figure"]:
+        """The figures of a report, by what they show."""
+        return {"": self.plot()}
+
+    def notes(self) -> list[str]:
+        """What the numbers of `rows` are of."""
+        return [
+            f"exponents over widths {', '.join(map(str, self.widths))}; "
+            f"{self.changes.shape[1] - 1} step(s), {self.seeds} seed(s); flat: at most "
+            f"{self.flat:g}"
+        ]
+
+    def __str__(self) -> str:
+        steps = self.changes.shape[1] - 1
+        names = ("size at 0", f"size at {steps}", "change at 1", f"change at {steps}")
+        cells = []
+        for row in self.rows():
+            numbers = [number(v) for k, v in row.items() if k.endswith("exponent")]
+            cells.append([row["path"], *numbers, row["verdict"]])
+        return format_table(("unit",), (*names, "verdict"), cells, self.notes())

@@ -1,0 +1,11 @@
+"""TODO door."""
+
+from .classic import fans as fans
+from .classic import gain as gain
+from .classic import general_relu as general_relu
+from .classic import initialize as initialize
+from .classic import unit_params as unit_params
+from .layerwise import lsuv as lsuv
+from .learned import gradinit as gradinit
+from .learned import metainit as metainit
+from .signal_propagation import autoinit as autoinit

@@ -1,0 +1,105 @@
+"""`fans`: how many inputs and outputs a weight array connects."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+LAYER_TYPES = ("dense", "conv", "conv_transpose", "embed")
+
+
+class Fans(NamedTuple):
+    """How many numbers each output sums, and in how many sums each input is."""
+
+    fan_in: float
+    fan_out: float
+
+
+def fans(
+    shape: Sequence[int],
+    kind: str | None = None,
+    *,
+    contracted: int = 1,
+    batched: int = 0,
+    groups: int = 1,
+    strides: int | Sequence[int] = 1,
+) -> Fans:
+    r"""Fan-in and fan-out of a weight array, in Flax's order of axes.
+
+    | `kind` | axes of the array | fan-in | fan-out |
+    |---|---|---|---|
+    | `"dense"` (`Dense`, `DenseGeneral`, `Einsum`) | batched, contracted, features | product of contracted | product of features |
+    | `"conv"` (`Conv`, any rank) | window, in / groups, out | window x in / groups | window x out / groups / strides |
+    | `"conv_transpose"` (`ConvTranspose`) | window, in, out | window x in / strides | window x out |
+    | `"embed"` (`Embed`) | entries, features | 1: a look-up sums nothing | features |
+
+    Away from borders each number is exact: a strided convolution reads each input in
+    `window / strides` places, a strided transposed one writes each output from as many.
+    `jax.nn.initializers` count otherwise where there are strides or groups (as if there
+    were none in the fan-out), and for `Embed` Flax takes the features as fan-in.
+
+    Args:
+        shape: of the array, without axes of lifted layers.
+        kind: see above; None: "dense" for two axes or with `contracted` or `batched`
+            given, else "conv".
+        contracted: for "dense", how many axes are summed over.
+        batched: for "dense", how many axes come first that connect nothing.
+        groups: for "conv", `feature_group_count`.
+        strides: for convolutions, of each window axis, or one for all.
+
+    Returns:
+        A named tuple `(fan_in, fan_out)` of floats (with strides they may be broken
+        numbers).
+
+    Raises:
+        ValueError: unknown kind, too few axes, an axis of size 0, groups that do not
+            divide the outputs, strides of another number than the window has axes.
+
+    Example:
+        >>> import einit_jax as ei
+        >>> ei.fans((3, 3, 16, 32))
+        Fans(fan_in=144.0, fan_out=288.0)
+        >>> ei.fans((128, 8, 16), "dense")  # DenseGeneral to 8 heads of 16
+        Fans(fan_in=128.0, fan_out=128.0)
+
+    Source: X. Glorot and Y. Bengio, 2010; K. He et al., arXiv 1502.01852, section 2.2,
+    for convolutions.
+    """  # noqa: E501
+    shape = tuple(shape)
+    if kind is None:
+        general = (contracted, batched) != (1, 0)
+        kind = "dense" if len(shape) == 2 or general else "conv"
+    if kind not in LAYER_TYPES:
+        raise ValueError(
+            f"kind={kind!r} is not known; expected {', '.join(LAYER_TYPES)}"
+        )
+    if not shape or min(shape) < 1:
+        raise ValueError(f"shape {shape} has no elements, so nothing is connected")
+    if kind == "dense":
+        return _dense_fans(shape, contracted, batched)
+    if len(shape) < 2:
+        raise ValueError(f"shape {shape} has too few axes for kind={kind!r}: 2 or more")
+    if kind == "embed":
+        return Fans(1.0, float(math.prod(shape[1:])))
+    *window, inputs, outputs = shape
+    steps = (strides,) * len(window) if isinstance(strides, int) else tuple(strides)
+    if len(steps) != len(window) or any(step < 1 for step in steps):
+        raise ValueError(
+            f"strides={strides!r}, expected {len(window)} positive integers"
+        )
+    if groups < 1 or outputs % groups:
+        raise ValueError(f"groups={groups!r} do not divide the {outputs} outputs")
+    size, thinned = math.prod(window), math.prod(window) / math.prod(steps)
+    if kind == "conv":
+        return Fans(float(size * inputs), thinned * outputs / groups)
+    return Fans(thinned * inputs, float(size * outputs))
+
+
+def _dense_fans(shape: tuple[int, ...], contracted: int, batched: int) -> Fans:
+    if contracted < 1 or batched < 0 or len(shape) <= contracted + batched:
+        raise ValueError(
+            f"shape {shape} has no axis of features after {batched} batched and "
+            f"{contracted} contracted ones; for a bias there are no fans"
+        )
+    inner = shape[batched:]
+    into, out = inner[:contracted], inner[contracted:]
+    return Fans(float(math.prod(into)), float(math.prod(out)))

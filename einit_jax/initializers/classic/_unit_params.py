@@ -1,0 +1,162 @@
+"""Parameters of unit size, so that one learning rate suits every weight."""
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.nn import initializers
+from jaxtyping import Array, PyTree
+
+from ...core import (
+    Path,
+    as_patterns,
+    broadcast_per_layer,
+    flatten,
+    inverse,
+    is_boxed,
+    is_float,
+    layer_axes,
+    layers_first,
+    lifted_axes_of,
+    match_patterns,
+    multiply,
+    owner_of,
+    path_key,
+    path_str,
+    rms,
+    unboxed,
+    with_leaves,
+)
+from ...units import from_tree
+from ._parameters import role_of
+
+UNIT_DRAWS = ("normal", "truncated_normal", "uniform", "orthogonal")
+
+
+def unit_params(
+    params: PyTree,
+    key: jax.Array | None = None,
+    *,
+    draw: str = "normal",
+    keep: bool = False,
+    gains: bool = False,
+    exclude: str | Sequence[str] = (),
+    scales: Mapping | None = None,
+) -> PyTree:
+    r"""Parameters of unit size: weights of rms 1, biases 0.
+
+    `W_ij ~ N(0, 1)`, whatever the fans: with `tune`, which finds the forward factors
+    `a ~ 1 / sqrt(fan_in)`, all weights are of one size, and so one step size suits them
+    all. Tune after, not before.
+
+    What an array is, is told by its name, the last of its path: a bias (`bias`,
+    `*_bias`, `bias_*`, `b`, `beta`), a gain (`scale`, `*_scale`, `gain`, `g`, `gamma`),
+    else a weight. Arrays with fewer than two axes that are none of these, and integers,
+    are left as they are.
+
+    Args:
+        params: a pytree of arrays, boxed or not; not changed.
+        key: a random key; every array draws by a key of its own path.
+        draw: "normal", "truncated_normal" (at two standard deviations), "uniform" on
+            +-sqrt(3), or "orthogonal" (times the square root of its longer side; all
+            axes but the last are one).
+        keep: rescale the weights that are there to rms 1, in place of drawing; zeros,
+            biases and gains stay.
+        gains: set gains to 1; by default they stay.
+        exclude: glob patterns of array paths that stay (`"*/pos_embedding"`).
+        scales: from `tune`, or `scaled(model).init`: tells which axes count the layers
+            of `nn.scan` and `nn.vmap`, each then drawn or rescaled by itself. Needed
+            there for "orthogonal" and for `keep`.
+
+    Returns:
+        The same tree with other values, in the same dtypes.
+
+    Raises:
+        ValueError: unknown `draw`, no key to draw with, a pattern without a match, or
+            scales of another model.
+
+    Example:
+        >>> import flax.linen as nn, jax, jax.numpy as jnp, einit_jax as ei
+        >>> params = nn.Dense(256).init(jax.random.key(0), jnp.ones((1, 64)))["params"]
+        >>> unit = ei.unit_params(params, jax.random.key(1))
+        >>> print(f"{unit['kernel'].std():.2f}", unit["bias"].max())
+        1.00 0.0
+
+    Source: P. Bement, empirical_init 0.0.2 (2023), draws weights from N(0, 1) and sets
+    biases to 0; "orthogonal" is of Saxe et al., arXiv 1312.6120.
+    """
+    if draw not in UNIT_DRAWS:
+        raise ValueError(
+            f"draw={draw!r} is not known; expected {', '.join(UNIT_DRAWS)}"
+        )
+    if key is None and not keep:
+        raise ValueError("unit_params needs a key to draw with, or keep=True")
+    leaves = flatten(params)
+    names = {path_str(path): path for path in leaves}
+    left = match_patterns(dict.fromkeys(as_patterns(exclude)), names, what="array")
+    lifts = _lifted_axes_by_path(scales, params)
+    how = _rescale_unit if keep else partial(_draw_unit, key, draw, gains)
+    entries = {}
+    for path, leaf in leaves.items():
+        value = leaf.unbox() if is_boxed(leaf) else leaf
+        if path_str(path) in left or not is_float(value) or not value.size:
+            continue
+        lift = owner_of(path, lifts, ())
+        role = role_of(path, value.ndim - sum(n > 0 for n in lift))
+        entries[path] = how(role, path, value, lift)
+    return with_leaves(params, entries)
+
+
+def _rescale_unit(role: str, path: Path, value: Array, lift: tuple[int, ...]) -> Array:
+    """A weight at rms 1 in each layer; zeros, and what is no weight, stay."""
+    if role != "weight":
+        return value
+    layers = len(layer_axes(value.shape, lift))
+    by = inverse(rms([layers_first(value, lift)], keep=layers))
+    return multiply(value, broadcast_per_layer(by, value.shape, lift))
+
+
+def _draw_unit(
+    key: Any,
+    draw: Any,
+    gains: bool,
+    role: str,
+    path: Path,
+    value: Array,
+    lift: tuple[int, ...],
+) -> Array:
+    """A new array in the place of one, by its role."""
+    if role == "bias":
+        return jnp.zeros_like(value)
+    if role == "gain" and gains:
+        return jnp.ones_like(value)
+    if role != "weight":
+        return value
+    key = path_key(key, path)
+    if draw != "orthogonal":
+        # with a fan-in of 1 the variance is 1
+        init = initializers.variance_scaling(1.0, "fan_in", draw)
+        return init(key, (1, value.size), value.dtype).reshape(value.shape)
+    layers = layer_axes(value.shape, lift)
+    sizes = layers_first(value, lift).shape
+    outer, shape = sizes[: len(layers)], sizes[len(layers) :]
+    count = math.prod(outer)
+    longer = max(shape[-1], math.prod(shape[:-1]))
+    init = initializers.orthogonal(longer**0.5)
+    each = jax.vmap(lambda k: init(k, shape, value.dtype))(jax.random.split(key, count))
+    return jnp.moveaxis(each.reshape(*outer, *shape), range(len(layers)), layers)
+
+
+def _lifted_axes_by_path(
+    scales: Mapping | None, params: PyTree
+) -> dict[Path, tuple[int, ...]]:
+    """The lifted axes of each unit, by path, as far as scales tell."""
+    if scales is None:
+        return {}
+    return {
+        path: lifted_axes_of(jnp.shape(own["output"]))
+        for (path, _), own in from_tree(scales, unboxed(params)).items()
+    }

@@ -1,0 +1,3 @@
+"""TODO door."""
+
+from ._lsuv import lsuv as lsuv

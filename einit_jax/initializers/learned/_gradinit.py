@@ -1,0 +1,235 @@
+"""`gradinit`: a factor for each array, for the least loss after one training step."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from jaxtyping import Array, PyTree
+
+from ...core import Batch, draw_batches, first_step, squares, stack_batches, with_leaves
+from ...linen import make_objective, over_mapped_axis
+from ._descent import Descent, check_descent_settings, descend
+from ._rescaling import Rescaling, float_arrays, make_rescaling, pool_batches, rescale
+
+DECREASE = 0.1
+"""Of the loss, by a first step, to first order: `eta |g|_p^p`."""
+
+
+TINY = 1e-4
+"""Elements of a stand-in for a gradient: clipping leaves it as it is."""
+
+
+def gradinit(
+    model: nn.Module,
+    params: PyTree,
+    input_fn: Any,
+    loss_fn: Callable,
+    *,
+    key: jax.Array | None = None,
+    batch_size: int | None = None,
+    method: str | Callable | None = None,
+    rngs: Sequence[str] | Mapping[str, jax.Array] = (),
+    collections: Mapping[str, Any] | None = None,
+    axis_name: str | None = None,
+    include: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] = (),
+    draws: int = 8,
+    steps: int = 200,
+    learning_rate: float = 1e-2,
+    optimizer: optax.GradientTransformation | None = None,
+    gamma: float | None = None,
+    alpha_min: float = 0.01,
+    progress: Callable[[int, int, float], Any] | None = None,
+) -> PyTree:
+    r"""Parameters times a factor each, for the least loss after one training step.
+
+    With one positive factor alpha for each array (weights, biases, gains; one for each
+    layer of lifted ones) and the first step A of the optimizer that you will train
+    with:
+
+        min over alpha of  L(B'; theta + A(g))    subject to  |g|_p <= gamma
+        theta = alpha theta_0,    g = grad L(B; theta)
+
+    A step where `|g|_p > gamma` descends the norm of the gradient, any other the loss
+    after the optimizer's step, both by Adam. B' is half B: the mean of the losses on B
+    and on the next batch. p = 2 for optimizers whose first step grows with the gradient
+    (SGD, momentum), and A is differentiated through; p = 1 for those that take no
+    notice of its size (Adam, Lion, Muon), whose A is taken as constant: that of Adam is
+    a sign, nearly, and has no derivative. Which of them yours is, is found by trying.
+
+    **Slow**: a step costs four to five gradient steps, two to three while the norm is
+    above gamma, so the default costs some 900, where `tune` costs 3.
+
+    It finds a near minimum. Where one step does not gain much over a constant output,
+    that may be to shrink all arrays together: a plain chain that trains as it is may
+    train worse afterwards.
+
+    Args:
+        model, params, input_fn, loss_fn, key, batch_size, method, rngs, collections,
+            axis_name: as in `tune`.
+        include: patterns of array paths that get a factor; None: all.
+        exclude: patterns of arrays that keep theirs at 1.
+        draws: batches, which take turns.
+        steps: of the descent.
+        learning_rate: of Adam, for the factors.
+        optimizer: what you will train with, at your learning rate (without a warmup,
+            whose first step is nothing); None: `optax.sgd(0.1)`.
+        gamma: the largest norm of the gradient. None: where the optimizer's step lowers
+            the loss, to first order, by 0.1 (the paper's 1 for SGD at 0.1; 100 for Adam
+            at 0.001, whose norm is a sum over all parameters).
+        alpha_min: the least factor.
+        progress: `progress(step, steps, value)`, about a hundred times, the first after
+            one step; value is what that step descends: the loss after a training step,
+            or the norm where it is above gamma. None: silent.
+
+    Returns:
+        A tree like params, for the unmodified model. Arrays of zeros stay zero, and
+        what they hide from the gradient (all blocks of an adaLN-zero model) stays as it
+        was. The bound is aimed at, not assured: give more steps where it does not hold.
+
+    Raises:
+        TypeError, ValueError: as in `tune`; wrong numbers, patterns without a match, a
+            loss that cannot be differentiated twice, an optimizer that moves nothing.
+        FloatingPointError: loss or gradient is not finite at the start.
+
+    Example:
+        >>> import flax.linen as nn, jax, jax.numpy as jnp, einit_jax as ei
+        >>> model = nn.Sequential([nn.Dense(32), jnp.tanh, nn.Dense(4)])
+        >>> x = jax.random.normal(jax.random.key(1), (64, 8))
+        >>> params = model.init(jax.random.key(0), x)["params"]
+        >>> loss = lambda y: jnp.mean((y - x[:, :4]) ** 2)
+        >>> new = ei.gradinit(model, params, x, loss, steps=50)
+        >>> mean = lambda params: loss(model.apply({"params": params}, x))
+        >>> bool(mean(new) < mean(params))
+        True
+
+    Source: C. Zhu et al., GradInit, arXiv 2102.08098, algorithm 1. There, the steps are
+    those of plain SGD and of signs; here, of any optax optimizer. There, half of the
+    rows of B' are those of B; here, batches are taken whole, for not every input has
+    rows. There, norms and losses are descended by Adams of their own.
+    """
+    check_descent_settings(
+        steps,
+        optimizer,
+        progress,
+        learning_rate=learning_rate,
+        gamma=1.0 if gamma is None else gamma,
+        alpha_min=alpha_min,
+    )
+    if not alpha_min < 1:
+        raise ValueError(f"alpha_min is {alpha_min!r}, expected a number below 1")
+    task = make_objective(model, loss_fn, method, axis_name)
+    key = jax.random.key(0) if key is None else key
+    batches = draw_batches(input_fn, key, rngs, batch_size, draws)
+    others = dict(collections or {})
+    every = lambda path, axes: True
+    how = make_rescaling(task, params, others, batches[0], every, include, exclude)
+    inner = optimizer or _sgd()
+    power, eta = _step_norm(inner, params)
+    bound = (DECREASE / eta) ** (1 / power) if gamma is None else gamma
+    step = _Step(how, inner, power, bound)
+    descent = Descent(step, _adam(learning_rate), alpha_min)
+    ones = jnp.ones_like(how.sizes(params))
+    data = params, others
+    factors = descend(descent, ones, data, pool_batches(batches), steps, progress)
+    return rescale(how, params, factors)
+
+
+@cache
+def _sgd() -> optax.GradientTransformation:
+    return optax.sgd(0.1)
+
+
+@cache
+def _adam(learning_rate: float) -> optax.GradientTransformation:
+    """The same object for the same number, so that programs are kept."""
+    return optax.adam(learning_rate)
+
+
+def _step_norm(
+    optimizer: optax.GradientTransformation, params: Any
+) -> tuple[int, float]:
+    """The norm that bounds gradients, and the size of a step for a gradient of 1.
+
+    The norm is 2 where twice the gradient gives twice the step, 1 where it gives the
+    same; in between, what is nearer.
+    """
+
+    def size(scale: float) -> Array:
+        like = jax.tree.map(jnp.ones_like, params)
+        gradient = [jnp.full_like(v, scale * TINY) for v in float_arrays(like).values()]
+        still = [jnp.zeros_like(g) for g in gradient]
+        moves = [first_step(optimizer, like, like, g) for g in (gradient, still)]
+        pairs = zip(*moves, strict=True)  # what moves without a gradient is no matter
+        total, count = squares([a - b for a, b in pairs])
+        return jnp.sqrt(total / count)
+
+    with jax.ensure_compile_time_eval():
+        once, twice = jax.device_get(jax.jit(lambda: (size(1.0), size(2.0)))())
+    if not once > 0:
+        raise ValueError(
+            "optimizer's first step moves nothing (a warmup from 0?); pass it at the "
+            "learning rate that you will train with"
+        )
+    return (2, float(once / TINY)) if twice > 2**0.5 * once else (1, float(once))
+
+
+@dataclass(frozen=True)
+class _Step:
+    """The loss after a step, or the norm of the gradient, as a function of factors."""
+
+    how: Rescaling
+    optimizer: optax.GradientTransformation
+    power: int
+    gamma: float
+
+    def __call__(
+        self, factors: Array, data: tuple, batch: Batch, other: Batch
+    ) -> tuple[Array, Array]:
+        inside = lambda: self._inside(factors, data, batch, other)
+        return over_mapped_axis(self.how.task.axis_name, inside)
+
+    def _inside(
+        self, factors: Array, data: tuple, batch: Batch, other: Batch
+    ) -> tuple[Array, Array]:
+        """One reverse pass through the gradient serves both kinds of steps."""
+
+        def at(factors: Array) -> tuple[dict, dict]:
+            arrays = self.how.arrays(data[0], factors)
+            return arrays, jax.grad(self.how.loss)(arrays, data, batch)
+
+        here, back = jax.vjp(at, factors)
+        norm = jax.value_and_grad(self._norm)
+        after = jax.value_and_grad(partial(self._after, data, (batch, other)))
+        above = self._norm(here) > self.gamma
+        value, cotangent = jax.lax.cond(above, norm, after, here)
+        return value, back(cotangent)[0]
+
+    def _norm(self, here: tuple[dict, dict]) -> Array:
+        gradient = list(here[1].values())
+        if self.power == 2:
+            return jnp.sqrt(squares(gradient)[0])
+        sums = [jnp.abs(g).sum() for g in gradient]
+        return jnp.sum(jnp.stack(sums)).astype(jnp.float32)
+
+    def _after(
+        self, data: tuple, batches: tuple[Batch, Batch], here: tuple[dict, dict]
+    ) -> Array:
+        """The loss after a training step, the mean over two batches."""
+        moved = self._moved(data[0], *here)
+        loss = lambda batch: self.how.loss(moved, data, batch)
+        return jnp.mean(jax.lax.map(loss, stack_batches(batches)))
+
+    def _moved(self, params: Any, arrays: dict, gradient: dict) -> dict:
+        """The arrays after a training step, which is taken in float32 at least."""
+        if self.power == 1:
+            gradient = jax.lax.stop_gradient(gradient)
+        paths = list(float_arrays(params))
+        uphill = [gradient[path] for path in paths]
+        moves = first_step(self.optimizer, params, with_leaves(params, arrays), uphill)
+        return {p: arrays[p] + move for p, move in zip(paths, moves, strict=True)}

@@ -1,0 +1,192 @@
+"""`metainit`: norms of weights by which gradient descent keeps its gradient."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from jaxtyping import Array, Float, PyTree
+
+from ...core import Batch, draw_batches, inverse, widen
+from ...linen import make_objective, over_mapped_axis
+from ..classic import role_of
+from ._descent import Descent, check_descent_settings, descend
+from ._rescaling import Rescaling, make_rescaling, pool_batches, rescale
+
+LEAST_NORM = 0.01
+"""A norm stays above this part of its start: beyond zero the weights turn around."""
+
+
+def metainit(
+    model: nn.Module,
+    params: PyTree,
+    input_fn: Any,
+    loss_fn: Callable,
+    *,
+    key: jax.Array | None = None,
+    batch_size: int | None = None,
+    method: str | Callable | None = None,
+    rngs: Sequence[str] | Mapping[str, jax.Array] = (),
+    collections: Mapping[str, Any] | None = None,
+    axis_name: str | None = None,
+    include: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] = (),
+    draws: int = 8,
+    steps: int = 200,
+    learning_rate: float = 0.1,
+    momentum: float = 0.9,
+    epsilon: float = 1e-5,
+    optimizer: optax.GradientTransformation | None = None,
+    progress: Callable[[int, int, float], Any] | None = None,
+) -> PyTree:
+    r"""Weights of other norms, such that a step of gradient descent keeps its gradient.
+
+    Minimizes the *gradient quotient*, with the gradient g and the Hessian H of the loss
+    in all floating parameters, N of them, over the norms of the weight arrays alone:
+
+        GQ = 1/N sum |(g - H g) / (g + e) - 1|        e = epsilon with the sign of g
+
+    `g - H g` is, to first order, the gradient after one step of learning rate 1; GQ is
+    0 where the loss is linear, and 1 where gradients have vanished. Each weight keeps
+    its direction: `W = norm W_0 / |W_0|`, a norm for each layer of lifted ones
+    (`nn.scan`). The descent is that of the sign of the gradient with momentum.
+
+    **Slow**: a step costs six to seven gradient steps (a product with the Hessian, and
+    back through it), so the default costs some 1300, where `tune` costs 3; and what it
+    compiles is several times a gradient step's program.
+
+    Gradients far below epsilon count as vanished, whatever they would be good for: at
+    32 plain layers the default takes many more steps than 200 to find some. In shallow
+    networks a small GQ is had by small weights, which learn slowly at first.
+
+    Args:
+        model, params, input_fn, loss_fn, key, batch_size, method, rngs, collections,
+            axis_name: as in `tune`.
+        include: patterns of array paths (`"*/kernel"`) that change; None: the weights,
+            all arrays of two and more axes (lifted ones aside) that are called neither
+            bias nor scale.
+        exclude: patterns of arrays that do not.
+        draws: batches, which take turns.
+        steps: of the descent.
+        learning_rate: by how much a step changes a norm.
+        momentum: of that; the change tends to `learning_rate / (1 - momentum)`.
+        epsilon: see above.
+        optimizer: an optax transformation in the place of sign and momentum; it sees
+            one vector, of all norms.
+        progress: `progress(step, steps, value)`, about a hundred times, the first after
+            one step; value is GQ before the step. None: silent.
+
+    Returns:
+        A tree like params, for the unmodified model; biases, gains and arrays of zeros
+        (whose norm has no direction) are as they were.
+
+    Raises:
+        TypeError, ValueError: as in `tune`; wrong numbers, patterns without a match, a
+            loss that cannot be differentiated twice and once more.
+        FloatingPointError: GQ is not finite at the start.
+
+    Example:
+        >>> import flax.linen as nn, jax, jax.numpy as jnp, einit_jax as ei
+        >>> model = nn.Sequential([nn.Dense(32), jnp.tanh, nn.Dense(4)])
+        >>> x = jax.random.normal(jax.random.key(1), (64, 8))
+        >>> params = model.init(jax.random.key(0), x)["params"]
+        >>> loss = lambda y, key: jnp.mean((y - jax.random.normal(key, y.shape)) ** 2)
+        >>> seen = []
+        >>> report = lambda step, steps, value: seen.append(value)
+        >>> new = ei.metainit(model, params, x, loss, steps=20, progress=report)
+        >>> seen[-1] < seen[0]
+        True
+
+    Source: Y. Dauphin and S. Schoenholz, MetaInit, NeurIPS 2019: equation 1, section 4
+    and the program in their appendix. There, inputs and labels are random and drawn
+    anew in each step, and 500 steps are taken; here they are what you draw (random ones
+    do), `draws` of them. There, a norm may pass zero, which turns the weights around;
+    here it stays above a hundredth of its start, and a step to where GQ is not finite
+    is taken back.
+    """
+    check_descent_settings(
+        steps, optimizer, progress, learning_rate=learning_rate, epsilon=epsilon
+    )
+    if not 0 <= momentum < 1:
+        raise ValueError(f"momentum is {momentum!r}, expected a number in [0, 1)")
+    task = make_objective(model, loss_fn, method, axis_name)
+    key = jax.random.key(0) if key is None else key
+    batches = draw_batches(input_fn, key, rngs, batch_size, draws)
+    others = dict(collections or {})
+    is_weight = lambda path, axes: role_of(path, axes) == "weight"
+    how = make_rescaling(task, params, others, batches[0], is_weight, include, exclude)
+    first = how.sizes(params)
+    rule = optimizer or signs(learning_rate, momentum)
+    descent = Descent(_Quotient(how, epsilon), rule, LEAST_NORM)
+    data = first, (params, others)
+    sizes = descend(descent, first, data, pool_batches(batches), steps, progress)
+    return rescale(how, params, sizes * inverse(first))
+
+
+@cache
+def signs(learning_rate: float, momentum: float) -> optax.GradientTransformation:
+    """Descent by signs with momentum; the same object, so that programs are kept."""
+    return optax.chain(optax.scale_by_sign(), optax.sgd(learning_rate, momentum))
+
+
+@dataclass(frozen=True)
+class _Quotient:
+    """The gradient quotient as a function of norms."""
+
+    how: Rescaling
+    epsilon: float
+
+    def __call__(
+        self, sizes: Array, data: tuple, batch: Batch, _: Batch
+    ) -> tuple[Array, Array]:
+        first, given = data
+
+        def quotient(sizes: Array) -> Array:
+            arrays = self.how.arrays(given[0], sizes * inverse(first))
+            loss = lambda arrays: self.how.loss(arrays, given, batch)
+            return gradient_quotient(loss, arrays, self.epsilon).astype(sizes.dtype)
+
+        inside = lambda: jax.value_and_grad(quotient)(sizes)
+        return over_mapped_axis(self.how.task.axis_name, inside)
+
+
+def gradient_quotient(function: Callable, at: Any, epsilon: float) -> Float[Array, ""]:
+    """`mean |(g - H g) / (g + e) - 1|` over all elements, e = epsilon signed like g.
+
+    `g - H g` is, to first order, the gradient after a step of learning rate 1. Written
+    as `|(H g + e) / (g + e)|`, which is the same and cancels nothing: 0 where the
+    function is linear, 1 where the gradient is nothing beside epsilon. Real and
+    imaginary parts count as elements of their own.
+
+    Args:
+        function: of a pytree like `at`, returns a real scalar.
+        at: a pytree of floating arrays.
+    """
+    leaves, tree = jax.tree.flatten(at)
+    whole = lambda parts: function(jax.tree.unflatten(tree, map(_join_parts, parts)))
+    gradient, along = jax.linearize(
+        jax.grad(whole), [_real_parts(leaf) for leaf in leaves]
+    )
+    # forward mode, not a second reverse one: a custom rule may give the gradient a
+    # derivative that is not symmetric
+    found = [jax.tree.leaves(tree) for tree in (gradient, along(gradient))]
+    sums = [_sum_quotients(g, h, epsilon) for g, h in zip(*found, strict=True)]
+    return jnp.sum(jnp.stack(sums)) / sum(g.size for g in found[0])
+
+
+def _sum_quotients(gradient: Array, product: Array, epsilon: float) -> Array:
+    g, h = widen(gradient), widen(product)
+    e = jnp.where(g < 0, -epsilon, epsilon)
+    return jnp.sum(jnp.abs((h + e) / (g + e)))
+
+
+def _real_parts(leaf: Array) -> tuple[Array, ...]:
+    return (leaf.real, leaf.imag) if jnp.iscomplexobj(leaf) else (leaf,)
+
+
+def _join_parts(parts: tuple[Array, ...]) -> Array:
+    return jax.lax.complex(*parts) if len(parts) == 2 else parts[0]

@@ -1,0 +1,290 @@
+"""`autoinit`: weights scaled by what a walk through the model's jaxpr predicts."""
+
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.nn import initializers
+from jaxtyping import Array, PyTree
+
+from ...core import (
+    Path,
+    draw_batches,
+    flatten,
+    inverse,
+    multiply,
+    path_key,
+    unboxed,
+    widen,
+    with_leaves,
+)
+from ...linen import Scaled, any_output, make_objective
+from ..classic import Parameter, Rule, of_variance, sample
+from ._prediction import (
+    PropagationSpec,
+    TracedModel,
+    predict_variances,
+    trace_for_propagation,
+)
+from ._values import WeightRef
+
+DISTRIBUTIONS = ("truncated_normal", "normal", "uniform", "orthogonal")
+
+
+def autoinit(
+    model: nn.Module | Scaled,
+    params: PyTree,
+    input_fn: Any,
+    loss_fn: Callable | None = None,
+    *,
+    key: jax.Array | None = None,
+    signal_variance: float = 1.0,
+    input_mean: float | None = None,
+    input_var: float | None = None,
+    distribution: str | None = "truncated_normal",
+    zero_mean: bool = False,
+    samples: int = 8192,
+    along: int = 16,
+    estimators: Mapping[Any, Callable] | None = None,
+    batch_size: int | None = None,
+    method: str | Callable | None = None,
+    rngs: Sequence[str] | Mapping[str, jax.Array] = (),
+    collections: Mapping[str, Any] | None = None,
+    axis_name: str | None = None,
+) -> PyTree:
+    r"""Weights of the variance that keeps signals at `signal_variance`, by analysis.
+
+    The model is not run: its jaxpr is walked, with the distribution of a typical
+    element in the place of every array. A weight that meets inputs of second moment
+    `E x^2` in sums of `fan_in` terms gets entries of variance
+
+        signal_variance / (fan_in E x^2)
+
+    so that each of its products has mean 0 (over draws of the weights) and variance
+    `signal_variance`. Biases are set to 0; gains of normalization layers and what is
+    neither weight nor bias stay.
+
+    What an element is, is known as samples over draws of weights and inputs, so that
+
+    - elementwise functions are exact up to quadrature, whatever they are made of, and
+      what is computed from one signal stays correlated (`x * sigmoid(x)`, residuals);
+    - each axis has a second element beside the first, whose correlation sums, means,
+      maxima, pooling, softmax and normalization take into account; elements along one
+      axis are taken as exchangeable, with a Gaussian copula;
+    - borders of convolutions count as far as they have fewer inputs;
+    - layers of `nn.scan` are walked one by one; loops over time step by step, and again
+      until the variances of shared weights agree, with mean squares over calls.
+
+    Args:
+        model, params, input_fn, key, batch_size, method, rngs, collections, axis_name:
+            as in `tune`. Of params the shapes count, and the values of what is no
+            weight.
+        loss_fn: not used; strategies have one signature.
+        signal_variance: of every product, positive.
+        input_mean, input_var: of floating inputs, taken as independent Gaussians; None
+            for both: the values in one batch of `input_fn`, with their correlations.
+        distribution: of the new weights: "truncated_normal" (at two standard
+            deviations), "normal", "uniform", "orthogonal"; None: those in `params` are
+            rescaled.
+        zero_mean: weights that sum to zero over the inputs of each sum, so that what
+            all these inputs have in common is taken away; of sums of several terms.
+        samples: how many draws of each element; a power of two.
+        along: how many elements of an axis stand for it in sums and maxima.
+        estimators: `estimator(mean, variance) -> (mean, variance)` of the output, for a
+            module class (its subclasses too) or the name of a primitive of jax; in the
+            place of the walk's own rules.
+
+    Returns:
+        A tree like params.
+
+    Raises:
+        TypeError, ValueError: wrong arguments, as in `tune`; an estimator for what the
+            model does not have, or one that returns no pair.
+
+    Warns:
+        UserWarning: of primitives without a rule, which let their first operand pass
+            unchanged, and of weights that nothing was seen to be multiplied with (they
+            are transformed before, or are in a branch that is not taken), which stay.
+
+    Example:
+        >>> import flax.linen as nn, jax, jax.numpy as jnp, einit_jax as ei
+        >>> model = nn.Sequential([nn.Dense(512), nn.relu, nn.Dense(512)])
+        >>> x = jax.random.normal(jax.random.key(1), (64, 256))
+        >>> params = model.init(jax.random.key(0), x)["params"]
+        >>> params = ei.autoinit(model, params, x)
+        >>> variance = 512 * jnp.var(params["layers_2"]["kernel"])
+        >>> print(f"{variance:.1f}")  # a ReLU halves the second moment
+        2.0
+
+    Source: G. Bingham and R. Miikkulainen, AutoInit, arXiv 2109.08958, which propagates
+    mean and variance from layer to layer by a rule for each type of layer, and likewise
+    scales weights to unit variance. Here a jaxpr is walked, so that no layer needs a
+    rule; with samples in the place of two moments.
+    """
+    _check_settings(
+        signal_variance, input_mean, input_var, distribution, samples, along
+    )
+    own = _check_estimators(estimators)
+    model = model.model if isinstance(model, Scaled) else model
+    task = make_objective(model, any_output, method, axis_name)
+    key = jax.random.key(0) if key is None else key
+    (batch,) = draw_batches(input_fn, key, rngs, batch_size, 1)
+    of = trace_for_propagation(task, params, dict(collections or {}), batch, own)
+    moments = None
+    if (input_mean, input_var) != (None, None):
+        moments = input_mean or 0.0, 1.0 if input_var is None else input_var
+    asked = PropagationSpec(signal_variance, moments, zero_mean, samples, along, own)
+    found = predict_variances(of, key, asked)
+    if found.missed:
+        raise ValueError(
+            f"estimators are given for {', '.join(found.missed)}, which the model has "
+            "not; name module classes or primitives of its jaxpr (jax.make_jaxpr)"
+        )
+    _warn(found.passed, of.sites, {ref.path for ref in found.variances})
+    return sample_weights(found.variances, of, distribution, zero_mean, key)
+
+
+def sample_weights(
+    variances: Mapping[WeightRef, Array],
+    of: TracedModel,
+    distribution: str | None,
+    zero_mean: bool,
+    key: jax.Array,
+) -> PyTree:
+    """Parameters with weights of the variances, and biases of 0."""
+    leaves, sites = flatten(unboxed(of.params)), of.sites
+    made = {p: jnp.zeros_like(leaves[p]) for p, s in sites.items() if s.role == "bias"}
+    for path, variance in _variances_by_path(variances, leaves).items():
+        weights = _sample_one(sites[path], leaves[path], distribution, zero_mean, key)
+        made[path] = multiply(weights, jnp.sqrt(variance)).astype(leaves[path].dtype)
+    return with_leaves(of.params, made)
+
+
+def _variances_by_path(
+    variances: Mapping[WeightRef, Array], leaves: Mapping[Path, Any]
+) -> dict[Path, Array]:
+    """For each weight a variance, or one for each layer, in a shape that multiplies."""
+    found: dict[Path, Array] = {}
+    for ref, variance in variances.items():
+        shape = leaves[ref.path].shape
+        lifted = dict(ref.layers)
+        if not lifted:
+            found[ref.path] = variance
+            continue
+        sizes = [n if a in lifted else 1 for a, n in enumerate(shape)]
+        at = tuple(lifted.get(a, 0) for a in range(len(shape)))
+        known = found.get(ref.path, jnp.ones(sizes))
+        found[ref.path] = known.at[at].set(variance)
+    return found
+
+
+def _sample_one(
+    site: Parameter, value: Array, distribution: Any, zero_mean: bool, key: jax.Array
+) -> Array:
+    """Weights of mean square 1 in each layer: drawn, or those that are there."""
+    axes = site.axes
+    assert axes is not None
+    inner = tuple(a for a in range(value.ndim) if a not in axes.layers)
+    if distribution is None:
+        weights = widen(value)
+    else:
+        own = initializers.orthogonal() if distribution == "orthogonal" else None
+        init = own or of_variance(1.0, distribution)
+        key = path_key(key, site.path)
+        dtype = jnp.promote_types(value.dtype, jnp.float32)
+        rule = Rule(f"distribution={distribution!r}", init)
+        weights = sample(site, rule, init, key, dtype)
+    several = math.prod(value.shape[a] for a in axes.contracted) > 1
+    if zero_mean and several and not axes.looked_up:
+        weights = weights - jnp.mean(weights, axes.contracted, keepdims=True)
+    elif distribution not in (None, "orthogonal"):
+        return weights
+    size = jnp.mean(jnp.square(jnp.abs(weights)), inner, keepdims=True)
+    return weights * jnp.sqrt(inverse(size))
+
+
+def _warn(passed: Mapping[str, str], sites: Mapping, met: set[Path]) -> None:
+    """Says what was passed through, and which weights stay."""
+    if passed:
+        named = ", ".join(
+            f"{name!r} at {where or '.'}" for name, where in passed.items()
+        )
+        warnings.warn(
+            f"autoinit has no rule for the primitives {named}, and let their first "
+            "operand pass unchanged; give it one: estimators={'name': lambda mean, "
+            "variance: (mean, variance)}",
+            stacklevel=3,
+        )
+    left = [s.name for p, s in sites.items() if s.role == "weight" and p not in met]
+    if left:
+        warnings.warn(
+            f"autoinit saw nothing multiplied with {', '.join(left[:8])}, which stay "
+            "as they are: something transforms them before, or the batch does not "
+            "reach them; draw them by initialize",
+            stacklevel=3,
+        )
+
+
+def _check_estimators(estimators: Any) -> tuple[tuple[Any, Callable], ...]:
+    """The estimators as pairs, each of which returns two moments."""
+    if estimators is not None and not isinstance(estimators, Mapping):
+        raise TypeError(
+            f"estimators are a {type(estimators).__name__}, expected a mapping from "
+            "module classes or names of primitives to functions"
+        )
+    for of, function in (estimators or {}).items():
+        module = isinstance(of, type) and issubclass(of, nn.Module)
+        if not (module or isinstance(of, str)) or not callable(function):
+            raise TypeError(
+                f"estimator {of!r}: {function!r}, expected a module class (nn.Dropout) "
+                "or the name of a primitive ('fft'), and a function (mean, variance)"
+            )
+    return tuple((of, _estimator_of(of, fn)) for of, fn in (estimators or {}).items())
+
+
+def _estimator_of(of: Any, function: Callable) -> Callable:
+    name = getattr(of, "__name__", of)
+
+    def estimator(mean: Array, variance: Array) -> tuple[Any, Any]:
+        found = function(mean, variance)
+        if not isinstance(found, tuple | list) or len(found) != 2:
+            raise TypeError(
+                f"the estimator of {name} returned {found!r}, expected a pair (mean, "
+                "variance)"
+            )
+        return found[0], found[1]
+
+    return estimator
+
+
+def _check_settings(
+    signal_variance: Any,
+    mean: Any,
+    var: Any,
+    distribution: Any,
+    samples: Any,
+    along: Any,
+) -> None:
+    number = lambda x: isinstance(x, Real) and math.isfinite(float(x))
+    if not number(signal_variance) or not signal_variance > 0:
+        raise ValueError(
+            f"signal_variance={signal_variance!r}, expected a positive number"
+        )
+    if mean is not None and not number(mean):
+        raise ValueError(f"input_mean={mean!r}, expected a number, or None")
+    if var is not None and not (number(var) and var >= 0):
+        raise ValueError(f"input_var={var!r}, expected a number >= 0, or None")
+    if distribution is not None and distribution not in DISTRIBUTIONS:
+        raise ValueError(
+            f"distribution={distribution!r} is not known; expected "
+            f"{', '.join(map(repr, DISTRIBUTIONS))}, or None to rescale what is there"
+        )
+    if not isinstance(samples, int) or samples < 64 or samples & (samples - 1):
+        raise ValueError(f"samples={samples!r}, expected a power of two, 64 or more")
+    if not isinstance(along, int) or along < 3:
+        raise ValueError(f"along={along!r}, expected an integer >= 3")

@@ -1,0 +1,33 @@
+"""TODO door."""
+
+from ._carrying import RIDE as RIDE
+from ._carrying import TapLayout as TapLayout
+from ._carrying import carry_entries as carry_entries
+from ._carrying import carry_taps as carry_taps
+from ._carrying import is_carried as is_carried
+from ._carrying import own_gradients as own_gradients
+from ._carrying import tap_layout as tap_layout
+from ._hypercubes import HyperCubes as HyperCubes
+from ._interception import Call as Call
+from ._interception import PureCall as PureCall
+from ._interception import intercept_units as intercept_units
+from ._objective import Objective as Objective
+from ._objective import any_output as any_output
+from ._objective import check_module as check_module
+from ._objective import checked_loss as checked_loss
+from ._objective import make_objective as make_objective
+from ._objective import outputs_of as outputs_of
+from ._objective import over_mapped_axis as over_mapped_axis
+from ._output_changes import output_changes as output_changes
+from ._scaled import SCALE as SCALE
+from ._scaled import Scaled as Scaled
+from ._scaled import check_foreign as check_foreign
+from ._scaled import check_missing as check_missing
+from ._scaled import deliver as deliver
+from ._scaled import scaled as scaled
+from ._scaled import scaling_interceptor as scaling_interceptor
+from ._tracing import _mark_estimated as _mark_estimated
+from ._tracing import graph_of as graph_of
+from ._tracing import module_types as module_types
+from ._tracing import trace_model as trace_model
+from ._train_state import TrainState as TrainState

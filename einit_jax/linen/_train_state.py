@@ -1,0 +1,33 @@
+"""TODO."""
+
+from typing import Any
+
+from flax.training import train_state
+
+
+class TrainState(train_state.TrainState):
+    """`flax.training.train_state.TrainState` with the scales beside the parameters.
+
+    Everything else is as in Flax. The scales are a pytree of constants:
+    `apply_gradients` leaves them, checkpoints have them.
+
+    Example:
+        >>> import flax.linen as nn, jax, jax.numpy as jnp, optax, einit_jax as ei
+        >>> model = nn.Sequential([nn.Dense(32), jnp.tanh, nn.Dense(4)])
+        >>> x = jax.random.normal(jax.random.key(1), (64, 8))
+        >>> params = model.init(jax.random.key(0), x)["params"]
+        >>> loss = lambda y: jnp.mean(jnp.square(y - 1))
+        >>> scales = ei.tune(model, params, x, loss)
+        >>> state = ei.TrainState.create(
+        ...     apply_fn=ei.scaled(model).apply, params=params, scales=scales,
+        ...     tx=optax.sgd(0.3),
+        ... )
+        >>> def of_batch(params):
+        ...     variables = {"params": params, "scales": state.scales}
+        ...     return loss(state.apply_fn(variables, x))
+        >>> state = state.apply_gradients(grads=jax.grad(of_batch)(state.params))
+        >>> int(state.step)
+        1
+    """
+
+    scales: Any

@@ -1,0 +1,169 @@
+"""What `activation_stats` has seen: moments and histograms, by step and unit."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from ..core import is_concrete
+from ..reporting import flat_scalars, format_table, history_figure, number
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+MOMENTS = ("mean", "std", "rms", "dead", "nonfinite")
+
+
+SIGNAL_PREFIX = {"activations": "", "gradients": "grad_"}
+
+
+HISTORY_COLUMNS = {
+    p + name: (signal, name) for signal, p in SIGNAL_PREFIX.items() for name in MOMENTS
+}
+"""The names of numbers in rows, and what they are of a history."""
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=[*MOMENTS, "histogram"],
+    meta_fields=[],
+)
+@dataclass(frozen=True)
+class SignalHistory:
+    """One signal of all rows over time, float32; NaN where nothing was read.
+
+    | field | meaning |
+    |---|---|
+    | `mean`, `std`, `rms` | of the elements that are finite, `rms^2 = mean^2 + std^2` |
+    | `dead` | the share of elements within `near` times the rms of zero |
+    | `nonfinite` | the share of elements that are infinite or NaN |
+    | `histogram` | the share of elements in each bin |
+    """
+
+    mean: Float[Array, "*seeds slots rows"]
+    std: Float[Array, "*seeds slots rows"]
+    rms: Float[Array, "*seeds slots rows"]
+    dead: Float[Array, "*seeds slots rows"]
+    nonfinite: Float[Array, "*seeds slots rows"]
+    histogram: Float[Array, "*seeds slots rows bins"]
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["steps", "activations", "gradients", "edges"],
+    meta_fields=["paths", "of", "near"],
+)
+@dataclass(frozen=True)
+class History:
+    """Activations and gradients over steps, a row a unit (and layer) in call order.
+
+    A frozen pytree. `steps` has the first step of each slot, -1 where a slot is empty
+    still; `edges` the bounds of the histograms' bins; `paths` names the rows; `of`
+    tells at which side of the units was read, `near` what counts as dead.
+    """
+
+    steps: Int[Array, "*seeds slots"]
+    activations: SignalHistory
+    gradients: SignalHistory
+    edges: Float[Array, "*seeds edges"]
+    paths: tuple[str, ...]
+    of: str
+    near: float
+
+    def rows(self, slot: int = -1) -> list[dict[str, Any]]:
+        """One dict per row, of plain Python values: the last slot, or another one.
+
+        Raises:
+            ValueError: the history is empty.
+        """
+        used = self._used()
+        columns = {
+            column: np.asarray(getattr(getattr(self, signal), name))[used][slot]
+            for column, (signal, name) in HISTORY_COLUMNS.items()
+        }
+        step = int(np.asarray(self.steps)[used][slot])
+        return [
+            {"path": path, "step": step}
+            | {name: values[i].item() for name, values in columns.items()}
+            for i, path in enumerate(self.paths)
+        ]
+
+    def scalars(self, slot: int = -1) -> dict[str, float]:
+        """`{"unit/std": value, "unit/grad_std": ...}`, as writers of logs take it.
+
+        Raises:
+            ValueError: the history is empty.
+        """
+        return flat_scalars(self.rows(slot), HISTORY_COLUMNS)
+
+    def plot(self, signal: str = "activations") -> "Figure":
+        """The four charts: means, deviations, dead shares, and histograms over steps.
+
+        Args:
+            signal: "activations", or "gradients".
+
+        Raises:
+            ValueError: the history is empty, or there is no such signal.
+            ImportError: matplotlib is not installed.
+        """
+        if signal not in SIGNAL_PREFIX:
+            raise ValueError(
+                f"signal={signal!r} is not known; expected 'activations' or 'gradients'"
+            )
+        used = self._used()
+        seen = getattr(self, signal)
+        pick = lambda name: np.asarray(getattr(seen, name))[used]
+        moments = {name: pick(name) for name in (*MOMENTS, "histogram")}
+        side = {
+            ("activations", "output"): "outputs",
+            ("activations", "input"): "inputs",
+            ("gradients", "output"): "gradients of the outputs",
+            ("gradients", "input"): "gradients of the inputs",
+        }[signal, self.of]
+        steps, edges = np.asarray(self.steps)[used], np.asarray(self.edges)
+        return history_figure(steps, moments, edges, self.paths, side)
+
+    def figures(self) -> dict[str, "Figure"]:
+        """The figures of a report, by what they show."""
+        return {signal: self.plot(signal) for signal in SIGNAL_PREFIX}
+
+    def notes(self) -> list[str]:
+        """What the numbers of `rows` are of."""
+        steps = np.asarray(self.steps)[self._used()]
+        return [
+            f"units' {self.of}s in the slot from step {steps[-1]} on; {len(steps)} "
+            f"slots from step {steps[0]} on"
+        ]
+
+    def _used(self) -> np.ndarray:
+        if np.ndim(self.steps) != 1:
+            raise ValueError(
+                f"the history is of {np.shape(self.steps)[0]} runs, mapped together; "
+                "look at one: jax.tree.map(lambda x: x[0], history)"
+            )
+        used = np.flatnonzero(np.asarray(self.steps) >= 0)
+        if not used.size:
+            raise ValueError(
+                "the history is empty: no step was recorded; in the train step call "
+                "stats.apply with {'params': params, 'taps': state.taps}, and "
+                "state = stats.update(state, seen) with the gradient for the taps"
+            )
+        return used
+
+    def __str__(self) -> str:
+        if not all(map(is_concrete, jax.tree.leaves(self))):
+            return f"History of {len(self.paths)} rows (traced)"
+        if np.ndim(self.steps) != 1:
+            return f"History of {len(self.paths)} rows, {np.shape(self.steps)[0]} runs"
+        if not np.any(np.asarray(self.steps) >= 0):
+            return f"History of {len(self.paths)} rows, empty"
+        rows = self.rows()
+        cells = [
+            [r["path"], *(number(r[name]) for name in HISTORY_COLUMNS)] for r in rows
+        ]
+        names = [name.replace("_", " ") for name in HISTORY_COLUMNS]
+        return format_table(("unit",), names, cells, self.notes())

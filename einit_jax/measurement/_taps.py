@@ -1,0 +1,207 @@
+"""Taps: what a unit's activations and their gradients look like, out of any step.
+
+A tap rides beside the unit's parameters and leaves outputs as they are; its cotangent
+is what was read off the activation on the way forward and off its gradient on the way
+back. Readings are sums over elements, so calls, layers, devices and steps add up.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ..core import Partition, widen
+from ..linen import RIDE, Call, intercept_units
+
+TAP = RIDE + "tap"
+
+
+TAP_FACTS = ("count", "nonfinite", "sum", "squares")
+"""What precedes the bins of the histogram in a reading."""
+
+
+SIGNALS = ("activations", "gradients")
+
+
+SIDES = ("output", "input")
+
+
+@dataclass(frozen=True)
+class TapSpec:
+    """What is read off an array; static, equal by value."""
+
+    of: str
+    octaves: tuple[int, int]
+    sample: int | None
+    switched: bool
+
+    @property
+    def bins(self) -> int:
+        """Octaves below zero, what is nearer to zero than all of them, those above."""
+        low, high = self.octaves
+        return 2 * (high - low) + 1
+
+    @property
+    def size(self) -> int:
+        """The length of a tap: a reading of the activation, one of its gradient."""
+        return len(SIGNALS) * (len(TAP_FACTS) + self.bins)
+
+    def read(self, leaves: list[Array]) -> Float[Array, " facts"]:
+        """A reading: sums over the finite ones of the sampled elements."""
+        parts = [_flat_reals(leaf) for leaf in leaves if leaf.size]
+        if not parts:
+            return jnp.zeros(self.size // len(SIGNALS), jnp.float32)
+        values = jnp.concatenate(parts)
+        fine = jnp.isfinite(values)
+        values, ones = jnp.where(fine, values, 0), fine.astype(jnp.float32)
+        # one reduction and one scatter: kernels, not elements, are what reading costs
+        each = (ones, values, jnp.square(values))
+        add = lambda left, right: tuple(map(jnp.add, left, right))
+        start = (jnp.float32(0),) * len(each)
+        count, total, squares = jax.lax.reduce(each, start, add, (0,))
+        facts = jnp.stack([count, values.size - count, total, squares])
+        where = jnp.zeros(self.bins, jnp.float32).at[self._bin(values)]
+        return jnp.concatenate([facts, where.add(ones, mode="promise_in_bounds")])
+
+    def _bin(self, values: Float[Array, " n"]) -> Array:
+        """The bin of each value: its octave, by the exponent bits of a float32."""
+        low, high = self.octaves
+        bits = jax.lax.bitcast_convert_type(values, jnp.int32)
+        octave = ((bits >> 23) & 255) - 127
+        far = jnp.clip(octave - low + 1, 0, high - low)
+        return jnp.where(values < 0, -far, far) + (high - low)
+
+    def edges(self) -> np.ndarray:
+        """The bounds of the bins: `-2^high ... -2^low, 2^low ... 2^high`."""
+        low, high = self.octaves
+        positive = np.exp2(np.arange(low, high + 1.0))
+        return np.concatenate([-positive[::-1], positive])
+
+    def within(
+        self, shares: Float[Array, "*rows bins"], bound: Float[Array, "*rows"]
+    ) -> Float[Array, "*rows"]:
+        """The share of values of at most a magnitude, as if even inside each bin.
+
+        All of the bin around zero counts.
+        """
+        low, high = self.octaves
+        above = jnp.exp2(jnp.arange(low, high, dtype=jnp.float32))
+        filled = jnp.clip((bound[..., None] - above) / above, 0, 1)
+        middle = high - low
+        upper, lower = shares[..., middle + 1 :], shares[..., :middle][..., ::-1]
+        return shares[..., middle] + jnp.sum((upper + lower) * filled, -1)
+
+
+def sample_evenly(leaf: Array, most: int | None) -> Array:
+    """At most so many elements of an array, evenly over its axes.
+
+    The longest axis but the last is thinned first: a sample has whole channels, and of
+    a batch some examples of each device.
+    """
+    steps, shape = [1] * leaf.ndim, list(leaf.shape)
+    while most is not None and np.prod(shape) > max(most, 1):
+        outer = shape[:-1] if max(shape[:-1], default=1) > 1 else shape
+        axis = int(np.argmax(outer))
+        steps[axis] *= 2
+        shape[axis] = -(-(leaf.shape[axis] - steps[axis] // 2) // steps[axis])
+    return leaf[tuple(slice(step // 2, None, step) for step in steps)]
+
+
+def _flat_reals(leaf: Array) -> Float[Array, " n"]:
+    """A flat float32 array; of complex numbers real and imaginary parts."""
+    flat = widen(leaf).ravel()
+    if jnp.iscomplexobj(flat):
+        flat = jnp.concatenate([flat.real, flat.imag])
+    return flat.astype(jnp.float32)
+
+
+def tap_interceptor(gauge: TapSpec) -> Any:
+    """An interceptor that reads what runs by riding taps."""
+    return intercept_units(TAP, partial(_tap_unit, gauge))
+
+
+def carried_tap(gauge: TapSpec, tap: Array) -> Mapping[str, Array]:
+    """What rides for a unit: the tap, by a name that tells what is read.
+
+    A trace that `nn.jit` has cached knows only what rides.
+    """
+    return {repr(gauge): tap}
+
+
+def _tap_unit(gauge: TapSpec, call: Call, ride: Mapping[str, Array]) -> Any:
+    tap = ride[repr(gauge)]
+    if gauge.of == "input":
+        inputs = Partition((call.args, dict(call.kwargs)))
+        args, kwargs = inputs.build(_tapped(gauge, inputs.floats, tap))
+        return call.proceed(*args, **kwargs)
+    y = Partition(call.proceed(*call.args, **call.kwargs))
+    return y.build(_tapped(gauge, y.floats, tap))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _tapped(gauge: TapSpec, leaves: list, tap: Array) -> list:
+    """The leaves, with the readings as the tap's cotangent.
+
+    To inputs nothing (0 times the tap) is added: where `vmap` shares an input among its
+    members, each has a gradient of its own, not to be summed before it is read.
+    """
+    if gauge.of == "output":
+        return leaves
+    nothing = 0 * tap.ravel()[0]
+    return [x + nothing.astype(x.dtype) for x in leaves]
+
+
+def _tapped_forward(gauge, leaves, tap):
+    return _tapped(gauge, leaves, tap), (_read_leaves(gauge, leaves, tap), tap)
+
+
+def _tapped_backward(gauge, residual, cotangents):
+    seen, tap = residual
+    back = _read_leaves(gauge, cotangents, tap)
+    return cotangents, jnp.concatenate([seen, back]).reshape(tap.shape)
+
+
+_tapped.defvjp(_tapped_forward, _tapped_backward)
+
+
+def _read_leaves(gauge: TapSpec, leaves: list, tap: Array) -> Array:
+    """What is read, or zeros where the tap is switched off (zero)."""
+    share = None if gauge.sample is None else gauge.sample // max(len(leaves), 1)
+    leaves = [sample_evenly(leaf, share) for leaf in leaves]
+    if not gauge.switched:
+        return gauge.read(leaves)
+    off = lambda leaves: jnp.zeros(gauge.size // len(SIGNALS), jnp.float32)
+    return jax.lax.cond(tap.ravel()[0] != 0, gauge.read, off, leaves)
+
+
+def check_stats_options(
+    of: Any, every: Any, slots: Any, octaves: Any, near: Any, sample: Any
+) -> None:
+    """Raises a ValueError where an option of `activation_stats` is out of range."""
+    whole = lambda value: isinstance(value, int) and not isinstance(value, bool)
+    pair = isinstance(octaves, Sequence) and len(octaves) == 2
+    pair = pair and all(map(whole, octaves))
+    wrong = {
+        f"of={of!r}, expected 'output' or 'input'": of not in SIDES,
+        f"every={every!r}, expected a positive integer": not whole(every) or every < 1,
+        f"slots={slots!r}, expected an even positive integer": (
+            not whole(slots) or slots < 2 or slots % 2
+        ),
+        f"octaves={octaves!r}, expected exponents (low, high) within -126 and 127": (
+            not pair or not -126 <= octaves[0] < octaves[1] <= 127
+        ),
+        f"near={near!r}, expected a number of at least 0": (
+            not isinstance(near, int | float) or not near >= 0
+        ),
+        f"sample={sample!r}, expected a positive integer or None": (
+            sample is not None and (not whole(sample) or sample < 1)
+        ),
+    }
+    for words, holds in wrong.items():
+        if holds:
+            raise ValueError(f"activation_stats got {words}")

@@ -1,0 +1,36 @@
+"""Files that are there as a whole or not at all."""
+
+import os
+import tempfile
+from pathlib import Path
+
+
+def check_writable(path: str | os.PathLike) -> Path:
+    """The path, once it is sure that a file can be written there.
+
+    Raises:
+        TypeError: it is no path.
+        ValueError: it is a folder, or in no folder that can be written to.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"path is a {type(path).__name__}, expected a str or a Path")
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"cannot write {path}: it is a folder; name a file in it")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            return path
+    except OSError as error:
+        raise ValueError(
+            f"cannot write {path}: {error.strerror or error}; pass a path in a folder "
+            "that exists and can be written to"
+        ) from error
+
+
+def write_atomically(path: Path, content: bytes) -> Path:
+    """Writes a file by putting a finished one in its place."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".einit_") as folder:
+        part = Path(folder) / path.name
+        part.write_bytes(content)
+        os.replace(part, path)
+    return path

@@ -1,0 +1,154 @@
+"""`report`: what was measured, as one file to share."""
+
+import os
+import platform
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import jax
+
+from ._files import check_writable, write_atomically
+from ._html import (
+    html_block,
+    html_facts,
+    html_heading,
+    html_page,
+    html_paragraphs,
+    html_picture,
+    html_table,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PACKAGES = ("einit_jax", "jax", "jaxlib", "flax", "optax", "numpy")
+
+
+@runtime_checkable
+class Reportable(Protocol):
+    """What `report` can show.
+
+    A type whose parts share figures has `joint_figures(parts)` besides: the figures of
+    all its parts in a report, by heading, in the place of those of each.
+    """
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The lines of a table, of plain Python values by column."""
+        ...
+
+    def notes(self) -> list[str]:
+        """Sentences about the whole."""
+        ...
+
+    def figures(self) -> "dict[str, Figure]":
+        """Figures by what they show; "" for the only one."""
+        ...
+
+
+def report(
+    path: str | os.PathLike,
+    *,
+    model: Any = None,
+    seed: Any = None,
+    title: str = "einit_jax",
+    notes: Mapping[str, Any] | None = None,
+    **parts: Reportable,
+) -> Path:
+    r"""Writes one HTML file with all that was measured: it opens offline, anywhere.
+
+    Tables (a click on a column sorts), figures inside of the file, the model, versions
+    of packages, the device, the seed. The file is written as a whole or not at all.
+
+    Args:
+        path: of the file.
+        parts: what `measure`, `ActivationStats.value`, `coordinate_check` and `compare`
+            returned, or anything else with `rows()`, `notes()` and `figures()`, in the
+            order in which they are shown, by the names of their sections. Measurements
+            of the same units share one figure.
+        model: the Linen module, shown by its `repr`.
+        seed: the seed or key of the run.
+        title: the page's heading.
+        notes: further facts to be shown, by name: a learning rate, a commit.
+
+    Returns:
+        The path.
+
+    Raises:
+        TypeError: a part is something else, or path is no path.
+        ValueError: no part, an empty history, or a path that cannot be written.
+        ImportError: matplotlib is not installed.
+
+    Example:
+        >>> import flax.linen as nn, jax, jax.numpy as jnp, einit_jax as ei, tempfile
+        >>> model = nn.Sequential([nn.Dense(32), jnp.tanh, nn.Dense(4)])
+        >>> x = jax.random.normal(jax.random.key(1), (64, 8))
+        >>> params = model.init(jax.random.key(0), x)["params"]
+        >>> loss = lambda y: jnp.mean(jnp.square(y - 1))
+        >>> before = ei.measure(model, params, x, loss)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = ei.report(folder + "/run.html", before=before, model=model)
+        ...     text = path.read_text()
+        >>> "layers_0" in text and "<img" in text
+        True
+    """
+    path = check_writable(path)
+    if not parts:
+        raise ValueError(
+            "nothing to report; pass what was measured by name: "
+            "report('run.html', before=ei.measure(...))"
+        )
+    for name, part in parts.items():
+        if not isinstance(part, Reportable):
+            raise TypeError(
+                f"{name} is a {type(part).__name__}, expected what ei.measure, "
+                "ActivationStats.value, ei.coordinate_check or ei.compare returned"
+            )
+    about = _environment(seed) | {k: str(v) for k, v in (notes or {}).items()}
+    body = [html_facts(about)]
+    if model is not None:
+        body += [html_heading("model"), html_block(repr(model))]
+    for part_type in dict.fromkeys(map(type, parts.values())):
+        if hasattr(part_type, "joint_figures"):
+            body += _joint_section(part_type, parts)
+    for name, part in parts.items():
+        body += _part_section(name.replace("_", " "), part)
+    return write_atomically(path, html_page(title, body).encode())
+
+
+def _environment(seed: Any) -> dict[str, str]:
+    """Versions, device and seed."""
+    device = jax.devices()[0]
+    found = {
+        "packages": ", ".join(f"{name} {_version(name)}" for name in PACKAGES),
+        "Python": platform.python_version(),
+        "device": f"{device.device_kind} ({jax.device_count()})",
+    }
+    return found if seed is None else found | {"seed": str(seed)}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # run from its source, not installed
+        return "(not installed)"
+
+
+def _joint_section(part_type: Any, parts: Mapping[str, Reportable]) -> list[str]:
+    """The figures that the parts of one type share, each below its heading."""
+    own = {name: part for name, part in parts.items() if type(part) is part_type}
+    shown = []
+    for heading, figure in part_type.joint_figures(own).items():
+        about = heading if heading in own else ", ".join(own)
+        shown += [html_heading(heading), html_picture(figure, about)]
+    return shown
+
+
+def _part_section(name: str, part: Reportable) -> list[str]:
+    """A heading, what is to be said, figures and the table of one part."""
+    shown = [html_heading(name), html_paragraphs(part.notes())]
+    if not hasattr(type(part), "joint_figures"):
+        for about, figure in part.figures().items():
+            shown.append(html_picture(figure, f"{name}, {about}" if about else name))
+    return [*shown, html_table(part.rows())]

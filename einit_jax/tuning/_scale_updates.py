@@ -1,0 +1,158 @@
+"""Training with scales: updates of any optimizer, and a state that carries scales."""
+
+from collections.abc import Mapping
+from functools import partial
+from numbers import Real
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, PyTree
+
+from ..core import (
+    Path,
+    broadcast_per_layer,
+    is_float,
+    key_path,
+    lifted_axes_of,
+    multiply,
+    owner_of,
+    path_str,
+)
+from ..units import UPDATE
+
+
+class ScaleUpdatesState(NamedTuple):
+    """The factor `update` of each module, nested as in `scales`, and of the others."""
+
+    factors: PyTree
+    loose: Array
+
+
+def scale_updates(scales: Mapping, *, loose: Any = 1.0) -> optax.GradientTransformation:
+    r"""Multiplies each unit's updates by its factor `update`: an optax transformation.
+
+    `delta theta = -lr * update * u(theta_bar)`, for an optimizer u at learning rate 1:
+    with the factors that `tune(..., optimizer=u)` measures, no unit's output moves by
+    more than 1 per unit of learning rate at the first step, whatever u makes of the
+    size of its gradients. Under `nn.scan` and `nn.vmap` over layers each layer has its
+    own factor. Parameters of no unit have no factor, but `loose`.
+
+    It comes last, after the optimizer, and works wherever optax takes a transformation:
+    in `chain`, `multi_transform`, `masked` (arrays masked out are left alone),
+    `inject_hyperparams`, `MultiSteps`, under schedules. The factors are part of its
+    state, float32, so that they are saved, sharded and donated with it, and so that a
+    train state made inside of `jit` can leave it.
+
+    Args:
+        scales: what `tune` returned with `optimizer=...`.
+        loose: the factor of parameters that no unit owns (a raw class token), a number.
+            With 1 over the `loose_update_rms` of `measure(..., optimizer=...)` they
+            move no output by more than 1 either.
+
+    Raises:
+        TypeError, ValueError: scales have no factors `update`, or (from `init` and
+            `update`) are of no module of the parameters; loose is no number.
+
+    Example:
+        >>> import flax.linen as nn, jax, jax.numpy as jnp, optax, einit_jax as ei
+        >>> model = nn.Sequential([nn.Dense(32), jnp.tanh, nn.Dense(4)])
+        >>> x = jax.random.normal(jax.random.key(1), (64, 8))
+        >>> params = model.init(jax.random.key(0), x)["params"]
+        >>> loss = lambda y: jnp.mean(jnp.square(y - 1))
+        >>> scales = ei.tune(model, params, x, loss, optimizer=optax.adam(1.0))
+        >>> optimizer = optax.chain(optax.adam(3e-3), ei.scale_updates(scales))
+        >>> state = optimizer.init(params)
+
+    Source: ours; the aim, updates that move every layer at every width alike, is that
+    of mup (Yang et al., arXiv 2203.03466), reached by measuring.
+    """
+    factors = _only_updates(scales)
+    _check_number(loose)
+
+    def init(params: PyTree) -> ScaleUpdatesState:
+        _factors_by_module(factors, params)
+        # copies: a state that is donated must not share buffers with the scales
+        copied = jax.tree.map(partial(jnp.array, copy=True), factors)
+        return ScaleUpdatesState(copied, jnp.array(loose, jnp.float32))
+
+    def update(updates: PyTree, state: Any, params: Any = None) -> Any:
+        del params
+        known = _factors_by_module(state.factors, updates)
+
+        def scaled(path: tuple, leaf: Any) -> Any:
+            own = owner_of(key_path(path), known, state.loose)
+            return _scale_update(leaf, own) if is_float(leaf) else leaf
+
+        return jax.tree.map_with_path(scaled, updates), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def _only_updates(scales: Any, path: Path = ()) -> dict:
+    """The factors `update` alone, nested as `scales` are.
+
+    Raises:
+        ValueError: a unit without one.
+    """
+    if not isinstance(scales, Mapping):
+        raise TypeError(
+            f"scales are a {type(scales).__name__}, expected the dict that tune "
+            "returned"
+        )
+    leaves = {n: x for n, x in scales.items() if not isinstance(x, Mapping)}
+    if (leaves or not scales) and UPDATE not in leaves:
+        raise ValueError(
+            f"scales at {path_str(path)!r} have no factor {UPDATE!r}; tune with the "
+            "optimizer: ei.tune(..., optimizer=optax.adam(1.0))"
+        )
+    own = {n: jnp.asarray(x) for n, x in leaves.items() if n == UPDATE}
+    below = {n: x for n, x in scales.items() if n not in leaves}
+    return own | {n: _only_updates(x, (*path, n)) for n, x in below.items()}
+
+
+def _check_number(loose: Any) -> None:
+    if not isinstance(loose, Real | jax.Array) or getattr(loose, "shape", ()):
+        raise TypeError(f"loose is {loose!r}, expected a number")
+
+
+def _factors_by_module(
+    factors: Mapping, params: Any, path: Path = ()
+) -> dict[Path, Array]:
+    """The factor of each module of params; its methods have one in common.
+
+    What a mask has taken out of params is left out.
+
+    Raises:
+        ValueError: a factor of no module.
+    """
+    found = {path: factors[UPDATE]} if UPDATE in factors else {}
+    methods, foreign = [], []
+    for name, child in factors.items():
+        inner = params.get(name) if isinstance(params, Mapping) else None
+        if isinstance(inner, optax.MaskedNode) or name == UPDATE:
+            continue
+        if isinstance(inner, Mapping):
+            found |= _factors_by_module(child, inner, (*path, name))
+        elif isinstance(params, Mapping) and set(child) == {UPDATE}:
+            found.setdefault(path, child[UPDATE])
+            methods.append(name)
+        else:
+            foreign.append(name)
+    if methods and set(found) != {path}:  # a unit has no units below it
+        foreign += methods
+    if foreign:
+        raise ValueError(
+            f"scales have an entry {path_str((*path, foreign[0]))!r}, which is no "
+            "module of these updates: pass updates nested as params are, and scales "
+            "that were tuned for this model"
+        )
+    return found
+
+
+def _scale_update(leaf: Array, factor: Array) -> Array:
+    """A parameter's update times the factor of its unit, layer by layer."""
+    return multiply(
+        leaf, broadcast_per_layer(factor, leaf.shape, lifted_axes_of(factor.shape))
+    )

@@ -1,0 +1,96 @@
+"""TODO."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+
+from ..core import Path, path_str, plain
+from ._unit import Unit, UnitKey
+
+FACTORS = ("output", "input_grad", "output_grad")
+"""The names of a, b and c."""
+
+
+UPDATE = "update"
+"""The name of a fourth factor, which multiplies an optimizer's updates."""
+
+
+def ones(units: Iterable[Unit]) -> dict[UnitKey, dict[str, Any]]:
+    """Factors of 1 for every unit."""
+    return {
+        u.key: {name: jnp.ones(u.ride_shape, jnp.float32) for name in FACTORS}
+        for u in units
+    }
+
+
+def to_tree(values: Mapping[UnitKey, Mapping[str, Any]]) -> dict:
+    """The values as the nested dict that users see, `__call__` left unsaid."""
+    tree: dict = {}
+    for (path, method), value in values.items():
+        node = tree
+        for name in path if method == "__call__" else (*path, method):
+            node = node.setdefault(name, {})
+        node.update(value)
+    return tree
+
+
+def from_tree(tree: Mapping, params: Mapping) -> dict[UnitKey, dict[str, Any]]:
+    """The values of each unit in a nested dict, told from modules by `params`.
+
+    Raises:
+        ValueError: an entry is of no module of `params`, or has not the three factors
+            (and `update`, where others have it).
+    """
+    values: dict[UnitKey, dict[str, Any]] = {}
+    _collect(plain(tree), params, (), values)
+    above = {path[:i] for path, _ in values for i in range(len(path))}
+    nested = [path_str(*kind) for kind in values if kind[0] in above]
+    if nested:
+        raise ValueError(
+            f"scales at {nested[0]!r} have units below them, so it is no unit; they "
+            "belong to another model; tune this one"
+        )
+    with_update = {UPDATE in own for own in values.values()}
+    if len(with_update) > 1:
+        lacking = next(path_str(*k) for k, own in values.items() if UPDATE not in own)
+        raise ValueError(
+            f"scales at {lacking!r} lack {UPDATE}, which others have; pass what tune "
+            "returned"
+        )
+    return values
+
+
+def _collect(node: Mapping, params: Any, path: Path, values: dict) -> None:
+    if _has_factors(node):
+        values[(path, "__call__")] = _read_factors(node, path_str(path))
+    for name, child in node.items():
+        if not isinstance(child, Mapping):
+            if name not in (*FACTORS, UPDATE):
+                raise ValueError(
+                    f"scales at {path_str(path)!r} have an entry {name!r}, expected "
+                    f"only {', '.join((*FACTORS, UPDATE))}; pass what tune returned"
+                )
+            continue
+        if isinstance(params.get(name), Mapping):
+            _collect(child, params[name], (*path, name), values)
+        elif _has_factors(child):
+            values[(path, name)] = _read_factors(child, path_str(path, name))
+        elif child:
+            raise ValueError(
+                f"scales have an entry {path_str((*path, name))!r}, which is no module "
+                "of these params: they belong to another model; tune this one"
+            )
+
+
+def _has_factors(node: Mapping) -> bool:
+    return any(not isinstance(node.get(name, {}), Mapping) for name in FACTORS)
+
+
+def _read_factors(node: Mapping, where: str) -> dict[str, Any]:
+    lacking = [name for name in FACTORS if name not in node]
+    if lacking:
+        raise ValueError(
+            f"scales at {where!r} lack {', '.join(lacking)}; pass what tune returned"
+        )
+    return {name: node[name] for name in (*FACTORS, UPDATE) if name in node}
