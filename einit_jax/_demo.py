@@ -1,8 +1,11 @@
-"""The embedded job: a deep MLP without normalization on scikit-learn's digits."""
+"""The jobs of the command line: an embedded one, and those that users write.
+
+The embedded job is a deep MLP without normalization on scikit-learn's digits.
+"""
 
 import importlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,7 +16,8 @@ import optax
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from .linen import scaled
+from .core import Params
+from .linen import Model, scaled
 
 MLP_DEPTH, MLP_WIDTH, BATCH = 32, 128, 256
 
@@ -22,17 +26,18 @@ LEARNING_RATE, MOMENTUM = 0.25, 0.9
 
 
 class DemoJob(NamedTuple):
-    """What `tune` and `measure` take."""
+    """What the command line tunes, measures and compares."""
 
-    model: nn.Module
-    params: Any
+    model: Model
+    params: Params
     input_fn: Any
     loss_fn: Callable
     options: dict[str, Any] = {}  # noqa: RUF012 - never changed
+    """Keywords of `tune` and `measure`, or of `compare`."""
 
 
 class MLP(nn.Module):
-    """Dense layers with ReLU between them, and nothing else."""
+    """Dense layers with ReLU between them."""
 
     depth: int = MLP_DEPTH
     width: int = MLP_WIDTH
@@ -53,7 +58,7 @@ class Digits(NamedTuple):
 
 
 def digits() -> Digits:
-    """The 1797 digits.
+    """The 1797 digits of scikit-learn.
 
     Raises:
         ImportError: scikit-learn is not installed.
@@ -79,7 +84,7 @@ def digits_job(data: Digits, key: jax.Array) -> DemoJob:
 
 
 def digits_train(data: Digits) -> Callable:
-    """Draws digits to train on, and their labels."""
+    """A function of a key that draws digits to train on, and their labels."""
 
     def draw(key: jax.Array) -> tuple[Array, dict[str, Array]]:
         rows = jax.random.permutation(key, len(data.labels))[:BATCH]
@@ -95,12 +100,18 @@ def cross_entropy(logits: Array, labels: Array) -> Float[Array, ""]:
 
 
 def train(
-    model: nn.Module, params: Any, scales: Any, data: Digits, steps: int, seed: int
+    job: DemoJob,
+    data: Digits,
+    *,
+    scales: Mapping[str, Any] | None,
+    steps: int,
+    seed: int,
 ) -> Iterator[float]:
     """Trains by SGD with momentum, and yields the loss of every step.
 
     `scales=None` trains the model as it is.
     """
+    model, params, *_ = job
     optimizer = optax.sgd(LEARNING_RATE, MOMENTUM)
     extra = {} if scales is None else {"scales": scales}
     apply = model.apply if scales is None else scaled(model).apply
@@ -116,31 +127,32 @@ def train(
         return optax.apply_updates(params, updates), state, value
 
     state = optimizer.init(params)
-    draw = np.random.default_rng(seed)
+    generator = np.random.default_rng(seed)
     for _ in range(steps):
-        rows = draw.choice(len(data.labels), BATCH, replace=False)
+        rows = generator.choice(len(data.labels), BATCH, replace=False)
         params, state, value = step(params, state, rows)
         yield float(value)
 
 
 def load_job(name: str) -> DemoJob:
-    """The job that the user's function makes.
+    """The job that a user's function returns.
 
     Raises:
         ImportError: there is no such module.
         ValueError: the name is not `module:function`, or it returns something else.
     """
-    module_name, colon, function = name.partition(":")
-    if not colon or not function:
+    module_name, colon, function_name = name.partition(":")
+    if not colon or not function_name:
         raise ValueError(f"{name!r} is not of the form package.module:function")
     sys.path.insert(0, "")
     module = importlib.import_module(module_name)
-    if not callable(getattr(module, function, None)):
-        raise ValueError(f"module {module_name!r} has no function {function!r}")
-    made = getattr(module, function)()
-    if not isinstance(made, tuple) or len(made) not in (4, 5):
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise ValueError(f"module {module_name!r} has no function {function_name!r}")
+    job = function()
+    if not isinstance(job, tuple) or len(job) not in (4, 5):
         raise ValueError(
-            f"{name} returned {type(made).__name__}, expected (model, params, "
+            f"{name} returned {type(job).__name__}, expected (model, params, "
             "input_fn, loss_fn) or these and a dict of keywords for tune and measure"
         )
-    return DemoJob(*made)
+    return DemoJob(*job)

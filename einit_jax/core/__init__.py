@@ -7,6 +7,7 @@ from ._anderson import anderson_step as anderson_step
 from ._anderson import checked_stopping as checked_stopping
 from ._batches import Batch as Batch
 from ._batches import Inputs as Inputs
+from ._batches import ModelArgs as ModelArgs
 from ._batches import as_inputs as as_inputs
 from ._batches import describe as describe
 from ._batches import draw_batches as draw_batches
@@ -39,7 +40,6 @@ from ._optimizers import check_optimizer_factory as check_optimizer_factory
 from ._optimizers import first_step as first_step
 from ._partition import Partition as Partition
 from ._partition import as_static as as_static
-from ._partition import has_data as has_data
 from ._partition import is_key as is_key
 from ._partition import static_value as static_value
 from ._paths import Path as Path
@@ -59,3 +59,6 @@ from ._paths import plain as plain
 from ._paths import select_names as select_names
 from ._paths import unboxed as unboxed
 from ._paths import with_leaves as with_leaves
+from ._types import Collections as Collections
+from ._types import JaxprEqn as JaxprEqn
+from ._types import Params as Params

@@ -1,9 +1,9 @@
-"""A root search for the factors of units that are called several times.
+"""Anderson acceleration: the root search for factors of units called several times.
 
-In a recurrence a factor acts once per step of time: the logarithm of an rms then moves
-up to T times as fast as that of the factor, in a direction that all units of the cell
-share. Substitution diverges there; a multi-secant step (Anderson, type II) learns that
-direction from the passes made so far.
+In a recurrence of T steps a factor acts T times: the logarithm of an rms then moves up
+to T times as fast as that of the factor, in a direction that all units of the cell
+share. Fixed-point iteration diverges there. A multi-secant step (Anderson, type II)
+learns that direction from the passes made so far.
 """
 
 from numbers import Real
@@ -14,6 +14,29 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 MEMORY = 8
+"""The number of secants that are kept."""
+
+
+class Stopping(NamedTuple):
+    """When passes stop: the most of them, and the largest |log rms| that will do."""
+
+    max_passes: int
+    tolerance: float
+
+
+def checked_stopping(max_sweeps: Any, tolerance: Any) -> Stopping:
+    """The stopping rule of two numbers that a user gave.
+
+    Raises:
+        ValueError: no positive integer, or no positive number.
+    """
+    if not isinstance(max_sweeps, int) or max_sweeps < 1:
+        raise ValueError(
+            f"max_sweeps is {max_sweeps!r}, expected an integer, at least 1"
+        )
+    if not (isinstance(tolerance, Real) and float(tolerance) > 0):
+        raise ValueError(f"tolerance is {tolerance!r}, expected a positive number")
+    return Stopping(max_sweeps, float(tolerance))
 
 
 class AndersonState(NamedTuple):
@@ -23,13 +46,17 @@ class AndersonState(NamedTuple):
     """
 
     at: Float[Array, " n"]
+    """Where the next pass is made."""
     best: Float[Array, " n"]
     miss: Float[Array, " n"]
+    """What the best pass missed, and in `error` the largest of it."""
     error: Float[Array, ""]
     steps: Float[Array, "memory n"]
     gains: Float[Array, "memory n"]
     last: tuple[Float[Array, " n"], Float[Array, " n"]]
+    """The point of the last finite pass, and what it missed."""
     trust: Float[Array, ""]
+    """The longest step, in the largest unknown."""
     passes: Float[Array, ""]
 
 
@@ -47,12 +74,11 @@ def anderson_init(n: int) -> AndersonState:
 def anderson_step(
     search: AndersonState, miss: Float[Array, " n"], tolerance: float
 ) -> tuple[AndersonState, Bool[Array, ""]]:
-    """The next point, given what a pass at `search.at` missed, and whether that was
-    the best pass so far.
+    """The state after a pass at `search.at`, and whether that pass was the best so far.
 
-    The first pass is free: what it misses from 0 is where the search starts. A pass
-    that missed more than the best one (or overflowed) sends the search back there,
-    wiser by a secant, with a shorter step.
+    `miss` is what the pass missed in each unknown. The first pass is free: what it
+    misses from 0 is where the search starts. A pass that missed more than the best one,
+    or overflowed, sends the search back there, with one secant more and a shorter step.
     """
     first = search.passes == 0
     finite = jnp.all(jnp.isfinite(miss))
@@ -101,29 +127,3 @@ def _secant_step(miss: Array, steps: Array, gains: Array) -> Array:
         gram + ridge * jnp.eye(MEMORY, dtype=gram.dtype), gains @ miss
     )
     return -(miss - weights @ gains) - weights @ steps
-
-
-class Stopping(NamedTuple):
-    """When to stop: the most passes, and the largest |log rms| that will do.
-
-    `again`: whether to sweep again where true gradients leave the range of the dtype.
-    """
-
-    max_sweeps: int
-    tolerance: float
-    again: bool = False
-
-
-def checked_stopping(max_sweeps: Any, tolerance: Any) -> Stopping:
-    """When to stop.
-
-    Raises:
-        ValueError: no positive integer, or no positive number.
-    """
-    if not isinstance(max_sweeps, int) or max_sweeps < 1:
-        raise ValueError(
-            f"max_sweeps is {max_sweeps!r}, expected an integer, at least 1"
-        )
-    if not (isinstance(tolerance, Real) and float(tolerance) > 0):
-        raise ValueError(f"tolerance is {tolerance!r}, expected a positive number")
-    return Stopping(max_sweeps, float(tolerance))

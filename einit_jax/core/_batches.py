@@ -9,6 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ._types import Collections
+
+DEFAULT_BATCH_SIZE = 64
+"""Passed to an `input_fn` that demands a batch size where the user gives none."""
+
 
 def is_array(leaf: Any) -> bool:
     """Whether a leaf travels as an array: anything else stays static."""
@@ -49,18 +54,18 @@ class Inputs:
 
     def tree_flatten(self):
         leaves = self._treedef.flatten_up_to((self.args, self.kwargs))
-        slots = zip(leaves, self._static, strict=True)
-        arrays = tuple(leaf for leaf, slot in slots if slot is None)
+        pairs = zip(leaves, self._static, strict=True)
+        arrays = tuple(leaf for leaf, static in pairs if static is None)
         return arrays, (self._treedef, self._static)
 
     @classmethod
     def tree_unflatten(cls, aux, arrays):
-        made = object.__new__(cls)
-        made._treedef, made._static = aux
         rest = iter(arrays)
-        leaves = [next(rest) if slot is None else slot[1] for slot in made._static]
-        made.args, made.kwargs = jax.tree.unflatten(made._treedef, leaves)
-        return made
+        leaves = [next(rest) if pair is None else pair[1] for pair in aux[1]]
+        inputs = object.__new__(cls)
+        inputs._treedef, inputs._static = aux
+        inputs.args, inputs.kwargs = jax.tree.unflatten(aux[0], leaves)
+        return inputs
 
 
 class Batch(NamedTuple):
@@ -68,7 +73,16 @@ class Batch(NamedTuple):
 
     inputs: Inputs
     key: jax.Array
+    """Of the loss."""
     rngs: Mapping[str, jax.Array]
+
+
+class ModelArgs(NamedTuple):
+    """All arrays that one run of a model takes; a pytree."""
+
+    params: Any
+    collections: Collections
+    batch: Batch
 
 
 def stack_batches(batches: Sequence[Batch]) -> Batch:
@@ -86,11 +100,19 @@ def user_inputs(inputs: Inputs) -> Any:
 def draw_batches(
     input_fn: Any,
     key: jax.Array,
-    rngs: Sequence[str] | Mapping[str, jax.Array],
-    batch_size: int | None,
-    draws: int,
+    *,
+    rngs: Sequence[str] | Mapping[str, jax.Array] = (),
+    batch_size: int | None = None,
+    draws: int = 1,
 ) -> tuple[Batch, ...]:
     """`draws` batches, each with a key for the loss and one per random stream.
+
+    Args:
+        input_fn: a function of a key (and of `batch_size`, if it names it), or a batch.
+        key: what all keys are folded from.
+        rngs: names of random streams, or keys by name.
+        batch_size: passed on where `input_fn` names it.
+        draws: the number of batches.
 
     Raises:
         TypeError: input_fn takes other arguments than a key (and batch_size).
@@ -99,16 +121,13 @@ def draw_batches(
     """
     if not isinstance(draws, int) or draws < 1:
         raise ValueError(f"draws is {draws!r}, expected a positive integer")
-    given_keys = dict(rngs) if isinstance(rngs, Mapping) else {}
+    own_keys = dict(rngs) if isinstance(rngs, Mapping) else {}
     names = (rngs,) if isinstance(rngs, str) else tuple(rngs)
     keys = _batch_keys(key, tuple(dict.fromkeys(("params", *names))), draws)
+    inputs = [_draw_inputs(input_fn, input_key, batch_size) for input_key, *_ in keys]
     return tuple(
-        Batch(
-            as_inputs(_draw_inputs(input_fn, of_inputs, batch_size)),
-            of_loss,
-            streams | given_keys,
-        )
-        for of_inputs, of_loss, streams in keys
+        Batch(as_inputs(drawn), loss_key, streams | own_keys)
+        for drawn, (_, loss_key, streams) in zip(inputs, keys, strict=True)
     )
 
 
@@ -116,14 +135,14 @@ def draw_batches(
 def _batch_keys(key: jax.Array, names: tuple[str, ...], draws: int) -> list:
     """For each draw a key of the inputs, one of the loss, and one per stream."""
 
-    def of_draw(i):
+    def keys_of_draw(i):
         inputs, loss, rngs = (
             jax.random.fold_in(jax.random.fold_in(key, i), j) for j in range(3)
         )
         streams = {name: jax.random.fold_in(rngs, j) for j, name in enumerate(names)}
         return inputs, loss, streams
 
-    return [of_draw(i) for i in range(draws)]
+    return [keys_of_draw(i) for i in range(draws)]
 
 
 def _draw_inputs(input_fn: Any, key: jax.Array, batch_size: int | None) -> Any:
@@ -144,12 +163,9 @@ def _draw_inputs(input_fn: Any, key: jax.Array, batch_size: int | None) -> Any:
             "input_fn(key, batch_size)"
         )
     named = {"batch_size": batch_size} if batch_size is not None else {}
-    if (
-        sizes
-        and batch_size is None
-        and parameters["batch_size"].default is inspect.Parameter.empty
-    ):
-        named = {"batch_size": 64}
+    if sizes and batch_size is None:
+        required = parameters["batch_size"].default is inspect.Parameter.empty
+        named = {"batch_size": DEFAULT_BATCH_SIZE} if required else {}
     try:
         inspect.signature(input_fn).bind(key, **named)
     except TypeError as error:

@@ -1,4 +1,11 @@
-"""TODO."""
+"""The trick that everything rests on: what is measured leaves as a cotangent.
+
+A number that is computed deep inside a model, under any of Flax's lifted transforms,
+has one way out that each of them keeps open: the gradient of an array that goes in
+beside the parameters. Each function here passes arrays on unchanged and gives some argument a
+cotangent of our choice, so that `jax.grad` with respect to it *is* the measurement.
+Calls of one module, layers of a scan and devices of a mesh then add up by themselves.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,20 +17,25 @@ from jaxtyping import Array, Float, Inexact
 from ._numerics import is_float, multiply
 
 
-def per_call(value: int | float, leaves: Sequence[Array]) -> Float[Array, ""]:
-    """A constant, as a fact about the call that the arrays are of.
+def float_leaves(tree: Any) -> list[Any]:
+    """The floating leaves of a pytree, such as a model's outputs."""
+    return [leaf for leaf in jax.tree.leaves(tree) if is_float(leaf)]
 
-    Facts leave as cotangents, which `vmap` sums over its members where they depend on
-    something mapped: a bare constant would count all of them as one.
+
+def per_call(value: int | float, leaves: Sequence[Array]) -> Float[Array, ""]:
+    """A constant, as a statistic of the call that the arrays are of.
+
+    Statistics leave as cotangents, which `vmap` sums over its members where they depend
+    on something mapped: it would count a bare constant of all members as one.
     """
-    fact = jnp.asarray(value, jnp.float32)
-    seen = [t.ravel()[0] for t in leaves if t.size]
-    return jnp.where(seen[0] == seen[0], fact, fact) if seen else fact
+    constant = jnp.asarray(value, jnp.float32)
+    first = [leaf.ravel()[0] for leaf in leaves if leaf.size]
+    return jnp.where(first[0] == first[0], constant, constant) if first else constant
 
 
 @jax.custom_jvp
 def scale_gradient(t: Inexact[Array, "..."], factor: Float[Array, ""]) -> Array:
-    """`G_k(t)`: t forward, its tangent and its cotangent times k (design: G_k)."""
+    """`G_k(t)`: t forward, its tangent and its cotangent times k."""
     return t
 
 
@@ -33,16 +45,30 @@ def _scale_gradient_jvp(primals, tangents):
     return t, multiply(tangents[0], factor)
 
 
-def float_leaves(outputs: Any) -> list:
-    """The floating leaves of the model's outputs."""
-    return [t for t in jax.tree.leaves(outputs) if is_float(t)]
+@jax.custom_vjp
+def emit(outputs, statistics, sums):
+    """The outputs; the cotangent of `sums`, a dict of zeros, is the statistics."""
+    return outputs
+
+
+def _emit_forward(outputs, statistics, sums):
+    return outputs, (statistics, sums)
+
+
+def _emit_backward(residual, cotangents):
+    statistics, sums = residual
+    shaped = {name: statistics[name].reshape(sums[name].shape) for name in sums}
+    return cotangents, None, shaped
+
+
+emit.defvjp(_emit_forward, _emit_backward)
 
 
 @jax.custom_vjp
 def anchor(outputs: list[jax.Array]) -> jax.Array:
-    """Zero, with gradients of zero: makes every output of the model part of the loss.
+    """Zero, with cotangents of zero: makes every output of a model part of the loss.
 
-    Units behind an output that the loss ignores are then swept like all others.
+    Units behind an output that the loss ignores are then measured like all others.
     """
     return jnp.zeros((), jnp.float32)
 
@@ -59,35 +85,20 @@ anchor.defvjp(_anchor_forward, _anchor_backward)
 
 
 @jax.custom_vjp
-def emit(outputs, facts, slot):
-    """The outputs, with the facts as the slot's cotangent."""
-    return outputs
-
-
-def _emit_forward(outputs, facts, slot):
-    return outputs, (facts, slot)
-
-
-def _emit_backward(residual, cotangents):
-    facts, slot = residual
-    return cotangents, None, {n: facts[n].reshape(slot[n].shape) for n in slot}
-
-
-emit.defvjp(_emit_forward, _emit_backward)
-
-
-@jax.custom_vjp
 def link_cotangents(inputs, outputs):
-    """The outputs, with gradients of zero for the inputs: facts travel along these."""
+    """The outputs, with cotangents of zero for the inputs.
+
+    No gradient is computed, and still the statistics of units before this one travel.
+    """
     return outputs
 
 
-def _linked_forward(inputs, outputs):
+def _link_forward(inputs, outputs):
     return outputs, inputs
 
 
-def _linked_backward(inputs, cotangents):
+def _link_backward(inputs, cotangents):
     return jax.tree.map(jnp.zeros_like, inputs), None
 
 
-link_cotangents.defvjp(_linked_forward, _linked_backward)
+link_cotangents.defvjp(_link_forward, _link_backward)

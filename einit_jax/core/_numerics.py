@@ -1,4 +1,4 @@
-"""Arithmetic of the method: root mean squares, gradient scaling, scale factors."""
+"""Arithmetic of the method: root mean squares, and inverses that are safe at zero."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Inexact
 
 
-def is_float(leaf) -> bool:
+def is_float(leaf: Any) -> bool:
     """Whether a leaf carries a cotangent: a real or complex floating array."""
     dtype = getattr(leaf, "dtype", None)
     return dtype is not None and jnp.issubdtype(dtype, jnp.inexact)

@@ -1,4 +1,4 @@
-"""TODO."""
+"""What of a pytree is traced and what is static."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,21 +10,17 @@ from ._numerics import is_float
 
 
 class Partition:
-    """A pytree taken apart: floating leaves, other arrays, and what is static."""
+    """A pytree taken apart: floating leaves, other arrays, and static leaves."""
 
     def __init__(self, tree: Any):
         leaves, self.treedef = jax.tree.flatten(tree)
-        self.kinds = [
-            "float" if is_array(leaf) and is_float(leaf) else
-            "array" if is_array(leaf) else "static"
-            for leaf in leaves
-        ]  # fmt: skip
-        self.floats = self._of("float", leaves)
-        self.arrays = self._of("array", leaves)
-        self.static = self._of("static", leaves)
+        self._groups = [_group_of(leaf) for leaf in leaves]
+        self.floats = self._leaves_in("float", leaves)
+        self.arrays = self._leaves_in("array", leaves)
+        self.static = self._leaves_in("static", leaves)
 
-    def _of(self, kind: str, leaves: list) -> list:
-        return [x for x, k in zip(leaves, self.kinds, strict=True) if k == kind]
+    def _leaves_in(self, group: str, leaves: list) -> list:
+        return [x for x, own in zip(leaves, self._groups, strict=True) if own == group]
 
     def build(self, floats: list, arrays: list | None = None) -> Any:
         """The pytree with other floating (and other) arrays in the same places."""
@@ -33,18 +29,23 @@ class Partition:
             "array": iter(self.arrays if arrays is None else arrays),
             "static": iter(self.static),
         }
-        return jax.tree.unflatten(self.treedef, [next(rest[k]) for k in self.kinds])
+        leaves = [next(rest[group]) for group in self._groups]
+        return jax.tree.unflatten(self.treedef, leaves)
+
+    def has_data(self) -> bool:
+        """Whether there is an array that holds no random keys."""
+        return bool(self.floats) or not all(is_key(x) for x in self.arrays)
+
+
+def _group_of(leaf: Any) -> str:
+    if not is_array(leaf):
+        return "static"
+    return "float" if is_float(leaf) else "array"
 
 
 def is_key(leaf: Any) -> bool:
     """Whether an array holds typed random keys, which only jax.random can take."""
     return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended)
-
-
-def has_data(tree: Any) -> bool:
-    """Whether a pytree has an array that is no random key."""
-    leaves = Partition(tree)
-    return bool(leaves.floats) or not all(is_key(x) for x in leaves.arrays)
 
 
 @dataclass(frozen=True)
@@ -69,5 +70,6 @@ def as_static(value: Any) -> Any:
     return value
 
 
-def static_value(static_value: Any) -> Any:
-    return static_value.value if isinstance(static_value, Static) else static_value
+def static_value(value: Any) -> Any:
+    """The value that `as_static` was given."""
+    return value.value if isinstance(value, Static) else value

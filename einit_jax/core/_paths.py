@@ -1,9 +1,4 @@
-"""Paths into parameter trees, and the entries that ride in them.
-
-Lifted transforms of Flax carry the collections they list, nearly always `params` alone.
-Whatever must reach a unit therefore rides inside `params`, in one reserved entry beside
-the unit's own arrays, and is split along the same axis as they are.
-"""
+"""Paths into parameter trees, trees with other leaves, and patterns over paths."""
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +23,7 @@ def is_boxed(leaf: Any) -> bool:
     return isinstance(leaf, nn.meta.AxisMetadata)
 
 
-def unboxed(tree: Any) -> dict:
+def unboxed(tree: Any) -> Any:
     """The tree with arrays in the place of boxes, in plain dicts."""
     return plain(nn.meta.unbox(plain(tree)))
 

@@ -1,4 +1,4 @@
-"""What `compare` returns: a row a strategy, as numbers, a table and a picture."""
+"""What `compare` returns: a row per strategy, as numbers, a table and a figure."""
 
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
-from ..reporting import comparison_figure, flat_scalars, format_table, number
+from ..reporting import comparison_figure, flat_scalars, format_number, format_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -16,6 +16,7 @@ NAN = float("nan")
 
 
 OCTAVE_COLUMNS = ("activations", "gradients", "updates", "uneven")
+"""The pillars: how far the worst unit is from 1, in octaves."""
 
 
 COMPARISON_COLUMNS = {
@@ -29,12 +30,12 @@ COMPARISON_COLUMNS = {
     "start_loss": "start",
     "loss": "loss",
 }
-"""The numbers of a row, and how the table heads them."""
+"""The numbers of a row, and their heads in the table."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One strategy: what it costs, how the network starts, what it learns.
+    """One strategy: what it costs, how the network starts, and what it learns.
 
     | field | meaning |
     |---|---|
@@ -47,9 +48,9 @@ class Trial:
     | `losses` | mean over the last steps, by seed and learning rate; infinite where training diverged |
     | `error` | why there are no numbers |
 
-    Numbers but `losses` are means over seeds (of `seconds`: the first seed's; of the
-    four in the middle: the largest). A zero or a value that is not finite is infinitely
-    far from 1.
+    Of several seeds, the seconds are the first one's, the four pillars are the largest,
+    and `start_loss` is the mean. A zero or a value that is not finite is infinitely far
+    from 1.
     """  # noqa: E501
 
     name: str
@@ -65,7 +66,7 @@ class Trial:
     error: str = ""
 
     def best(self) -> int | None:
-        """Where the least mean loss is; None where no run ended well."""
+        """The index of the best learning rate; None where all runs diverged."""
         means = self.losses.mean(0) if self.losses.size else np.empty(0)
         return int(means.argmin()) if np.isfinite(means).any() else None
 
@@ -78,36 +79,39 @@ class Comparison:
     learning_rates: tuple[float, ...]
     steps: int
     tail: int
-    """The loss is the mean over so many last steps."""
+    """The number of last steps over which a loss is the mean."""
     seeds: int
     step_seconds: float
-    """Of one gradient step of the plain model."""
+    """The time of one gradient step of the plain model."""
     probes: tuple[str, ...]
-    """Arrays of zeros in the parameters given, replaced by a probe draw to measure."""
+    """The arrays of zeros that probe draws replaced while pillars were measured."""
 
     def rows(self) -> list[dict[str, Any]]:
         """One dict per strategy, of plain Python values.
 
-        The fields of `Trial`, and `loss` at the best `learning_rate`, and whether that
+        The fields of `Trial`, `loss` at the best `learning_rate`, and whether that rate
         is the first or the last one of the grid (`at_end`).
         """
-        names = [f.name for f in fields(Trial) if f.name not in ("losses", "name")]
+        names = [f.name for f in fields(Trial)]
+        names = [n for n in names if n not in ("name", "losses", "error")]
         return [
-            {"strategy": t.name}
-            | {name: getattr(t, name) for name in names}
-            | self._best(t)
-            for t in self.trials
+            {"strategy": trial.name}
+            | {name: getattr(trial, name) for name in names}
+            | self._at_best_rate(trial)
+            | {"error": trial.error}
+            for trial in self.trials
         ]
 
-    def _best(self, trial: Trial) -> dict[str, Any]:
-        at = trial.best()
-        if at is None:
+    def _at_best_rate(self, trial: Trial) -> dict[str, Any]:
+        """The columns of the best learning rate."""
+        best = trial.best()
+        if best is None:
             loss = NAN if trial.error else float("inf")
             return {"loss": loss, "learning_rate": NAN, "at_end": False}
         return {
-            "loss": float(trial.losses[:, at].mean()),
-            "learning_rate": self.learning_rates[at],
-            "at_end": at in (0, len(self.learning_rates) - 1),
+            "loss": float(trial.losses[:, best].mean()),
+            "learning_rate": self.learning_rates[best],
+            "at_end": best in (0, len(self.learning_rates) - 1),
         }
 
     def scalars(self) -> dict[str, float]:
@@ -121,7 +125,7 @@ class Comparison:
         Raises:
             ImportError: matplotlib is not installed.
         """
-        losses = {t.name: t.losses for t in self.trials}
+        losses = {trial.name: trial.losses for trial in self.trials}
         return comparison_figure(self.rows(), losses, self.learning_rates, self.steps)
 
     def figures(self) -> dict[str, "Figure"]:
@@ -132,8 +136,8 @@ class Comparison:
         cells = [
             [
                 row["strategy"],
-                *(_octaves_cell(row, name) for name in COMPARISON_COLUMNS),
-                _rate(row),
+                *(_comparison_cell(row, name) for name in COMPARISON_COLUMNS),
+                _rate_cell(row),
             ]
             for row in self.rows()
         ]
@@ -142,15 +146,17 @@ class Comparison:
 
     def notes(self) -> list[str]:
         """How the numbers are to be read, and what failed."""
-        ends = (_power(f(self.learning_rates)) for f in (min, max))
+        lowest, highest = min(self.learning_rates), max(self.learning_rates)
+        rates = f"{_power_of_two(lowest)} to {_power_of_two(highest)}"
         lines = [
             f"loss: mean over the last {self.tail} of {self.steps} step(s) and "
-            f"{self.seeds} seed(s), at the best rate of {' to '.join(ends)} (*: at an "
-            "end of these)",
-            f"steps: in gradient steps of {1e3 * self.step_seconds:.3g} ms",
-            "rms, grad: largest |log2 rms| of outputs and input gradients; update: "
-            "|log2| of the largest total update at learning rate 1; uneven: log2 of "
-            "largest over least own update",
+            f"{self.seeds} seed(s), at the best rate of {rates} (*, at_end: at an end "
+            "of these)",
+            "steps (gradient_steps): in gradient steps of "
+            f"{1e3 * self.step_seconds:.3g} ms",
+            "rms, grad (activations, gradients): largest |log2 rms| of outputs and of "
+            "input gradients; update(s): |log2| of the largest total update at "
+            "learning rate 1; uneven: log2 of largest over least own update",
         ]
         if self.probes:
             lines.append("zeros probed while measured: " + ", ".join(self.probes))
@@ -158,24 +164,26 @@ class Comparison:
         if len(rows) > 1:
             least = min(rows, key=lambda row: row["loss"])
             lines.append(f"least loss: {least['strategy']}")
-        failed = [t for t in self.trials if t.error]
-        return lines + [f"{t.name} failed: {t.error}" for t in failed]
+        failed = [trial for trial in self.trials if trial.error]
+        return lines + [f"{trial.name} failed: {trial.error}" for trial in failed]
 
 
-def _octaves_cell(row: dict[str, Any], name: str) -> str:
+def _comparison_cell(row: dict[str, Any], name: str) -> str:
+    """A number of the table; octaves have two decimals."""
     value = row[name]
-    return (
-        f"{value:.2f}"
-        if name in OCTAVE_COLUMNS and not np.isnan(value)
-        else number(value)
-    )
+    if name in OCTAVE_COLUMNS and not np.isnan(value):
+        return f"{value:.2f}"
+    return format_number(value)
 
 
-def _rate(row: dict[str, Any]) -> str:
-    return _power(row["learning_rate"]) + ("*" if row["at_end"] else "")
+def _rate_cell(row: dict[str, Any]) -> str:
+    """The best learning rate, with a star at an end of the grid."""
+    return _power_of_two(row["learning_rate"]) + ("*" if row["at_end"] else "")
 
 
-def _power(value: float) -> str:
+def _power_of_two(value: float) -> str:
     """A power of two as such, another number as it is."""
     exponent = np.log2(value)
-    return f"2^{exponent:.0f}" if exponent == np.round(exponent) else number(value)
+    if exponent == np.round(exponent):
+        return f"2^{exponent:.0f}"
+    return format_number(value)

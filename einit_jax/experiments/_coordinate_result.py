@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..reporting import flat_scalars, format_table, number, width_figure
+from ..reporting import flat_scalars, format_number, format_table, width_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -17,7 +17,8 @@ class CoordinateCheck:
 
     `sizes[w, t, i]` is the rms of the output of row i (a unit, or a layer of one) at
     `widths[w]` after t steps, `changes` that of its change since step 0; float64 arrays
-    of shape `(widths, steps + 1, rows)`, NaN where outputs are not finite.
+    of shape `(widths, steps + 1, rows)`, NaN where outputs are not finite. Exponents of
+    at most `flat` count as none.
     """
 
     sizes: np.ndarray
@@ -48,20 +49,12 @@ class CoordinateCheck:
         "still" where it does not move, "breaks" where it is not finite, at some width.
         Where there are no steps the size decides.
         """
-        steps = self.changes.shape[1] - 1
-        of = "changes" if steps else "sizes"
+        of = "changes" if self.changes.shape[1] > 1 else "sizes"
         last, slopes = getattr(self, of)[:, -1], self.exponents(of)[-1]
-        found = {}
-        for i, path in enumerate(self.paths):
-            if not np.isfinite(last[:, i]).all():
-                found[path] = "breaks"
-            elif not np.all(last[:, i] > 0):
-                found[path] = "still"
-            elif abs(slopes[i]) <= self.flat:
-                found[path] = "flat"
-            else:
-                found[path] = "grows" if slopes[i] > 0 else "shrinks"
-        return found
+        return {
+            path: _verdict(last[:, i], slopes[i], self.flat)
+            for i, path in enumerate(self.paths)
+        }
 
     def rows(self) -> list[dict[str, Any]]:
         """One dict per row: exponents of sizes and changes, and the verdict."""
@@ -109,6 +102,18 @@ class CoordinateCheck:
         names = ("size at 0", f"size at {steps}", "change at 1", f"change at {steps}")
         cells = []
         for row in self.rows():
-            numbers = [number(v) for k, v in row.items() if k.endswith("exponent")]
+            exponents = [row[name] for name in row if name.endswith("exponent")]
+            numbers = map(format_number, exponents)
             cells.append([row["path"], *numbers, row["verdict"]])
         return format_table(("unit",), (*names, "verdict"), cells, self.notes())
+
+
+def _verdict(values: np.ndarray, slope: float, flat: float) -> str:
+    """How the values of one row go with the width."""
+    if not np.isfinite(values).all():
+        return "breaks"
+    if not np.all(values > 0):
+        return "still"
+    if abs(slope) <= flat:
+        return "flat"
+    return "grows" if slope > 0 else "shrinks"

@@ -9,63 +9,58 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from jaxtyping import Array, Float
 
-from ..core import Batch, Partition, anchor, emit, float_leaves, per_call, rms, widen
-from ..linen import (
-    RIDE,
-    SCALE,
-    Call,
-    Objective,
-    carry_entries,
-    intercept_units,
-    outputs_of,
-    over_mapped_axis,
-    scaling_interceptor,
+from ..core import (
+    ModelArgs,
+    Params,
+    anchor,
+    emit,
+    float_leaves,
+    per_call,
+    rms,
+    widen,
 )
-from ..units import Unit, UnitKey
+from ..units import Interception, Objective, Unit, UnitCall, UnitKey, scaling
 
-PAIR = RIDE + "pair"
-
-
-DRIFT_FACTS = ("calls", "size", "change", "bad")
+BOTH = "einit:both"
+"""The mapped axis over the two."""
+DRIFT_STATISTICS = ("calls", "size", "change", "bad")
 
 
 def output_drift(
-    task: Objective,
+    objective: Objective,
     units: tuple[Unit, ...],
-    start: Any,
-    now: Any,
-    collections: Mapping,
-    batch: Batch,
-    scales: Mapping[UnitKey, Any],
+    args: ModelArgs,
+    *,
+    now: Params,
+    factors: Mapping[UnitKey, Mapping[str, Any]],
 ) -> dict[UnitKey, dict[str, Float[Array, "..."]]]:
     """The rms of each unit's outputs with the parameters of now, and of their change.
 
-    Mean squares over calls; the change is from the outputs with the parameters of the
-    start, on the same batch with the same random keys.
+    Mean squares over calls; the change is from the outputs with the parameters in
+    `args`, on the same batch with the same random keys, both under the factors.
     """
-    both = jax.tree.map(lambda a, b: jnp.stack([a, b]), start, now)
-    zeros = lambda u: jnp.zeros((2, *u.ride_shape), jnp.float32)
-    slots = {u.key: dict.fromkeys(DRIFT_FACTS, zeros(u)) for u in units}
-
-    def run(params, slots):
-        filled = carry_entries(carry_entries(params, SCALE, scales), PAIR, slots)
-        pairing, tuning = (
-            intercept_units(PAIR, _compare_call),
-            scaling_interceptor(set()),
+    both = jax.tree.map(lambda a, b: jnp.stack([a, b]), args.params, now)
+    zeros = {
+        unit.key: dict.fromkeys(
+            DRIFT_STATISTICS, jnp.zeros((2, *unit.carried_shape), jnp.float32)
         )
-        # the first one is the outer one, which sees outputs that are scaled
-        with nn.intercept_methods(pairing), nn.intercept_methods(tuning):
-            out, _ = outputs_of(task, filled, collections, batch)
-        return anchor(float_leaves(out))
+        for unit in units
+    }
 
-    def of_both(slots):
-        return jnp.sum(jax.vmap(run, axis_name=PAIR)(both, slots))
+    def run(params: Params, sums: Any) -> Array:
+        # the comparison is the outer one: it sees outputs that are scaled
+        comparing = Interception("both", sums, _compare_call)
+        filled = args._replace(params=params)
+        outputs, _ = objective.run(filled, comparing, scaling(factors))
+        return anchor(float_leaves(outputs))
 
-    sums = over_mapped_axis(task.axis_name, lambda: jax.grad(of_both)(slots))
-    return {kind: _means(jax.tree.map(lambda t: t[1], v)) for kind, v in sums.items()}
+    def run_both(sums: Any) -> Array:
+        return jnp.sum(jax.vmap(run, axis_name=BOTH)(both, sums))
+
+    sums = objective.over_axis(lambda: jax.grad(run_both)(zeros))
+    return {k: _means(jax.tree.map(lambda t: t[1], own)) for k, own in sums.items()}
 
 
 def _means(sums: Mapping[str, Array]) -> dict[str, Array]:
@@ -75,15 +70,15 @@ def _means(sums: Mapping[str, Array]) -> dict[str, Array]:
     return {name: fine(sums[name]) for name in ("size", "change")}
 
 
-def _compare_call(call: Call, slot: Mapping[str, Array]) -> Any:
-    y = Partition(call.proceed(*call.args, **call.kwargs))
-    seen = [widen(jax.lax.stop_gradient(t)) for t in y.floats]
-    pairs = [jax.lax.all_gather(t, PAIR) for t in seen]
-    bad = sum((jnp.sum(~jnp.isfinite(t)) for t in seen), jnp.zeros((), jnp.int32))
-    facts = {
-        "calls": per_call(1, seen),
-        "size": jnp.square(rms(seen)),
+def _compare_call(call: UnitCall, sums: Mapping[str, Array]) -> Any:
+    outputs = call.proceed(call.inputs)
+    wide = [widen(jax.lax.stop_gradient(t)) for t in outputs]
+    pairs = [jax.lax.all_gather(t, BOTH) for t in wide]
+    bad = sum((jnp.sum(~jnp.isfinite(t)) for t in wide), jnp.zeros((), jnp.int32))
+    statistics = {
+        "calls": per_call(1, wide),
+        "size": jnp.square(rms(wide)),
         "change": jnp.square(rms([pair[1] - pair[0] for pair in pairs])),
         "bad": bad.astype(jnp.float32),
     }
-    return y.build(emit(y.floats, facts, dict(slot)))
+    return call.finish(emit(outputs, statistics, dict(sums)))

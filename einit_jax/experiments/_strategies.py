@@ -1,4 +1,4 @@
-"""What a strategy is: a way for a model to start, as it is, by name or by function."""
+"""Strategies: ways for a model to start, as it is, by a name or by a function."""
 
 import functools
 import inspect
@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 
 import jax
 import optax
-from flax import linen as nn
 from jaxtyping import PyTree
 
-from ..core import flatten, path_str, unboxed
+from ..binding import is_model_type
+from ..core import Params, flatten, path_str, unboxed
 from ..initializers.classic import PRESETS, initialize, unit_params
 from ..initializers.layerwise import lsuv
 from ..initializers.signal_propagation import autoinit
+from ..linen import Model
 from ..reporting import difference
 from ..tuning import tune
 from ..units import from_tree
@@ -22,38 +23,42 @@ AS_IT_IS = "as it is"
 
 
 DEFAULT_PRESETS = ("pytorch", "keras", "he_normal")
-"""Presets that are compared where nobody says which."""
+"""The presets among the strategies that are compared by default."""
 
 
 Strategy = Callable | str | None
+"""A function, the name of a preset, or None for the parameters as they are."""
 
 
 class StartPoint(NamedTuple):
     """Where training starts: parameters, and the scales of a tuned model."""
 
     params: PyTree
-    scales: Mapping | None = None
+    scales: Mapping[str, Any] | None = None
 
 
-def default_strategies(unit: optax.GradientTransformation) -> dict[str, Strategy]:
-    """What `compare` compares where it is not told; `unit` is at learning rate 1.
+def default_strategies(
+    optimizer: optax.GradientTransformation,
+) -> dict[str, Strategy]:
+    """What `compare` compares by default; `optimizer` is at learning rate 1.
 
     Not `metainit` and `gradinit`, which take longer than the training.
     """
-    redrawn = functools.partial(_unit_tuned, optimizer=unit)
-    found: dict[str, Strategy] = {
+    return {
         AS_IT_IS: None,
         **{name: name for name in DEFAULT_PRESETS},
+        "lsuv": lsuv,
+        "autoinit": autoinit,
+        "tune": tune,
+        "unit_params, tune": functools.partial(_unit_tuned, optimizer=optimizer),
     }
-    found |= {"lsuv": lsuv, "autoinit": autoinit, "tune": tune}
-    return found | {"unit_params, tune": redrawn}
 
 
 def preset_strategy(name: str) -> Callable:
-    """The strategy of a preset of `initialize`.
+    """The strategy that draws the parameters by a preset of `initialize`.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such preset.
     """
     if name not in PRESETS:
         raise ValueError(
@@ -65,7 +70,7 @@ def preset_strategy(name: str) -> Callable:
 
 
 def _preset_params(
-    model: nn.Module,
+    model: Model,
     params: PyTree,
     input_fn: Any,
     loss_fn: Callable,
@@ -74,18 +79,19 @@ def _preset_params(
     name: str,
     **options: Any,
 ) -> PyTree:
-    given = {"model": model, "input_fn": input_fn, **options}
-    return initialize(params, name, key, **given)
+    """Parameters by a preset, which needs no loss."""
+    return initialize(params, name, key, model=model, input_fn=input_fn, **options)
 
 
 def resolve_strategies(
     strategies: Any,
     options: Mapping[str, Any],
-    unit: optax.GradientTransformation,
+    optimizer: optax.GradientTransformation,
 ) -> dict[str, Callable | None]:
     """Each strategy as a function of model, params, input_fn, loss_fn and key.
 
-    `tune` measures the steps of the optimizer in use, unless it is told another one.
+    Functions get the options that they have no value for; `tune` gets the optimizer, at
+    learning rate 1, besides.
 
     Raises:
         TypeError: one is no strategy, or does not take what is given.
@@ -99,7 +105,8 @@ def resolve_strategies(
     if not strategies:
         raise ValueError("strategies are empty, expected one or more")
     return {
-        name: _bind_strategy(name, s, options, unit) for name, s in strategies.items()
+        name: _bind_strategy(name, strategy, options, optimizer)
+        for name, strategy in strategies.items()
     }
 
 
@@ -107,22 +114,24 @@ def _bind_strategy(
     name: str,
     strategy: Any,
     options: Mapping[str, Any],
-    unit: optax.GradientTransformation,
+    optimizer: optax.GradientTransformation,
 ) -> Callable | None:
+    """A strategy with its options bound; None for the parameters as they are."""
     if strategy is None:
         return None
     call = preset_strategy(strategy) if isinstance(strategy, str) else strategy
-    if not callable(call) or isinstance(call, nn.Module):
+    if not callable(call) or is_model_type(type(call)):
         raise TypeError(
             f"strategy {name!r} is a {type(call).__name__}, expected a function, a "
             "preset's name, or None for the parameters as they are"
         )
     if getattr(call, "func", call) is tune and "optimizer" not in _keywords(call):
-        call = functools.partial(call, optimizer=unit)
+        call = functools.partial(call, optimizer=optimizer)
     return functools.partial(call, **_accepted_options(name, call, options))
 
 
 def _keywords(call: Any) -> Mapping[str, Any]:
+    """The keywords that a `functools.partial` has bound."""
     return getattr(call, "keywords", {})
 
 
@@ -134,64 +143,66 @@ def _accepted_options(
     Raises:
         TypeError: the function takes other arguments.
     """
-    given = {k: v for k, v in options.items() if k not in _keywords(call)}
+    accepted = {k: v for k, v in options.items() if k not in _keywords(call)}
     try:
         signature = inspect.signature(call)
-    except ValueError:  # nothing is known of it
-        return given
+    except ValueError:  # it is written in C, and nothing is known of it
+        return accepted
     try:
-        signature.bind(*range(4), key=None, **given)
+        signature.bind(*range(4), key=None, **accepted)
     except TypeError as error:
         raise TypeError(
             f"strategy {name!r} takes {signature}, expected (model, params, input_fn, "
-            f"loss_fn, *, {', '.join(('key', *given))}): {error}"
+            f"loss_fn, *, {', '.join(('key', *accepted))}): {error}"
         ) from None
-    return given
+    return accepted
 
 
-def start_point(name: str, made: Any, params: Mapping) -> StartPoint:
-    """Where a strategy that returned `made` has the model start.
+def start_point(name: str, returned: Any, params: Params) -> StartPoint:
+    """Where the model starts, by what a strategy returned.
 
     Raises:
-        TypeError: it is neither parameters like `params`, nor scales, nor both.
+        TypeError: that is neither parameters like `params`, nor scales, nor both.
     """
-    if isinstance(made, Mapping) and set(made) == {"params", "scales"}:
-        start = StartPoint(made["params"], made["scales"])
-    elif isinstance(made, Mapping) and _is_scales(made, params):
-        start = StartPoint(params, made)
+    if isinstance(returned, Mapping) and set(returned) == {"params", "scales"}:
+        start = StartPoint(returned["params"], returned["scales"])
+    elif isinstance(returned, Mapping) and _is_scales(returned, params):
+        start = StartPoint(params, returned)
     else:
-        start = StartPoint(made)
-    expected, found = _shapes(params), _shapes(start.params)
+        start = StartPoint(returned)
+    expected, found = _types_by_path(params), _types_by_path(start.params)
     if expected == found:
         return start
-    differ = difference(expected, found) or _first_other(expected, found)
+    differ = difference(expected, found) or _first_other_type(expected, found)
     raise TypeError(
         f"strategy {name!r} returned other parameters: {differ}; expected parameters "
         "like params, scales from ei.tune, or {'params': ..., 'scales': ...}"
     )
 
 
-def _is_scales(made: Mapping, params: Mapping) -> bool:
+def _is_scales(tree: Mapping[str, Any], params: Params) -> bool:
+    """Whether a tree holds scales of the units of some parameters."""
     try:
-        return bool(from_tree(made, unboxed(params)))
+        return bool(from_tree(tree, unboxed(params)))
     except ValueError:
         return False
 
 
-def _shapes(tree: Any) -> dict[str, str]:
+def _types_by_path(tree: Any) -> dict[str, str]:
+    """Shape and dtype of each array, as text; the type of what is no mapping."""
     if not isinstance(tree, Mapping):
         return {f"a {type(tree).__name__}": ""}
     leaves = flatten(unboxed(tree)).items()
     return {path_str(path): str(jax.typeof(leaf)) for path, leaf in leaves}
 
 
-def _first_other(expected: Mapping[str, str], found: Mapping[str, str]) -> str:
+def _first_other_type(expected: Mapping[str, str], found: Mapping[str, str]) -> str:
     path = next(p for p in expected if expected[p] != found[p])
     return f"{path} is {found[path]}, not {expected[path]}"
 
 
 def _unit_tuned(
-    model: nn.Module,
+    model: Model,
     params: PyTree,
     input_fn: Any,
     loss_fn: Callable,
@@ -199,7 +210,7 @@ def _unit_tuned(
     key: jax.Array,
     **options: Any,
 ) -> dict[str, Any]:
-    """Weights of rms 1, tuned."""
+    """Weights of rms 1, and scales tuned for them."""
     params = unit_params(params, key)
     scales = tune(model, params, input_fn, loss_fn, key=key, **options)
     return {"params": params, "scales": scales}

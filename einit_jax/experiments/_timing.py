@@ -1,4 +1,4 @@
-"""What a call costs: seconds, and gradient steps taken in turn with it."""
+"""What a call costs: seconds, and gradient steps that take turns with it."""
 
 import statistics
 import time
@@ -12,11 +12,14 @@ TIMED_ROUNDS, TIMED_SECONDS = 5, 1.0
 
 
 class CallCost(NamedTuple):
-    """Of a call: seconds of the first one, of later ones, and these in other calls."""
+    """The cost of a call."""
 
     first: float
+    """Seconds of the first call, which compiles."""
     seconds: float
+    """Seconds of a later call."""
     steps: float
+    """The same in calls of another function."""
 
 
 def time_against(
@@ -26,24 +29,24 @@ def time_against(
 
     Medians; the two take turns, so that other users of the machine slow both.
     """
-    first, made = _timed(call)
-    own: list[float] = []
-    other: list[float] = []
-    while len(own) < TIMED_ROUNDS and sum(own) < TIMED_SECONDS:
-        other.append(_timed(step)[0])
-        own.append(_timed(call)[0])
-    seconds = statistics.median(own)
-    return made, CallCost(first, seconds, seconds / statistics.median(other))
+    first, result = _timed(call)
+    call_seconds: list[float] = []
+    step_seconds: list[float] = []
+    while len(call_seconds) < TIMED_ROUNDS and sum(call_seconds) < TIMED_SECONDS:
+        step_seconds.append(_timed(step)[0])
+        call_seconds.append(_timed(call)[0])
+    seconds = statistics.median(call_seconds)
+    return result, CallCost(first, seconds, seconds / statistics.median(step_seconds))
 
 
 def median_seconds(call: Callable[[], Any]) -> float:
-    """How long a call takes that has been made before."""
+    """How long a call takes after its first time."""
     call()
     return statistics.median(_timed(call)[0] for _ in range(TIMED_ROUNDS))
 
 
 def _timed(call: Callable[[], Any]) -> tuple[float, Any]:
-    """How long a call takes, until its results are there."""
+    """How long a call takes until its results are there, and the results."""
     start = time.perf_counter()
-    made = jax.block_until_ready(call())
-    return time.perf_counter() - start, made
+    result = jax.block_until_ready(call())
+    return time.perf_counter() - start, result

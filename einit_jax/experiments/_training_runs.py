@@ -10,11 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import linen as nn
 from jaxtyping import Array, Float
 
 from ..core import (
     Batch,
+    Collections,
+    ModelArgs,
+    Params,
     Partition,
     as_inputs,
     draw_batches,
@@ -23,19 +25,8 @@ from ..core import (
     static_value,
     unboxed,
 )
-from ..linen import (
-    SCALE,
-    Objective,
-    carry_entries,
-    checked_loss,
-    make_objective,
-    outputs_of,
-    over_mapped_axis,
-    scaling_interceptor,
-    trace_model,
-)
 from ..tuning import scale_updates
-from ..units import UPDATE, from_tree
+from ..units import UPDATE, Objective, UnitKey, from_tree, scaling
 from ._strategies import StartPoint
 
 LOOK = 10
@@ -46,7 +37,7 @@ class TrainingBatch(NamedTuple):
     """A batch to train on, and the keywords of the loss that belong to it."""
 
     batch: Batch
-    extra: Mapping[str, Any]
+    loss_keywords: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -58,26 +49,26 @@ class TrainingSetup:
     convolutions, which is slow on CPUs.
     """
 
-    task: Objective
+    objective: Objective
     optimizer: Any
     """A function of the learning rate, static."""
     rates: tuple[float, ...]
     steps: int
-    collections: Mapping[str, Any]
+    collections: Collections
     draw: Any
     """Draws inputs, or is a batch; where `paired`, with keywords of the loss."""
     paired: bool
     rngs: Any
     batch_size: int | None
 
-    def example(self, key: jax.Array) -> TrainingBatch:
+    def draw_batch(self, key: jax.Array) -> TrainingBatch:
         """The batch of a key.
 
         Raises:
             TypeError: train returned something else than a pair.
         """
-        size = self.batch_size if self._sized() else None
-        (batch,) = draw_batches(self.draw, key, self.rngs, size, 1)
+        size = self.batch_size if self._takes_size() else None
+        (batch,) = draw_batches(self.draw, key, rngs=self.rngs, batch_size=size)
         if not self.paired:
             return TrainingBatch(batch, {})
         pair = batch.inputs.args
@@ -86,26 +77,25 @@ class TrainingSetup:
                 "train must return a pair, inputs and a dict of keywords for loss_fn: "
                 "return images, {'labels': labels}"
             )
-        inputs, extra = pair
-        return TrainingBatch(batch._replace(inputs=as_inputs(inputs)), dict(extra))
+        inputs, keywords = pair
+        batch = batch._replace(inputs=as_inputs(inputs))
+        return TrainingBatch(batch, dict(keywords))
 
-    def _sized(self) -> bool:
+    def _takes_size(self) -> bool:
         """Whether `batch_size` is for `draw`, or for `input_fn` alone."""
         return (
             not self.paired or "batch_size" in inspect.signature(self.draw).parameters
         )
 
-    def check(self, params: Mapping, key: jax.Array) -> None:
+    def check(self, params: Params, key: jax.Array) -> None:
         """Raises where the model, its loss or the optimizer cannot take a batch."""
-        batch, extra = self.example(key)
-        trace_model(
-            with_loss_keywords(self.task, extra), params, self.collections, batch
-        )
+        batch, keywords = self.draw_batch(key)
+        objective = self.objective.with_loss_keywords(keywords)
+        objective.trace(ModelArgs(params, self.collections, batch))
         rate = jnp.float32(self.rates[0])
+        begin = partial(_begin_run, optimizer=self.optimizer)
         try:
-            jax.eval_shape(
-                partial(_begin_run, self.optimizer), rate, StartPoint(params)
-            )
+            jax.eval_shape(begin, rate, StartPoint(params))
         except Exception as error:
             raise ValueError(
                 f"optimizer cannot start: {type(error).__name__}: {error}; pass a "
@@ -121,63 +111,58 @@ class TrainingSetup:
         """
         rates = jnp.asarray(self.rates, jnp.float32)
         start = StartPoint(plain(unboxed(start.params)), start.scales)
-        runs = {
-            i: _begin_run(self.optimizer, rates[i], start) for i in range(len(rates))
-        }
-        seen: list[list[Any]] = [[] for _ in rates]
+        begin = partial(_begin_run, optimizer=self.optimizer)
+        runs = {i: begin(rates[i], start) for i in range(len(rates))}
+        values: list[list[Any]] = [[] for _ in rates]
         for t in range(self.steps):
-            batch, extra = self.example(jax.random.fold_in(key, t))
+            batch = self.draw_batch(jax.random.fold_in(key, t))
             for i, run in runs.items():
-                given = (rates[i], run, start.scales, self.collections, batch, extra)
-                runs[i], value = _step_run(self.task, self.optimizer, *given)
-                seen[i].append(value)
+                runs[i], value = _step_run(
+                    run,
+                    batch,
+                    rate=rates[i],
+                    scales=start.scales,
+                    collections=self.collections,
+                    objective=self.objective,
+                    optimizer=self.optimizer,
+                )
+                values[i].append(value)
             if t % LOOK == LOOK - 1:
-                runs = {i: r for i, r in runs.items() if np.isfinite(seen[i][-1])}
+                runs = {i: r for i, r in runs.items() if np.isfinite(values[i][-1])}
             tick()
-        found = np.full((len(rates), self.steps), np.inf)
-        for row, values in zip(found, jax.device_get(seen), strict=True):
-            row[: len(values)] = values
+        losses = np.full((len(rates), self.steps), np.inf)
+        for row, own in zip(losses, jax.device_get(values), strict=True):
+            row[: len(own)] = own
             row[np.logical_or.accumulate(~np.isfinite(row))] = np.inf
-        return found
+        return losses
 
 
-def with_loss_keywords(task: Objective, extra: Mapping[str, Any]) -> Objective:
-    """The problem with some keywords of its loss bound.
-
-    Raises:
-        TypeError: the loss does not take them.
-    """
-    if not extra:
-        return task
-    loss = partial(static_value(task.loss_fn), **extra)
-    given = static_value(task.model), loss, static_value(task.method), task.axis_name
-    return make_objective(*given)
+def scaled_loss(
+    objective: Objective,
+    args: ModelArgs,
+    floats: list[Array],
+    factors: Mapping[UnitKey, Mapping[str, Any]],
+) -> Float[Array, ""]:
+    """The loss of the scaled model, with other floating parameters."""
+    params = Partition(args.params).build(floats)
+    outputs, _ = objective.run(args._replace(params=params), scaling(factors))
+    return objective.loss(outputs, args.batch)
 
 
 def loss_and_gradient(
-    task: Objective,
-    params: Any,
-    scales: Mapping | None,
-    collections: Mapping[str, Any],
-    batch: Batch,
+    args: ModelArgs, scales: Mapping | None, *, objective: Objective
 ) -> tuple[Array, Any]:
-    """The loss and its gradient, in the structure of `params`."""
-    leaves = Partition(params)
-    values = {} if scales is None else from_tree(scales, params)
-
-    def loss(floats):
-        filled = carry_entries(leaves.build(floats), SCALE, values)
-        with nn.intercept_methods(scaling_interceptor(set())):
-            out, _ = outputs_of(task, filled, collections, batch)
-        return checked_loss(task, out, batch)
-
+    """The loss and its gradient, in the structure of the parameters."""
+    leaves = Partition(args.params)
+    factors = {} if scales is None else from_tree(scales, args.params)
+    loss = lambda floats: scaled_loss(objective, args, floats, factors)
     run = lambda: jax.value_and_grad(loss)(leaves.floats)
-    value, found = over_mapped_axis(task.axis_name, run)
+    value, gradient = objective.over_axis(run)
     rest = [jnp.zeros_like(t) for t in leaves.arrays]
-    return value, leaves.build([jnp.conj(g) for g in found], rest)
+    return value, leaves.build([jnp.conj(g) for g in gradient], rest)
 
 
-plain_gradient = jax.jit(loss_and_gradient, static_argnums=0)
+plain_gradient = jax.jit(loss_and_gradient, static_argnames="objective")
 """The step by which costs are counted."""
 
 
@@ -192,32 +177,33 @@ def _optimizer_at(
     optimizer: Any, rate: Any, scales: Mapping | None
 ) -> optax.GradientTransformation:
     """The optimizer at a rate, and the factors of its updates where there are some."""
-    made = static_value(optimizer)(rate)
+    at_rate = static_value(optimizer)(rate)
     if scales is None or all(path[-1] != UPDATE for path in flatten(scales)):
-        return made
-    return optax.chain(made, scale_updates(scales))
+        return at_rate
+    return optax.chain(at_rate, scale_updates(scales))
 
 
-@partial(jax.jit, static_argnums=0)
-def _begin_run(optimizer: Any, rate: Any, start: StartPoint) -> _Run:
+@partial(jax.jit, static_argnames="optimizer")
+def _begin_run(rate: Any, start: StartPoint, *, optimizer: Any) -> _Run:
     params = plain(unboxed(start.params))
     return _Run(params, _optimizer_at(optimizer, rate, start.scales).init(params))
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@partial(jax.jit, static_argnames=("objective", "optimizer"))
 def _step_run(
-    task: Objective,
-    optimizer: Any,
-    rate: Array,
     run: _Run,
+    batch: TrainingBatch,
+    *,
+    rate: Array,
     scales: Mapping | None,
-    collections: Mapping[str, Any],
-    batch: Batch,
-    extra: Mapping[str, Any],
+    collections: Collections,
+    objective: Objective,
+    optimizer: Any,
 ) -> tuple[_Run, Array]:
     """One step, and the loss before it."""
-    task = with_loss_keywords(task, extra)
-    value, gradient = loss_and_gradient(task, run.params, scales, collections, batch)
+    objective = objective.with_loss_keywords(batch.loss_keywords)
+    args = ModelArgs(run.params, collections, batch.batch)
+    value, gradient = loss_and_gradient(args, scales, objective=objective)
     rule = optax.with_extra_args_support(_optimizer_at(optimizer, rate, scales))
     change, state = rule.update(gradient, run.state, run.params)
     return _Run(optax.apply_updates(run.params, change), state), value

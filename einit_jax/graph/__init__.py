@@ -1,12 +1,16 @@
-"""TODO door."""
+"""What a jaxpr tells: the units, the regions, what each axis of a parameter does.
 
-from ._discovery import DependenceWalk as DependenceWalk
-from ._discovery import units_from as units_from
+Imports `core` and `units`. Start with `_marks.py`, then `_discovery.py`.
+"""
+
+from ._discovery import discover as discover
 from ._jaxprs import closed_bodies as closed_bodies
 from ._jaxprs import open_jaxpr as open_jaxpr
 from ._jaxprs import open_to_forward_mode as open_to_forward_mode
 from ._jaxprs import scan_counts as scan_counts
-from ._marks import ESTIMATED as ESTIMATED
+from ._marks import Mark as Mark
+from ._marks import marks_in as marks_in
+from ._marks import read_mark as read_mark
 from ._parameter_axes import ParameterAxes as ParameterAxes
 from ._parameter_axes import parameter_axes as parameter_axes
 from ._regions import Regions as Regions

@@ -1,183 +1,218 @@
-"""A walk through nested jaxprs: which inputs and parameters each value depends on."""
+"""Which calls in a traced model are units: what each value of the jaxpr depends on.
 
-import json
+A call is a unit's if its output depends on one of its inputs and on a parameter of its
+own module, and if no call below it does. All that is needed is read off the marks.
+"""
+
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Jaxpr, Literal
 
-from ..core import Path, find_lifted_axes, is_under
-from ..units import Unit
+from ..core import JaxprEqn, Path, find_lifted_axes, is_under
+from ..units import ModelGraph, Unit, UnitKey
 from ._jaxprs import bodies, open_jaxpr, scan_counts
-
-
-def units_from(calls: Mapping, outer: Mapping[Path, tuple[int, ...]]) -> list[Unit]:
-    """The calls with no other such call strictly below them."""
-    paths = {path for path, _ in calls}
-    inside = {p[:i] for p in paths for i in range(len(p))}
-    return [
-        _unit_from(path, method, seen, outer)
-        for (path, method), seen in calls.items()
-        if path not in inside
-    ]
-
+from ._marks import Mark, read_mark
 
 SEVERAL = 1 << 20
 """The number of calls written down for a loop whose length is not known."""
-
-
 SHAPING = {
     "broadcast_in_dim", "reshape", "convert_element_type", "squeeze", "transpose",
     "copy", "rev", "slice", "dynamic_slice", "copy_p",
-    "optimization_barrier", "sharding_constraint",
+    "optimization_barrier", "sharding_constraint", "name",
 }  # fmt: skip
-
-
+"""Primitives that change the shape of an array, and none of its values."""
 WEIGHTING = {"dot_general", "ragged_dot_general", "conv_general_dilated", "gather"}
+"""Primitives that sum products with a parameter, or look it up."""
+
+
+class Token(NamedTuple):
+    """One thing that a value depends on.
+
+    "own": the parameter at `path`; "leaf": the same while only its shape changed;
+    "input": an input of the call `call`; "result": the model's outputs.
+    """
+
+    what: str
+    path: Path = ()
+    call: int = -1
+    floating: bool = False
+
+
+Tokens = frozenset[Token]
+NO_TOKENS: Tokens = frozenset()
 
 
 @dataclass
 class CallRecord:
-    """What the walk has seen of one method of one module."""
+    """What was seen of one method of one module."""
 
-    kind: str
-    shape: tuple[tuple[int, ...], ...]
-    shapes: Mapping[str, list[int]]
+    mark: Mark
+    """Of its first output."""
     floats: bool = False
     opaque: bool = False
     narrow: bool = False
     elements: dict[int, int] = field(default_factory=dict)
+    """Of each floating output, over all calls."""
+
+    def unit(self, shapes: Mapping[Path, tuple[int, ...]]) -> Unit:
+        """The unit, given the shapes of all parameters outside of lifted transforms."""
+        mark = self.mark
+        inner = {
+            (*mark.path, *name.split("/")): shape
+            for name, shape in mark.param_shapes.items()
+        }
+        pairs = [(shapes[path], s) for path, s in inner.items() if path in shapes]
+        lifted_axes = find_lifted_axes(pairs)
+        layers = int(np.prod([n for n in lifted_axes if n], dtype=int))
+        calls = [
+            elements / max(int(np.prod(mark.output_shapes[i])), 1)
+            for i, elements in self.elements.items()
+        ]
+        return Unit(
+            path=mark.path,
+            method=mark.method,
+            module_type=mark.module_type,
+            shape=mark.output_shapes,
+            calls=max(1, round(max(calls) / layers)),
+            lifted_axes=lifted_axes,
+            floats=self.floats,
+            opaque=self.opaque,
+            narrow=self.narrow,
+        )
 
 
-def _unit_from(path: Path, method: str, seen: CallRecord, outer: Mapping) -> Unit:
-    pairs = [
-        (outer[(*path, *name.split("/"))], tuple(shape))
-        for name, shape in seen.shapes.items()
-        if (*path, *name.split("/")) in outer
-    ]
-    lift = find_lifted_axes(pairs)
-    copies = int(np.prod([n for n in lift if n], dtype=int))
-    calls = [
-        elements / max(int(np.prod(seen.shape[i])), 1)
-        for i, elements in seen.elements.items()
-    ]
-    several = max(1, round(max(calls) / copies))
-    return Unit(
-        path, method, seen.kind, seen.shape, several, lift, seen.floats, seen.opaque,
-        seen.narrow,
-    )  # fmt: skip
+def discover(
+    jaxpr: Jaxpr, consts: Iterable, shapes: Mapping[Path, tuple[int, ...]]
+) -> ModelGraph:
+    """The units of a trace, whose first inputs are parameters of these shapes."""
+    walk = DependenceWalk()
+    seeds = [frozenset({Token("own", p), Token("leaf", p)}) for p in shapes]
+    others = [NO_TOKENS] * (len(jaxpr.invars) - len(seeds))
+    results = walk.run(jaxpr, [*seeds, *others], trips=1, recording=True)
+    inside = {path[:i] for path, _ in walk.calls for i in range(len(path))}
+    records = (r for (path, _), r in walk.calls.items() if path not in inside)
+    units = tuple(record.unit(shapes) for record in records)
+    return ModelGraph(
+        units=units,
+        raw_parameters=tuple(
+            p for p in shapes if not any(is_under(p, u.path) for u in units)
+        ),
+        multiplied=walk.multiplied,
+        uses_outputs=any(Token("result") in tokens for tokens in results),
+        jaxpr=jaxpr,
+        shapes=shapes,
+        consts=tuple(consts),
+    )
 
 
 class DependenceWalk:
-    """Follows, through nested jaxprs, which inputs and parameters each value needs.
-
-    Tokens: ("own", path) a parameter, ("leaf", path) the same while only its shape
-    changed, ("in", call, floating) an input of a call, ("outputs",) the model's result.
-    """
+    """Follows, through nested jaxprs, which inputs and parameters each value needs."""
 
     def __init__(self):
-        self.calls: dict[tuple[Path, str], CallRecord] = {}
-        self.factors: dict[Path, bool] = {}
-        self.opaque: set[tuple] = set()
+        self.calls: dict[UnitKey, CallRecord] = {}
+        self.multiplied: dict[Path, bool] = {}
+        self.opaque: set[tuple[str, Path, int]] = set()
 
-    def run(self, jaxpr: Jaxpr, ins: Iterable, trips: int, record: bool) -> list:
+    def run(
+        self, jaxpr: Jaxpr, ins: Iterable[Tokens], *, trips: int, recording: bool
+    ) -> list[Tokens]:
+        """The tokens of the outputs of a jaxpr that runs `trips` times."""
         env = dict(zip(jaxpr.invars, ins, strict=True))
 
         def read(atom):
-            return (
-                frozenset() if isinstance(atom, Literal) else env.get(atom, _NO_TOKENS)
-            )
+            return NO_TOKENS if isinstance(atom, Literal) else env.get(atom, NO_TOKENS)
 
         for eqn in jaxpr.eqns:
-            outs = self.equation(eqn, [read(v) for v in eqn.invars], trips, record)
+            given = [read(v) for v in eqn.invars]
+            outs = self.equation(eqn, given, trips=trips, recording=recording)
             env.update(zip(eqn.outvars, outs, strict=True))
         return [read(v) for v in jaxpr.outvars]
 
-    def equation(self, eqn, ins: list, trips: int, record: bool) -> list:
+    def equation(
+        self, eqn: JaxprEqn, ins: list[Tokens], *, trips: int, recording: bool
+    ) -> list[Tokens]:
         name = eqn.primitive.name
-        if name == "name":
-            return [self.marker(eqn, ins[0], trips, record)]
+        mark = read_mark(eqn)
+        if mark is not None:
+            return [self.marked(mark, eqn, ins[0], trips if recording else 0)]
         if name.startswith("custom_vjp_call"):
-            self.opaque |= {t[:2] for tokens in ins for t in tokens}
+            self.opaque |= {_whose(token) for tokens in ins for token in tokens}
         inner = bodies(eqn)
         if name == "scan":
-            return self.scan(eqn, ins, trips * eqn.params["length"], record)
+            body = open_jaxpr(eqn.params["jaxpr"])
+            consts, carries = scan_counts(eqn, body)
+            ins = self.grown(body, ins, consts, carries)
+            trips *= eqn.params["length"]
+            return self.run(body, ins, trips=trips, recording=recording)
         if name == "while":
-            return self.loop(eqn, ins, trips * SEVERAL, record)
+            body = open_jaxpr(eqn.params["body_jaxpr"])
+            ins = ins[eqn.params["cond_nconsts"] :]
+            consts = eqn.params["body_nconsts"]
+            ins = self.grown(body, ins, consts, len(ins) - consts)
+            return self.run(body, ins, trips=trips * SEVERAL, recording=recording)
+        again = {"trips": trips, "recording": recording}
         if name == "cond":
-            outs = [self.run(b, ins[1:], trips, record) for b in inner]
-            return [frozenset().union(*o) for o in zip(*outs, strict=True)]
+            outs = [self.run(branch, ins[1:], **again) for branch in inner]
+            return [NO_TOKENS.union(*o) for o in zip(*outs, strict=True)]
         if len(inner) == 1 and len(inner[0].invars) == len(ins):
-            return self.run(inner[0], ins, trips, record)
-        union = frozenset().union(*ins)
+            return self.run(inner[0], ins, **again)
+        union = NO_TOKENS.union(*ins)
         for body in inner:
-            outs = self.run(body, [union] * len(body.invars), trips, record)
+            outs = self.run(body, [union] * len(body.invars), **again)
             union = union.union(*outs)
-        return [self.result(eqn, union)] * len(eqn.outvars)
+        return [self.plain(eqn, union)] * len(eqn.outvars)
 
-    def result(self, eqn, tokens: frozenset) -> frozenset:
+    def grown(
+        self, body: Jaxpr, ins: list[Tokens], consts: int, carries: int
+    ) -> list[Tokens]:
+        """What goes into a loop's body once its carries hold all they come to hold."""
+        while True:
+            outs = self.run(body, ins, trips=1, recording=False)[:carries]
+            carry = ins[consts : consts + carries]
+            merged = [a | b for a, b in zip(carry, outs, strict=True)]
+            if merged == carry:
+                return ins
+            ins = [*ins[:consts], *merged, *ins[consts + carries :]]
+
+    def plain(self, eqn: JaxprEqn, tokens: Tokens) -> Tokens:
         """Tokens after a plain equation; notes the parameters that multiply in it."""
-        if eqn.primitive.name in SHAPING or not tokens:
+        name = eqn.primitive.name
+        if name in SHAPING or not tokens:
             return tokens
-        weight = eqn.primitive.name in WEIGHTING
-        if weight or eqn.primitive.name == "mul":
-            for token in tokens:
-                if token[0] == "leaf":
-                    self.factors[token[1]] = weight or self.factors.get(token[1], False)
-        return frozenset(t for t in tokens if t[0] != "leaf")
+        in_sums = name in WEIGHTING
+        if in_sums or name == "mul":
+            for path in (t.path for t in tokens if t.what == "leaf"):
+                self.multiplied[path] = in_sums or self.multiplied.get(path, False)
+        return frozenset(t for t in tokens if t.what != "leaf")
 
-    def marker(self, eqn, tokens: frozenset, trips: int, record: bool) -> frozenset:
-        try:
-            index, what, *about = json.loads(eqn.params["name"])
-        except ValueError:
+    def marked(self, mark: Mark, eqn: JaxprEqn, tokens: Tokens, trips: int) -> Tokens:
+        """Tokens after a mark; notes the call where one ends that is a unit's."""
+        floating = mark.leaf >= 0
+        if mark.role == "result":
+            return tokens | {Token("result")}
+        if mark.role == "input":
+            return tokens | {Token("input", call=mark.call, floating=floating)}
+        if mark.role != "output":
             return tokens
-        if what == "outputs":
-            return tokens | {("outputs",)}
-        if what == "in":
-            return tokens | {("in", about[0], index >= 0)}
-        ident, path, method, *details = about
-        owns = any(t[0] == "own" and is_under(t[1], tuple(path)) for t in tokens)
-        inputs = {t for t in tokens if t[0] == "in" and t[1] == ident}
-        if not (owns and inputs and index >= 0):
+        owns = any(t.what == "own" and is_under(t.path, mark.path) for t in tokens)
+        inputs = {t for t in tokens if t.what == "input" and t.call == mark.call}
+        if not (owns and inputs and floating):
             return tokens - inputs
-        if record:
-            seen = CallRecord(details[0], _tuples(details[1]), details[2])
-            seen = self.calls.setdefault((tuple(path), method), seen)
-            seen.opaque |= any(t[:2] in self.opaque for t in tokens)
-            seen.narrow |= eqn.outvars[0].aval.dtype == jnp.float16
-            seen.floats |= any(t[2] for t in inputs)
-            size = eqn.outvars[0].aval.size * trips
-            seen.elements[index] = seen.elements.get(index, 0) + size
-        return _NO_TOKENS
-
-    def scan(self, eqn, ins: list, trips: int, record: bool) -> list:
-        body = open_jaxpr(eqn.params["jaxpr"])
-        consts, carries = scan_counts(eqn, body)
-        while True:
-            outs = self.run(body, ins, trips, False)
-            grown = [a | b for a, b in zip(ins[consts:], outs[:carries], strict=False)]
-            if grown == ins[consts : consts + carries]:
-                break
-            ins = [*ins[:consts], *grown, *ins[consts + carries :]]
-        return self.run(body, ins, trips, record)
-
-    def loop(self, eqn, ins: list, trips: int, record: bool) -> list:
-        body = open_jaxpr(eqn.params["body_jaxpr"])
-        ins = ins[eqn.params["cond_nconsts"] :]
-        consts = eqn.params["body_nconsts"]
-        while True:
-            outs = self.run(body, ins, trips, False)
-            grown = [a | b for a, b in zip(ins[consts:], outs, strict=True)]
-            if grown == ins[consts:]:
-                break
-            ins = [*ins[:consts], *grown]
-        return self.run(body, ins, trips, record)
+        if trips:
+            out: Any = eqn.outvars[0].aval
+            record = self.calls.setdefault((mark.path, mark.method), CallRecord(mark))
+            record.opaque |= any(_whose(t) in self.opaque for t in tokens)
+            record.narrow |= out.dtype == jnp.float16
+            record.floats |= any(t.floating for t in inputs)
+            size = out.size * trips
+            record.elements[mark.leaf] = record.elements.get(mark.leaf, 0) + size
+        return NO_TOKENS
 
 
-_NO_TOKENS: frozenset = frozenset()
-
-
-def _tuples(sizes: list) -> tuple[tuple[int, ...], ...]:
-    return tuple(tuple(s) for s in sizes)
+def _whose(token: Token) -> tuple[str, Path, int]:
+    """A token without what tells floating inputs of a call from others."""
+    return token[:3]

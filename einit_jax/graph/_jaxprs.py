@@ -5,7 +5,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun, primitives
+from jax.extend.core import (
+    ClosedJaxpr,
+    Jaxpr,
+    Literal,
+    Var,
+    jaxpr_as_fun,
+    primitives,
+)
+
+from ..core import JaxprEqn
 
 
 def open_jaxpr(jaxpr: Jaxpr | ClosedJaxpr) -> Jaxpr:
@@ -13,62 +22,72 @@ def open_jaxpr(jaxpr: Jaxpr | ClosedJaxpr) -> Jaxpr:
     return jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
 
 
-def bodies(eqn: Any) -> list[Jaxpr]:
-    """The jaxprs among an equation's parameters, in order."""
-    return [open_jaxpr(j) for j in closed_bodies(eqn)]
+def bodies(eqn: JaxprEqn) -> list[Jaxpr]:
+    """The jaxprs among an equation's parameters, in order, without constants."""
+    return [open_jaxpr(body) for body in closed_bodies(eqn)]
 
 
-def closed_bodies(eqn: Any) -> list[Jaxpr | ClosedJaxpr]:
-    """The same, with their constants where they have some."""
-    return [j for param in eqn.params.values() for j in _inner_jaxprs(param)]
+def closed_bodies(eqn: JaxprEqn) -> list[Jaxpr | ClosedJaxpr]:
+    """The jaxprs among an equation's parameters, with the constants that they have."""
+    return [body for param in eqn.params.values() for body in _inner_jaxprs(param)]
 
 
 def _inner_jaxprs(param: Any) -> list[Jaxpr | ClosedJaxpr]:
+    """The jaxprs in one parameter of an equation."""
     if isinstance(param, Jaxpr | ClosedJaxpr):
         return [param]
     if isinstance(param, tuple | list):
-        return [j for p in param for j in _inner_jaxprs(p)]
+        return [body for entry in param for body in _inner_jaxprs(entry)]
     return []
 
 
-def has_cotangent(atom: Any) -> bool:
-    """Whether a variable of a jaxpr is of a real or complex floating dtype."""
+def has_cotangent(atom: Var | Literal) -> bool:
+    """Whether an operand or a result is of a real or complex floating dtype."""
     return jnp.issubdtype(getattr(atom.aval, "dtype", jnp.int32), jnp.inexact)
 
 
-def scan_counts(eqn: Any, body: Jaxpr) -> tuple[int, int]:
+def shape_of(atom: Var | Literal) -> tuple[int, ...]:
+    """The shape of an operand or a result that is an array."""
+    aval: Any = atom.aval  # known as an `AbstractValue` only, which has no shape
+    return aval.shape
+
+
+def scan_counts(eqn: JaxprEqn, body: Jaxpr) -> tuple[int, int]:
     """The numbers of constants and of carries of a scan.
 
-    Read off the shapes: what a scan slices or stacks gains an axis. The counts among
-    the equation's parameters have other names from version to version.
+    They are read off the shapes, as what a scan slices or stacks gains an axis. The
+    equation's parameters tell them too, but under names that differ between versions.
     """
-    whole = lambda pair: pair[0].aval.ndim == pair[1].aval.ndim
+    ndim = lambda atom: len(shape_of(atom))
+    whole = lambda pair: ndim(pair[0]) == ndim(pair[1])
     carries = sum(map(whole, zip(eqn.outvars, body.outvars, strict=True)))
-    return sum(map(whole, zip(eqn.invars, body.invars, strict=True))) - carries, carries
+    unsliced = sum(map(whole, zip(eqn.invars, body.invars, strict=True)))
+    return unsliced - carries, carries
 
 
 def open_to_forward_mode(function: Callable, arguments: Sequence) -> Callable:
     """The function of such arguments, without the custom reverse rules in it.
 
-    Forward mode has no way through a `custom_vjp`; but what a step changes is given by
-    the derivative of the function that it wraps.
+    Forward mode cannot go through a `custom_vjp`, but it can go through the function
+    that the `custom_vjp` wraps, and the derivative of that tells what a step changes.
     """
     return jaxpr_as_fun(_without_reverse_rules(jax.make_jaxpr(function)(*arguments)))
 
 
-def _without_reverse_rules(jaxpr: Any) -> Any:
-    """The jaxpr (or what else a parameter is) with each `custom_vjp` laid open."""
-    if isinstance(jaxpr, ClosedJaxpr) and jaxpr.jaxpr is not jaxpr:
-        return jaxpr.replace(jaxpr=_without_reverse_rules(jaxpr.jaxpr))
-    if isinstance(jaxpr, Jaxpr | ClosedJaxpr):
-        either: Any = jaxpr  # the two are one class in newer versions
-        return either.replace(eqns=[_without_reverse_rule(eqn) for eqn in jaxpr.eqns])
-    if type(jaxpr) in (tuple, list):
-        return type(jaxpr)(_without_reverse_rules(j) for j in jaxpr)
-    return jaxpr
+def _without_reverse_rules(param: Any) -> Any:
+    """A jaxpr, or any parameter of an equation, with each `custom_vjp` laid open."""
+    if isinstance(param, ClosedJaxpr) and param.jaxpr is not param:
+        return param.replace(jaxpr=_without_reverse_rules(param.jaxpr))
+    if isinstance(param, Jaxpr | ClosedJaxpr):
+        jaxpr: Any = param  # the two are one class in newer versions
+        return jaxpr.replace(eqns=[_without_reverse_rule(eqn) for eqn in jaxpr.eqns])
+    if type(param) in (tuple, list):
+        return type(param)(_without_reverse_rules(entry) for entry in param)
+    return param
 
 
-def _without_reverse_rule(eqn: Any) -> Any:
+def _without_reverse_rule(eqn: JaxprEqn) -> JaxprEqn:
+    """An equation without the custom reverse rules in it."""
     if eqn.primitive is primitives.custom_vjp_call_p:
         body = _without_reverse_rules(eqn.params["call_jaxpr"])
         call = primitives.closed_call_p

@@ -1,4 +1,80 @@
-"""TODO."""
+"""Marks: what is written beside arrays in a traced model, and how it is read again.
 
-ESTIMATED = "einit-estimate"
-"""What the marks of modules with an estimator begin with."""
+`jax.ad_checkpoint.checkpoint_name` leaves an equation with a name in the jaxpr, inside
+of `pjit`, `scan`, `remat` and `cond` too. A mark is such a name: it tells of which call
+an array is an input or an output. This file alone writes and reads the names.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from jax.ad_checkpoint import checkpoint_name
+from jax.extend.core import Jaxpr
+
+from ..core import JaxprEqn, Partition, Path, is_key
+from ._jaxprs import bodies
+
+PREFIX = "einit:"
+"""Tells marks from names that users gave."""
+ROLES = ("input", "output", "result", "estimated_input", "estimated_output")
+
+
+class Mark(NamedTuple):
+    """What is known of one marked array."""
+
+    role: str
+    """An "input" or "output" of a module's call; a "result" of the model; an
+    "estimated_input" or "estimated_output" of a module that has an estimator."""
+    call: int = 0
+    """The number of the call; no two calls of a process share it."""
+    path: Path = ()
+    method: str = "__call__"
+    module_type: str = ""
+    output_shapes: tuple[tuple[int, ...], ...] = ()
+    """Of the call's floating outputs."""
+    param_shapes: Mapping[str, tuple[int, ...]] = {}
+    """Of the module's parameters as the call sees them, lifted axes gone, by path."""
+    estimator: int = 0
+    """The number of the class that has the estimator."""
+    leaf: int = -1
+    """The place among the floating leaves; -1 for other arrays."""
+
+    def on(self, tree: Any) -> Any:
+        """The tree with all arrays marked, typed random keys excepted."""
+        leaves = Partition(tree)
+        floats = [
+            checkpoint_name(x, self._replace(leaf=i)._text())
+            for i, x in enumerate(leaves.floats)
+        ]
+        text = self._text()
+        others = [x if is_key(x) else checkpoint_name(x, text) for x in leaves.arrays]
+        return leaves.build(floats, others)
+
+    def _text(self) -> str:
+        return PREFIX + json.dumps(self)
+
+
+def read_mark(eqn: JaxprEqn) -> Mark | None:
+    """The mark that an equation is; None for any other equation, a user's name too."""
+    text = eqn.params["name"] if eqn.primitive.name == "name" else ""
+    if not isinstance(text, str) or not text.startswith(PREFIX):
+        return None
+    mark = Mark(*json.loads(text.removeprefix(PREFIX)))
+    tuples = lambda shapes: tuple(map(tuple, shapes))
+    params = {path: tuple(shape) for path, shape in mark.param_shapes.items()}
+    return mark._replace(
+        path=tuple(mark.path),
+        output_shapes=tuples(mark.output_shapes),
+        param_shapes=params,
+    )
+
+
+def marks_in(jaxpr: Jaxpr) -> Iterator[Mark]:
+    """The marks of a jaxpr and of those inside of it."""
+    for eqn in jaxpr.eqns:
+        mark = read_mark(eqn)
+        if mark is not None:
+            yield mark
+        for body in bodies(eqn):
+            yield from marks_in(body)

@@ -6,16 +6,17 @@ to where it meets data: a product, a convolution, a look-up, a factor or a summa
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
 from jax.extend.core import Jaxpr
 
 from ..core import Path, layer_axes, owner_of
 from ..units import ModelGraph
-from ._axis_views import Part
+from ._axis_views import AxisRole
 from ._jaxprs import has_cotangent
-from ._parameter_uses import ParameterUse, ParameterUseWalk, whole_value
+from ._parameter_uses import ParameterUseWalk
+from ._traced_values import ParameterUse, whole_value
 
 
 class ParameterAxes(NamedTuple):
@@ -34,7 +35,7 @@ class ParameterAxes(NamedTuple):
     fan_out: float
     role: str
     """"weight", "gain" (multiplies elementwise), "bias" (is added) or "other"."""
-    kind: str
+    layer_type: str
     """Of a weight, as in `fans`: "dense", "conv", "conv_transpose" or "embed"."""
     looked_up: bool
     """Whether some use is a look-up, that of a tied embedding too."""
@@ -42,9 +43,24 @@ class ParameterAxes(NamedTuple):
     """Whether its product is added to what it was computed from."""
 
     @property
-    def copies(self) -> int:
+    def layer_count(self) -> int:
         """The number of layers."""
         return math.prod(self.shape[i] for i in self.layers)
+
+
+class AxisUse(NamedTuple):
+    """What one axis of a parameter does; it may be split among several roles."""
+
+    role: AxisRole
+    """That of most of the axis."""
+    sizes: Mapping[AxisRole, int]
+    """How much of the axis has which role, as far as that is known."""
+
+    def extent(self, role: AxisRole, whole: int) -> int:
+        """How many indices of the axis have the role, 1 for none; it has `whole`."""
+        if len(self.sizes) > 1:
+            return self.sizes.get(role, 1)
+        return whole if self.role == role else 1
 
 
 def parameter_axes(graph: ModelGraph) -> dict[Path, ParameterAxes]:
@@ -56,73 +72,74 @@ def parameter_axes(graph: ModelGraph) -> dict[Path, ParameterAxes]:
     power iteration of a spectral norm), then a factor, then a summand. A parameter that
     meets data in no such way, or is never used, is "other".
     """
-    walk = ParameterUseWalk()
-    lifts = {unit.path: unit.lift for unit in graph.units}
-    walk.lifted = {
-        path: frozenset(layer_axes(shape, owner_of(path, lifts, ())))
+    lifted_axes = {unit.path: unit.lifted_axes for unit in graph.units}
+    layers = {
+        path: frozenset(layer_axes(shape, owner_of(path, lifted_axes, ())))
         for path, shape in graph.shapes.items()
     }
+    walk = ParameterUseWalk(layers)
     floats = _follow_parameters(walk, graph.jaxpr, graph.shapes)
     return {path: _axes_of_parameter(walk, path, graph.shapes[path]) for path in floats}
 
 
 def _follow_parameters(
-    walk: ParameterUseWalk, jaxpr: Jaxpr, shapes: Mapping[Path, Any]
+    walk: ParameterUseWalk, jaxpr: Jaxpr, shapes: Mapping[Path, tuple[int, ...]]
 ) -> list[Path]:
     """Walks through the model; the paths of its floating parameters."""
     leaves = list(zip(shapes, jaxpr.invars, strict=False))
-    floats = [path for path, v in leaves if has_cotangent(v)]
-    own = [whole_value(path, shapes[path], path in floats) for path in shapes]
-    walk.run(jaxpr, [*own, *(walk.argument(v) for v in jaxpr.invars[len(own) :])])
+    floats = [path for path, var in leaves if has_cotangent(var)]
+    params = [whole_value(path, shapes[path], path in floats) for path in shapes]
+    others = [walk.argument(var) for var in jaxpr.invars[len(params) :]]
+    walk.run(jaxpr, [*params, *others])
     return floats
 
 
 def _axes_of_parameter(
     walk: ParameterUseWalk, path: Path, shape: tuple[int, ...]
 ) -> ParameterAxes:
+    """What a parameter connects, from the use that was noted of it."""
     use = walk.uses.get(path, ParameterUse(0, "other"))
-    stacked = walk.lifted[path] | {a for a, why in use.gone if why == "layer"}
-    does = {
-        axis: _category(axis, use.parts, use.gone)
+    layers = walk.layer_axes[path] | {a for a, role in use.gone if role == "layer"}
+    axis_uses = {
+        axis: _use_of_axis(axis, use)
         for axis in range(len(shape))
-        if axis not in stacked
+        if axis not in layers
     }
-    of = lambda *what: tuple(a for a, found in does.items() if found[0] in what)
-    window, batch, out = of("window"), of("batch"), of("feature")
-    size = lambda what: _axis_product(does, shape, what)
-    weight = use.role == "weight"
-    thin_in, thin_out = use.thinned
-    into, outof = 1.0, 1.0
-    if weight:
-        into = size("window") * size("contracted") / thin_in
-        outof = size("window") * size("feature") / thin_out
-    looked = path in walk.looked_up
+
+    def axes(role: AxisRole) -> tuple[int, ...]:
+        return tuple(axis for axis, used in axis_uses.items() if used.role == role)
+
+    def size(role: AxisRole) -> float:
+        sizes = (used.extent(role, shape[axis]) for axis, used in axis_uses.items())
+        return float(math.prod(sizes))
+
+    fan_in, fan_out = 1.0, 1.0
+    if use.role == "weight":
+        fan_in = size("window") * size("contracted") / use.fan_divisors[0]
+        fan_out = size("window") * size("feature") / use.fan_divisors[1]
     return ParameterAxes(
-        shape, tuple(sorted(stacked)), batch, (*window, *of("contracted")), out,
-        1.0 if use.kind == "embed" else into, outof, use.role, use.kind, looked,
-        path in walk.residual,
-    )  # fmt: skip
-
-
-def _category(
-    axis: int, parts: Sequence[tuple[Part, str]], gone: frozenset[tuple[int, str]]
-) -> tuple[str, dict[str, int]]:
-    """What most of an axis does, and how much of it does what."""
-    sizes: dict[str, int] = {}
-    for (axes, n), what in parts:
-        if axis in axes and n > 1:
-            sizes[what] = sizes.get(what, 1) * n
-    taken = next((why for a, why in gone if a == axis), "feature")
-    return max(sizes, key=lambda what: sizes[what], default=taken), sizes
-
-
-def _axis_product(does: Mapping, shape: tuple[int, ...], what: str) -> float:
-    """How many indices of the axes do `what`; an axis may be split among several."""
-    whole = lambda axis, main, sizes: shape[axis] if main == what else 1
-    shared = lambda sizes: sizes.get(what, 1)
-    return float(
-        math.prod(
-            shared(sizes) if len(sizes) > 1 else whole(axis, main, sizes)
-            for axis, (main, sizes) in does.items()
-        )
+        shape=shape,
+        layers=tuple(sorted(layers)),
+        batch=axes("batch"),
+        contracted=(*axes("window"), *axes("contracted")),
+        features=axes("feature"),
+        fan_in=1.0 if use.layer_type == "embed" else fan_in,
+        fan_out=fan_out,
+        role=use.role,
+        layer_type=use.layer_type,
+        looked_up=path in walk.looked_up,
+        residual=path in walk.residual,
     )
+
+
+def _use_of_axis(axis: int, use: ParameterUse) -> AxisUse:
+    """What an axis does in a use; if it is in no part, then what it did before."""
+    sizes: dict[AxisRole, int] = {}
+    for (axes, n), role in use.parts:
+        if axis in axes and n > 1:
+            sizes[role] = sizes.get(role, 1) * n
+    before: list[AxisRole] = [role for a, role in use.gone if a == axis]
+    main: AxisRole = before[0] if before else "feature"
+    if sizes:
+        main = max(sizes, key=lambda role: sizes[role])
+    return AxisUse(main, sizes)

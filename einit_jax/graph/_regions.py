@@ -1,8 +1,8 @@
 """Regions: the parts into which a model's values fall when every unit is cut out.
 
-Design: give each value v a potential phi(v) and let the carried cotangent be phi(v)
-times the true one. All values of a region share one potential; so does the inside of a
-unit, where its parameters live. A unit's factors turn one into another:
+Give each value v a potential phi(v), and let the carried cotangent be phi(v) times the
+true one. All values of a region share one potential; so do those inside of a unit,
+where its parameters are. A unit's factors turn one potential into another:
 `c = phi(inside) / phi(output region)`, `b = phi(input region) / phi(inside)`.
 """
 
@@ -10,32 +10,43 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jax.extend.core import Jaxpr
 from jaxtyping import Bool, Int
 
 from ..core import Path, first_axis
 from ..units import ModelGraph, Unit
-from ._coupling import CouplingWalk, ParameterSlice, PortUse
+from ._coupled_values import LayerSlice, LayerSlices, ParameterSlice, Port, PortUse
+from ._coupling import CouplingWalk
 from ._union_find import UnionFind
 
-Port = tuple[str, Path, str]
-"""A unit's "in", "out" or "own" (its inside), or a "leaf" of the parameters."""
+LayerIndex = tuple[int | LayerSlice | None, ...]
+"""The layer of a unit's port along each lifted axis; None where all layers share it.
+
+Of a parameter's port, what scans have sliced of the parameter.
+"""
+Cell = tuple[int, LayerIndex]
+"""The class of one layer's port, and the part of the layer that the port does not tell.
+
+Members under `vmap` are one value: they share a region, but each has an inside.
+"""
 
 
 @dataclass(frozen=True, eq=False)
 class Regions:
-    """Where each unit stands, one entry per unit and layer in the order of `vector`.
+    """The regions around each unit, one entry per unit and layer as in `concat_units`.
 
-    Numbers of potentials: of the input's region (-1 without a floating input), of the
-    output's region, of the inside. Regions that hold an input come first, in call
-    order; `free` says which potentials are of insides that nothing else is tied to.
+    Potentials are numbered. Regions that hold an input or an output of a unit, or the
+    loss, come first; then the insides of units that are coupled to no region.
     """
 
-    into: Int[np.ndarray, " n"]
-    out: Int[np.ndarray, " n"]
-    own: Int[np.ndarray, " n"]
+    input_region: Int[np.ndarray, " n"]
+    """-1 for a unit without a floating input."""
+    output_region: Int[np.ndarray, " n"]
+    inner_region: Int[np.ndarray, " n"]
+    """The potential inside of the unit."""
     loss: int
+    """The loss's region."""
     free: Bool[np.ndarray, " count"]
+    """Which potentials are of insides that are coupled to no region."""
 
     @property
     def count(self) -> int:
@@ -47,70 +58,68 @@ class Regions:
 
         Each unit can then bring its own input gradient to rms 1 where it stands.
         """
-        entries = np.bincount(self.into[self.into >= 0], minlength=self.count)
-        inside = np.bincount(self.own, minlength=self.count)
+        reads = self.input_region >= 0
+        entries = np.bincount(self.input_region[reads], minlength=self.count)
+        inside = np.bincount(self.inner_region, minlength=self.count)
         alone = entries.max(initial=0) <= 1 and entries[self.loss] == 0
-        return bool(alone and inside.max() <= 1 and self.free[self.own].all())
+        return bool(alone and inside.max() <= 1 and self.free[self.inner_region].all())
 
 
 def find_regions(graph: ModelGraph, units: Sequence[Unit]) -> Regions:
-    """The regions of a model between `units`; other modules tie what they touch."""
-    ties = CouplingWalk({(u.path, u.method) for u in units})
+    """The regions of a model between `units`; other modules couple what they touch."""
+    walk = CouplingWalk({u.key for u in units})
     seeds = [
         ParameterSlice(path, tuple(range(len(s)))) for path, s in graph.shapes.items()
     ]
-    rest = len(graph.jaxpr.invars) - len(seeds)
-    jaxpr: Jaxpr = graph.jaxpr
-    seen = ties.seen(jaxpr, [*seeds, *[False] * rest])
-    known = [*seen.marks, *filter(None, (*seen.ins, *seen.outs))]
-    classes = UnionFind(max((found.label for found in known), default=-1) + 1)
-    ports = _join_ports(seen.marks, graph, units, classes)
-    result = seen.outs[-1]
+    others = len(graph.jaxpr.invars) - len(seeds)
+    coupling = walk.coupling(graph.jaxpr, [*seeds, *[False] * others])
+    labelled = [*coupling.uses, *filter(None, (*coupling.ins, *coupling.outs))]
+    classes = UnionFind(max((x.label for x in labelled), default=-1) + 1)
+    ports = _join_ports(coupling.uses, graph, units, classes)
+    result = coupling.outs[-1]
     loss = classes.new() if result is None else classes.find(result.label)
     return _number_regions(units, ports, loss, classes)
 
 
-LayerIndex = tuple
-"""The layer of a port along each axis of its ride; None where all layers share it.
-
-Of a leaf, what scans have sliced of it."""
-
-
 def _join_ports(
-    marks: Sequence[PortUse],
+    uses: Sequence[PortUse],
     graph: ModelGraph,
     units: Sequence[Unit],
     classes: UnionFind,
 ) -> dict[Port, dict[LayerIndex, int]]:
-    """The class of each port and layer, marks of one port and layer joined."""
-    lifts = {u.path: u.lift for u in units}
-    found: dict[Port, dict[LayerIndex, int]] = {}
-    for mark in marks:
-        kind, path, _ = mark.key
-        if kind == "leaf":
-            index = tuple(sorted(mark.slices))
+    """The class of each port and layer; the uses of one port and layer are joined."""
+    lifted_axes = {u.path: u.lifted_axes for u in units}
+    ports: dict[Port, dict[LayerIndex, int]] = {}
+    for use in uses:
+        if use.port.role == "parameter":
+            index: LayerIndex = tuple(sorted(use.slices))
         else:
-            index = _layer_of_port(mark, lifts[path], graph.shapes)
-        cells = found.setdefault(mark.key, {})
-        cells[index] = classes.join([cells.get(index, mark.label), mark.label])
-    for cells in found.values():
-        if len({tuple(map(_axis_of_entry, index)) for index in cells}) > 1:
-            classes.join(list(cells.values()))  # sliced in one place, whole in another
-    return found
+            lifted = lifted_axes[use.port.path]
+            index = _layer_of_port(use.slices, lifted, graph.shapes)
+        labels = ports.setdefault(use.port, {})
+        labels[index] = classes.join([labels.get(index, use.label), use.label])
+    for labels in ports.values():
+        if len({tuple(map(_sliced_axis, index)) for index in labels}) > 1:
+            classes.join(list(labels.values()))  # sliced in one place, whole in another
+    return ports
 
 
-def _axis_of_entry(entry: int | tuple | None) -> object:
-    """Which axis an entry of an index speaks of, if any."""
-    return entry[:2] if isinstance(entry, tuple) else entry is None
+def _sliced_axis(entry: int | LayerSlice | None) -> tuple[Path, int] | bool:
+    """The axis that an entry of an index slices; of a unit, whether it slices none."""
+    if isinstance(entry, LayerSlice):
+        return entry.path, entry.axis
+    return entry is None
 
 
-def _layer_of_port(mark: PortUse, lift: tuple[int, ...], shapes: Mapping) -> LayerIndex:
-    """The layer in terms of the ride's axes, from the slices of the unit's arrays."""
-    index: list[int | None] = [None] * len(lift)
-    for path, axis, i in mark.slices:
-        at = axis - first_axis(shapes[path], lift)
-        if 0 <= at < len(lift) and lift[at]:
-            index[at] = i
+def _layer_of_port(
+    slices: LayerSlices, lifted_axes: tuple[int, ...], shapes: Mapping
+) -> LayerIndex:
+    """The layer along the lifted axes of a unit, told by slices of its parameters."""
+    index: list[int | None] = [None] * len(lifted_axes)
+    for path, axis, layer in slices:
+        place = axis - first_axis(shapes[path], lifted_axes)
+        if 0 <= place < len(lifted_axes) and lifted_axes[place]:
+            index[place] = layer
     return tuple(index)
 
 
@@ -121,46 +130,56 @@ def _number_regions(
     classes: UnionFind,
 ) -> Regions:
     """Numbers the classes: regions first, then what is inside of units alone."""
-    roots: dict[str, list] = {"in": [], "out": [], "own": []}
-    for unit in units:
-        for layer in np.ndindex(*unit.ride_shape):
-            for role, column in roots.items():
-                method = "" if role == "own" else unit.method
-                cells = ports.get((role, unit.path, method), {})
-                column.append(_region_of_port(cells, layer, classes))
-    shared = {root for role in ("in", "out") for root, _ in roots[role]}
+    inputs, outputs, insides = _cells(units, ports, classes)
     loss = classes.find(loss)
-    shared.add(loss)
-    numbers: dict = {}
+    shared = {label for label, _ in (*inputs, *outputs)} | {loss}
+    numbers: dict[int | Cell, int] = {}
 
-    def number(cell: tuple[int, LayerIndex]) -> int:
-        root, free = cell
-        return numbers.setdefault(
-            root if root in shared else (root, free), len(numbers)
-        )
+    def number(cell: Cell) -> int:
+        key = cell[0] if cell[0] in shared else cell
+        return numbers.setdefault(key, len(numbers))
 
     reads = [u.floats for u in units for _ in range(u.size)]
-    into = [number(c) if u else -1 for c, u in zip(roots["in"], reads, strict=True)]
-    last = number((loss, ()))
-    out = [number(c) for c in roots["out"]]
+    pairs = zip(inputs, reads, strict=True)
+    input_region = np.array([number(cell) if read else -1 for cell, read in pairs])
+    loss_region = number((loss, ()))
+    output_region = np.array([number(cell) for cell in outputs])
     regions = len(numbers)
-    own = [number(c) for c in roots["own"]]
-    free = np.arange(len(numbers)) >= regions
-    return Regions(np.array(into), np.array(out), np.array(own), last, free)
+    return Regions(
+        input_region=input_region,
+        output_region=output_region,
+        inner_region=np.array([number(cell) for cell in insides]),
+        loss=loss_region,
+        free=np.arange(len(numbers)) >= regions,
+    )
 
 
-def _region_of_port(
-    cells: Mapping[LayerIndex, int], layer: tuple[int, ...], classes: UnionFind
-) -> tuple[int, LayerIndex]:
-    """The class of one layer's port, and the part of the layer that it does not know.
+def _cells(
+    units: Sequence[Unit],
+    ports: Mapping[Port, Mapping[LayerIndex, int]],
+    classes: UnionFind,
+) -> tuple[list[Cell], list[Cell], list[Cell]]:
+    """Of each unit and layer the cell of its input, of its output, of its inside."""
+    inputs, outputs, insides = [], [], []
+    for unit in units:
+        columns = {
+            Port("input", *unit.key): inputs,
+            Port("output", *unit.key): outputs,
+            Port("inner", unit.path): insides,
+        }
+        for layer in np.ndindex(*unit.carried_shape):
+            for port, column in columns.items():
+                column.append(_cell_of_port(ports.get(port, {}), layer, classes))
+    return inputs, outputs, insides
 
-    Members under `vmap` are one value: they share a region, but each has an inside. A
-    port through which no gradient can go has a class of its own.
-    """
-    for index, label in cells.items():
+
+def _cell_of_port(
+    labels: Mapping[LayerIndex, int], layer: tuple[int, ...], classes: UnionFind
+) -> Cell:
+    """The cell of one layer; a port that no gradient goes through has its own class."""
+    for index, label in labels.items():
         if all(i in (None, n) for i, n in zip(index, layer, strict=True)):
-            rest = tuple(
-                n if i is None else None for i, n in zip(index, layer, strict=True)
-            )
+            pairs = zip(index, layer, strict=True)
+            rest = tuple(n if i is None else None for i, n in pairs)
             return classes.find(label), rest
     return classes.new(), ()

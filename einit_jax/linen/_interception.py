@@ -1,23 +1,32 @@
-"""The one hook into Flax: calls of modules that carry a reserved entry in `params`."""
+"""The one hook into Flax: calls of modules, intercepted by `nn.intercept_methods`."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
+from jaxtyping import Array, Float
 
-from ..core import Partition, Path
+from ..core import Partition, Path, is_float, multiply
+from ..units import Interception
+from ._carrying import CARRIED, is_carried, uncarried_floats
 
 
 @dataclass(frozen=True)
-class Call:
+class ModuleCall:
     """One call of a module's method, about to run."""
 
     module: nn.Module
     method: str
-    ride: Mapping[str, Any]
+    entries: Mapping[str, Any]
     function: Callable
+    """The method as the class defines it."""
     proceed: Callable
+    """The method as interceptors further in see it."""
     args: tuple
     kwargs: Mapping[str, Any]
 
@@ -27,13 +36,15 @@ class Call:
 
 
 def intercept_calls(
-    read: Callable[[nn.Module], Mapping[str, Any] | None], act: Callable[[Call], Any]
+    read: Callable[[nn.Module], Mapping[str, Any] | None],
+    handle: Callable[[ModuleCall], Any],
 ) -> Callable:
-    """An interceptor that hands `act` the outermost call of each module at a time.
+    """An interceptor that hands `handle` the outermost call of each module at a time.
 
-    `read` returns the module's ride or None. `super().__call__`, `__call__` that calls
-    `self.encode`, and the clones that lifted transforms make run the interceptor again
-    for a path that is being handled already: those calls pass.
+    `read` returns what is carried to the module, or None to let its calls pass.
+    `super().__call__`, `__call__` that calls `self.encode`, and the clones that lifted
+    transforms make run the interceptor again for a path whose call is being handled
+    already: those calls pass.
     """
     active: list[Path] = []
 
@@ -43,66 +54,161 @@ def intercept_calls(
             return proceed(*args, **kwargs)
         if not hasattr(type(module), method):  # a function that Flax lifts, not ours
             return proceed(*args, **kwargs)
-        ride = read(module)
-        if ride is None:
+        entries = read(module)
+        if entries is None:
             return proceed(*args, **kwargs)
         function = context.orig_method.func
-        call = Call(module, method, ride, function, proceed, args, kwargs)
+        call = ModuleCall(module, method, entries, function, proceed, args, kwargs)
         active.append(module.path)
         try:
-            return act(call)
+            return handle(call)
         finally:
             active.pop()
 
     return intercept
 
 
-def intercept_units(
-    name: str,
-    act: Callable[[Call, Mapping[str, Any]], Any],
-    other: Callable[[Call], Any] = lambda call: None,
-) -> Callable:
-    """An interceptor for the units that carry the entry `name` beside their parameters.
-
-    `act` gets the call and what rides for its method. Where nothing rides for a method,
-    the call runs as it is, after `other` has seen it.
-    """
+def intercept_units(interception: Interception) -> Callable:
+    """The interceptor of the modules to which an entry is carried."""
+    name = CARRIED + interception.name
 
     def read(module: nn.Module) -> Mapping[str, Any] | None:
         if not module.has_variable("params", name):
             return None
         return module.get_variable("params", name)
 
-    def dispatch(call: Call) -> Any:
-        if call.method in call.ride:
-            return act(call, call.ride[call.method])
-        other(call)
+    def handle(call: ModuleCall) -> Any:
+        unit_call = LinenUnitCall(call)
+        if call.method in call.entries:
+            return interception.handle(unit_call, call.entries[call.method])
+        interception.otherwise(unit_call)
         return call.proceed(*call.args, **call.kwargs)
 
-    return intercept_calls(read, dispatch)
+    return intercept_calls(read, handle)
 
 
-class PureCall:
-    """A call as a function of its module and its floating inputs alone."""
+class LinenUnitCall:
+    """A call of a Linen module as a pure function: a `units.UnitCall`."""
 
-    def __init__(self, call: Call):
+    def __init__(self, call: ModuleCall):
+        self.path, self.method, self.entries = call.path, call.method, call.entries
         self._call = call
         self._inputs = Partition((call.args, dict(call.kwargs)))
         self._outputs: Partition | None = None
-        self.floats = self._inputs.floats
-        compact = hasattr(call.function, "compact")
-        self.run = nn.compact(self._run) if compact else self._run
-
-    def build(self, floats: list, arrays: list) -> Any:
-        """The call's result with other arrays in it, once it has run."""
-        assert self._outputs is not None
-        return self._outputs.build(floats, arrays)
+        self._arrays: list[Any] = []
+        self._key_counts: list[dict] | None = None
+        self.inputs: list[Array] = self._inputs.floats
 
     @property
-    def _run(self) -> Callable[..., tuple[list, list]]:
+    def params(self) -> list[Array]:
+        return uncarried_floats(self._call.module.variables["params"])
+
+    def has_method(self, name: str) -> bool:
+        return hasattr(type(self._call.module), name)
+
+    def has_data(self) -> bool:
+        return self._inputs.has_data()
+
+    def proceed(self, inputs: list[Array]) -> list[Array]:
+        args, kwargs = self._inputs.build(inputs)
+        outputs = Partition(self._call.proceed(*args, **kwargs))
+        self._outputs, self._arrays = outputs, outputs.arrays
+        return outputs.floats
+
+    def vjp(self, inputs: list[Array]) -> tuple[list[Array], Callable]:
+        outputs, transpose, self._arrays = nn.vjp(  # pyright: ignore[reportAssignmentType]
+            self._function(), self._call.module, *inputs, has_aux=True, multi_scope=True
+        )
+        return outputs, jax.tree_util.Partial(_split_gradients, transpose)
+
+    def jvp(
+        self, inputs: list[Array], step: list[Array], *, by_transposing: bool
+    ) -> tuple[list[Array], list[Array]]:
+        if by_transposing:
+            return self._transposed_twice(inputs, step)
+        numbered = iter(step)
+
+        def tangent(path: tuple, value: Any) -> Any:
+            if is_carried(path):
+                return jnp.zeros_like(value)
+            if is_float(value):
+                return next(numbered).reshape(value.shape)
+            return np.zeros(jnp.shape(value), jax.dtypes.float0)
+
+        own = self._call.module.variables["params"]
+        tangents = {"params": jax.tree.map_with_path(tangent, own)}
+        function = self._function()
+        bound = lambda module: function(module, *inputs)
+        lifted: Any = nn.jvp(bound, self._call.module, (), (), tangents)
+        (outputs, self._arrays), (moved, _) = lifted
+        return outputs, moved
+
+    def _transposed_twice(
+        self, inputs: list[Array], step: list[Array]
+    ) -> tuple[list[Array], list[Array]]:
+        """Forward mode as the transpose of reverse mode."""
+        outputs, arrays = self._function()(self._call.module, *inputs)
+        _, transpose = self.vjp([jax.lax.stop_gradient(x) for x in inputs])
+        self._arrays = arrays
+
+        def gradient(cotangents: list[Array]) -> list[Array]:
+            own, _ = transpose(cotangents)
+            return [g.reshape(s.shape) for g, s in zip(own, step, strict=True)]
+
+        (moved,) = jax.linear_transpose(gradient, outputs)(step)
+        return outputs, moved
+
+    def rescaled(self, factor: Float[Array, ""]) -> list[Array]:
+        self._rewind_keys()
+        scale = partial(_scale_own, factor)
+        lifted = nn.map_variables(self._function(), "params", scale, mutable=True)
+        outputs, self._arrays = lifted(self._call.module, *self.inputs)
+        return outputs
+
+    def finish(self, outputs: list[Array]) -> Any:
+        assert self._outputs is not None, "the call has not run"
+        return self._outputs.build(outputs, self._arrays)
+
+    def _function(self) -> Callable[..., tuple[list, list]]:
+        """The method as a function of its module and its floating inputs alone."""
+        call = self._call
+
         def run(module: nn.Module, *floats: Any) -> tuple[list, list]:
             args, kwargs = self._inputs.build(list(floats))
-            self._outputs = Partition(self._call.function(module, *args, **kwargs))
+            self._outputs = Partition(call.function(module, *args, **kwargs))
             return self._outputs.floats, self._outputs.arrays
 
-        return run
+        return nn.compact(run) if hasattr(call.function, "compact") else run
+
+    def _rewind_keys(self) -> None:
+        """Sets the counts of random keys back to where the first run began."""
+        counters = [scope.rng_counters for scope in _scopes(self._call.module)]
+        if self._key_counts is None:
+            self._key_counts = [dict(counts) for counts in counters]
+        for counts, first in zip(counters, self._key_counts, strict=True):
+            counts.update(first)
+
+
+def _split_gradients(transpose: Callable, cotangents: list) -> tuple[list, list]:
+    """The gradients of a unit's own floating parameters, and of its floating inputs."""
+    of_variables, *of_inputs = transpose(cotangents)
+    return uncarried_floats(of_variables), list(of_inputs)
+
+
+def _scale_own(factor: Array, variables: Any) -> Any:
+    """A unit's own floating parameters times a factor."""
+
+    def scale(path: tuple, value: Any) -> Any:
+        own = is_float(value) and not is_carried(path)
+        return multiply(value, factor) if own else value
+
+    return jax.tree.map_with_path(scale, variables)
+
+
+def _scopes(module: nn.Module) -> list[Any]:
+    """The scopes of a module and of what it has set up, where keys are counted."""
+    inner = [value for name, value in vars(module).items() if name != "parent"]
+    is_module = lambda x: isinstance(x, nn.Module) and x.scope is not None
+    modules = [x for x in jax.tree.leaves(inner, is_leaf=is_module) if is_module(x)]
+    below = [x for x in modules if len(x.path) > len(module.path)]
+    return [module.scope] + [scope for x in below for scope in _scopes(x)]

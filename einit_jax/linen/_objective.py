@@ -1,8 +1,9 @@
-"""What is tuned and measured: a model, how it is called, and its loss."""
+"""A Linen model, how it is called, and its loss: a `units.Objective`."""
 
-import inspect
+import contextlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import flax
@@ -10,58 +11,240 @@ import jax
 import jax.numpy as jnp
 from flax import errors
 from flax import linen as nn
+from jaxtyping import Array, Float
 
-from ..core import Batch, as_static, describe, float_leaves, static_value, user_inputs
+from ..core import (
+    Batch,
+    Collections,
+    ModelArgs,
+    Params,
+    Path,
+    as_static,
+    describe,
+    flatten,
+    float_leaves,
+    path_str,
+    static_value,
+    unboxed,
+    user_inputs,
+)
+from ..units import Interception, ModelGraph, Unit, UnitKey
+from ._carrying import carry_entries
+from ._checks import check_module, loss_arguments
+from ._interception import intercept_units
+from ._tracing import called_types, trace_marked
 
 FIXED = ("params", "scales", "intermediates")
+"""Collections that a run does not write."""
 
 
 @dataclass(frozen=True)
-class Objective:
-    """A pure function of parameters and a batch; everything static about it."""
+class LinenObjective:
+    """A pure function of parameters, collections and a batch; hashable.
+
+    Model, loss and method are static: wrapped where they cannot be hashed.
+    """
 
     model: Any
     loss_fn: Any
     method: Any
-    axis_name: Any
-    names: tuple[str, ...]
+    axis_name: str | None
+    loss_arguments: tuple[str, ...]
     """The parameters besides the outputs that loss_fn wants: "key", "inputs"."""
 
-    def apply(
-        self, params: Any, collections: Mapping, batch: Batch, **options: Any
-    ) -> Any:
-        """The model's outputs and the collections that it wrote."""
+    convolution_transposes = (nn.ConvTranspose,)
 
-        return static_value(self.model).apply(
-            {**collections, "params": params},
-            *batch.inputs.args,
-            rngs=dict(batch.rngs),
-            method=static_value(self.method),
-            mutable=flax.core.DenyList(FIXED),
-            **options,
-            **batch.inputs.kwargs,
-        )
+    @property
+    def model_type(self) -> str:
+        return type(static_value(self.model)).__name__
 
-    def loss(self, outputs: Any, batch: Batch) -> jax.Array:
-        """The loss of outputs."""
+    def run(
+        self,
+        args: ModelArgs,
+        *interceptions: Interception,
+        capture: tuple[Unit, ...] = (),
+    ) -> tuple[Any, dict[UnitKey, list[list[Array]]]]:
+        for interception in interceptions:
+            entries = interception.entries
+            params = carry_entries(args.params, interception.name, entries)
+            args = args._replace(params=params)
+        keys = {unit.key for unit in capture}
+        wanted = lambda module, method: (module.path, method) in keys
+        with contextlib.ExitStack() as stack:
+            for interception in interceptions:
+                hook = intercept_units(interception)
+                stack.enter_context(nn.intercept_methods(hook))
+            outputs, written = self._apply(args, wanted if capture else False)
+        return outputs, _captured(written.get("intermediates", {}), capture)
+
+    def _apply(self, args: ModelArgs, capture: Any) -> Any:
+        """Outputs and written collections; errors speak of params and inputs."""
+        inputs = args.batch.inputs
+        try:
+            return static_value(self.model).apply(
+                {**args.collections, "params": args.params},
+                *inputs.args,
+                rngs=dict(args.batch.rngs),
+                method=static_value(self.method),
+                mutable=flax.core.DenyList(FIXED),
+                capture_intermediates=capture,
+                **inputs.kwargs,
+            )
+        except (errors.ScopeParamNotFoundError, errors.ScopeParamShapeError) as error:
+            raise ValueError(
+                f"params do not fit {self.model_type} called with {describe(inputs)}: "
+                f"{error}; pass model.init(key, inputs)['params'] of such inputs"
+            ) from error
+        except NameError as error:
+            raise ValueError(
+                f"{self.model_type} needs a mapped axis: {error}; pass axis_name='...'"
+            ) from error
+        except Exception as error:
+            raise ValueError(
+                f"{self.model_type} cannot take the inputs {describe(inputs)}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
+    def loss(self, outputs: Any, batch: Batch) -> Float[Array, ""]:
         known = {"key": batch.key, "inputs": user_inputs(batch.inputs)}
-        return static_value(self.loss_fn)(outputs, **{n: known[n] for n in self.names})
+        wanted = {name: known[name] for name in self.loss_arguments}
+        try:
+            loss = static_value(self.loss_fn)(outputs, **wanted)
+        except Exception as error:
+            raise ValueError(
+                f"loss_fn failed on the outputs {describe(outputs)}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        dtype, shape = getattr(loss, "dtype", None), getattr(loss, "shape", None)
+        real = dtype is not None and jnp.issubdtype(dtype, jnp.floating)
+        if shape != () or not real:
+            hint = (
+                "; take the mean over the batch" if real else " that depends on outputs"
+            )
+            raise ValueError(
+                f"loss_fn returned {describe(loss)}, expected a floating scalar{hint}"
+            )
+        return loss
+
+    def over_axis(self, run: Callable[[], Any]) -> Any:
+        """`run()` under the mapped axis that the model asks for, of size one.
+
+        Gradients are taken inside of it: collectives in a backward pass need the axis.
+        """
+        if self.axis_name is None:
+            return run()
+        mapped = jax.vmap(lambda _: run(), axis_name=self.axis_name, axis_size=1)
+        return jax.tree.map(lambda x: x[0], mapped(jnp.zeros(1)))
+
+    def trace(self, args: ModelArgs, estimated: tuple[type, ...] = ()) -> ModelGraph:
+        """The units of the model.
+
+        Raises:
+            ValueError: params of another model, no parameters, no units, inputs that
+                the model cannot take, a loss that is no floating scalar or that does
+                not depend on the outputs.
+        """
+        params = args.params
+        if isinstance(params, Mapping) and set(params) == {"params"}:
+            raise ValueError("params hold an entry 'params'; pass variables['params']")
+        if not isinstance(params, Mapping) or not flatten(params):
+            raise ValueError(
+                "params are empty: pass model.init(key, inputs)['params'] of a model "
+                "that has parameters"
+            )
+
+        def run(
+            mark: Callable, params: Params, collections: Collections, batch: Batch
+        ) -> Any:
+            def inside():
+                outputs, _ = self.run(ModelArgs(params, collections, batch))
+                return self.loss(mark(outputs), batch)
+
+            return self.over_axis(inside)
+
+        graph = trace_marked(run, *args, estimated=estimated)
+        if not graph.units:
+            raise ValueError(
+                f"{self.model_type} has no units: no module turns inputs into outputs "
+                "with parameters of its own; parameters that belong to no unit: "
+                f"{', '.join(map(path_str, graph.raw_parameters))}"
+            )
+        if not graph.uses_outputs:
+            raise ValueError(
+                "the loss does not depend on the model's outputs; loss_fn receives "
+                "them as its first argument"
+            )
+        self._check_params(args.batch, graph)
+        return graph
+
+    def _check_params(self, batch: Batch, graph: ModelGraph) -> None:
+        """Raises where params have entries that the model itself would not make.
+
+        Parameters that no unit of this call uses are asked of `model.init`; those that
+        it makes too are merely unreached.
+        """
+        if self.method is not None or not graph.raw_parameters:
+            return
+        try:
+            params, _ = jax.eval_shape(lambda batch: self.init(None, batch), batch)
+        except Exception:  # a model that is initialized in another way than called
+            return
+        known = set(flatten(unboxed(params)))
+        foreign = [path_str(p) for p in graph.raw_parameters if p not in known]
+        if foreign:
+            raise ValueError(
+                f"params have entries that {self.model_type} has not: "
+                f"{', '.join(foreign[:8])}; pass model.init(key, inputs)['params']"
+            )
+
+    def module_types(self, args: ModelArgs) -> dict[Path, type]:
+        run = lambda *args: self.over_axis(lambda: self.run(ModelArgs(*args))[0])
+        return called_types(run, *args)
+
+    def init(
+        self,
+        key: jax.Array | None,
+        batch: Batch,
+        init_fn: Callable | None = None,
+    ) -> tuple[Params, Collections]:
+        """New parameters, and further collections.
+
+        The key is that of the parameters; None: the batch has one. `init_fn(model, key,
+        inputs)` returns variables in the place of `model.init`.
+        """
+        inputs, model = batch.inputs, static_value(self.model)
+        keys = dict(batch.rngs) if key is None else {**batch.rngs, "params": key}
+
+        def variables() -> Any:
+            if init_fn is not None:
+                return init_fn(model, key, inputs)
+            method = static_value(self.method)
+            return model.init(keys, *inputs.args, method=method, **inputs.kwargs)
+
+        collections = dict(self.over_axis(variables))
+        if "params" not in collections:
+            raise ValueError(
+                f"init_fn returned {sorted(collections)}, expected variables with "
+                "'params', as model.init returns"
+            )
+        return collections.pop("params"), collections
+
+    def with_loss_keywords(self, keywords: Mapping[str, Any]) -> "LinenObjective":
+        """The objective with some keywords of its loss bound.
+
+        Raises:
+            TypeError: the loss does not take them.
+        """
+        if not keywords:
+            return self
+        loss_fn = partial(static_value(self.loss_fn), **keywords)
+        arguments = loss_arguments(loss_fn)
+        return replace(self, loss_fn=as_static(loss_fn), loss_arguments=arguments)
 
 
-def over_mapped_axis(axis_name: Any, run: Callable[[], Any]) -> Any:
-    """`run()` under a mapped axis of size one, for models that ask for its name.
-
-    Gradients are taken inside of it: collectives in a backward pass need the axis too.
-    """
-    if axis_name is None:
-        return run()
-    mapped = jax.vmap(lambda _: run(), axis_name=axis_name, axis_size=1)
-    return jax.tree.map(lambda x: x[0], mapped(jnp.zeros(1)))
-
-
-def make_objective(
+def linen_objective(
     model: nn.Module, loss_fn: Callable, method: Any, axis_name: str | None
-) -> Objective:
+) -> LinenObjective:
     """Checks what can be checked before any batch is drawn.
 
     Raises:
@@ -76,88 +259,31 @@ def make_objective(
         )
     if method is not None and not isinstance(method, str) and not callable(method):
         raise TypeError(f"method is {method!r}, expected a name or a function")
-    names = _loss_arguments(loss_fn)
-    return Objective(
-        as_static(model), as_static(loss_fn), as_static(method), axis_name, names
+    return LinenObjective(
+        model=as_static(model),
+        loss_fn=as_static(loss_fn),
+        method=as_static(method),
+        axis_name=axis_name,
+        loss_arguments=loss_arguments(loss_fn),
     )
 
 
-def check_module(model: Any) -> None:
-    """Raises where model is no instance of a Linen module."""
-    if isinstance(model, nn.Module):
-        return
-    hint = ""
-    if isinstance(model, type) and issubclass(model, nn.Module):
-        hint = f"; make an instance: {model.__name__}(...)"
-    raise TypeError(
-        f"model is a {type(model).__name__}, expected a flax.linen.Module{hint}"
-    )
+def _captured(
+    tree: Mapping, units: tuple[Unit, ...]
+) -> dict[UnitKey, list[list[Array]]]:
+    """The floating outputs, call by call, of the units whose calls were all captured.
 
-
-def _loss_arguments(loss_fn: Callable) -> tuple[str, ...]:
-    if not callable(loss_fn):
-        raise TypeError(f"loss_fn is {loss_fn!r}, expected a function of the outputs")
-    try:
-        given = list(inspect.signature(loss_fn).parameters.values())
-    except ValueError:
-        return ()
-    named = [p for p in given[1:] if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
-    bound = getattr(loss_fn, "keywords", {})  # by functools.partial
-    named = [p for p in named if p.name not in bound]
-    wanted = tuple(p.name for p in named if p.name in ("key", "inputs"))
-    extra = [p.name for p in named if p.name not in wanted and p.default is p.empty]
-    if extra or not given:
-        raise TypeError(
-            f"loss_fn takes ({', '.join(p.name for p in given)}), expected (outputs) "
-            "and, if it needs them, arguments named key and inputs; bind others with "
-            "functools.partial"
-        )
-    return wanted
-
-
-def outputs_of(
-    problem: Objective, params: Any, collections: Mapping, batch: Batch, **options: Any
-) -> Any:
-    """Outputs and written collections; errors speak of params and inputs."""
-    name = type(static_value(problem.model)).__name__
-    try:
-        return problem.apply(params, collections, batch, **options)
-    except (errors.ScopeParamNotFoundError, errors.ScopeParamShapeError) as error:
-        raise ValueError(
-            f"params do not fit {name} called with {describe(batch.inputs)}: {error}; "
-            "pass model.init(key, inputs)['params'] of such inputs"
-        ) from error
-    except NameError as error:
-        raise ValueError(
-            f"{name} needs a mapped axis: {error}; pass axis_name='...'"
-        ) from error
-    except Exception as error:
-        raise ValueError(
-            f"{name} cannot take the inputs {describe(batch.inputs)}: "
-            f"{type(error).__name__}: {error}"
-        ) from error
-
-
-def checked_loss(problem: Objective, outputs: Any, batch: Batch) -> jax.Array:
-    """The loss, a floating scalar."""
-    try:
-        loss = problem.loss(outputs, batch)
-    except Exception as error:
-        raise ValueError(
-            f"loss_fn failed on the outputs {describe(outputs)}: "
-            f"{type(error).__name__}: {error}"
-        ) from error
-    dtype, shape = getattr(loss, "dtype", None), getattr(loss, "shape", None)
-    real = dtype is not None and jnp.issubdtype(dtype, jnp.floating)
-    if shape != () or not real:
-        hint = "; take the mean over the batch" if real else " that depends on outputs"
-        raise ValueError(
-            f"loss_fn returned {describe(loss)}, expected a floating scalar{hint}"
-        )
-    return loss
-
-
-def any_output(outputs: Any) -> jax.Array:
-    """A loss that depends on every floating output: the trace wants one."""
-    means = [jnp.mean(jnp.real(t).astype(jnp.float32)) for t in float_leaves(outputs)]
-    return sum(means, jnp.float32(0))
+    A `super().__call__` chain captures the inner outputs of a call before its own.
+    """
+    captured = {}
+    for unit in units:
+        node: Any = tree
+        for name in (*unit.path, unit.method):
+            node = node.get(name, {}) if isinstance(node, Mapping) else {}
+        if unit.lifted_axes or not node or len(node) % unit.calls:
+            continue
+        chain = len(node) // unit.calls
+        calls = [float_leaves(outputs) for outputs in node[chain - 1 :: chain]]
+        if all(tuple(t.shape for t in outputs) == unit.shape for outputs in calls):
+            captured[unit.key] = calls
+    return captured

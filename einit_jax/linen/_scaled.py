@@ -5,28 +5,23 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import flax
-import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
-from ..core import (
-    Partition,
-    flatten,
-    has_data,
-    is_under,
-    multiply,
-    path_str,
-    scale_gradient,
-    unboxed,
+from ..core import flatten, is_under, unboxed
+from ..units import (
+    Interception,
+    UnitKey,
+    check_foreign,
+    check_missing,
+    from_tree,
+    ones,
+    scaling,
+    to_tree,
 )
-from ..units import FACTORS, ModelGraph, UnitKey, from_tree, ones, to_tree
-from ._carrying import RIDE, carry_entries, without_carried
-from ._interception import Call, intercept_units
-from ._objective import check_module
-from ._tracing import graph_of
-
-SCALE = RIDE + "scale"
-
+from ._carrying import carry_entries, without_carried
+from ._checks import check_module
+from ._interception import intercept_units
+from ._tracing import trace_call
 
 UNSEEN = flax.core.DenyList("intermediates")
 
@@ -109,24 +104,22 @@ class Scaled:
                 "with scales from ei.tune, or apply the plain model"
             )
         rest = {k: v for k, v in variables.items() if k != "scales"}
-        params = rest.get("params", {})
-        own = without_carried(params)
-        values = from_tree(variables["scales"], unboxed(own))
+        own = without_carried(rest.get("params", {}))
+        factors = from_tree(variables["scales"], unboxed(own))
         how = dict(rngs=rngs, method=method, mutable=mutable, **kwargs)
-        plain_rest = {**rest, "params": own}
-        if _doubtful(unboxed(own), values):
-            check_missing(graph_of(self.model, plain_rest, args, how), values)
-        rest["params"] = carry_entries(params, SCALE, values)
+        traced = lambda: trace_call(self.model, {**rest, "params": own}, args, how)
+        if _may_lack(unboxed(own), factors):
+            check_missing(traced(), factors)
         unseen: set[UnitKey] = set()
+        scaled_units = scaling(factors, unseen)
         try:
-            with nn.intercept_methods(scaling_interceptor(unseen)):
-                out = self.model.apply(rest, *args, **how)
+            out = apply_intercepted(self.model, rest, scaled_units, *args, **how)
         except Exception:  # is it the scales? if not, it is the caller's own error
-            check_foreign(graph_of(self.model, plain_rest, args, how), values)
+            check_foreign(traced(), factors)
             raise
         if unseen:
-            check_missing(graph_of(self.model, plain_rest, args, how), values)
-        return deliver(out, mutable)
+            check_missing(traced(), factors)
+        return out
 
     def init(self, rngs: Any, *args: Any, **kwargs: Any) -> Any:
         """`model.init`, with `scales` of 1."""
@@ -146,14 +139,14 @@ class Scaled:
         )
         kwargs.pop("capture_intermediates", None)
         how = dict(rngs=rngs, method=method, **kwargs)
-        graph = graph_of(self.model, dict(variables), args, how)
+        graph = trace_call(self.model, variables, args, how)
         return y, {**variables, "scales": to_tree(ones(graph.units))}
 
     def lazy_init(self, rngs: Any, *args: Any, **kwargs: Any) -> Any:
         """`model.lazy_init` (inputs may be `jax.ShapeDtypeStruct`), with `scales`."""
         variables = self.model.lazy_init(rngs, *args, **kwargs)
         kwargs.pop("mutable", None)
-        graph = graph_of(self.model, dict(variables), args, dict(rngs=rngs, **kwargs))
+        graph = trace_call(self.model, variables, args, dict(rngs=rngs, **kwargs))
         return {**variables, "scales": to_tree(ones(graph.units))}
 
     def tabulate(self, rngs: Any, *args: Any, **kwargs: Any) -> str:
@@ -168,56 +161,36 @@ class Scaled:
         return table(*args, **kwargs)
 
 
-def deliver(out: Any, mutable: Any) -> Any:
-    """What `model.apply` returned, without rides among the parameters it wrote."""
-    if mutable is False or mutable is None:
-        return out
-    y, written = out
+Model = nn.Module | Scaled
+"""What verbs take for a model."""
+
+
+def apply_intercepted(
+    model: Any,
+    variables: Mapping[str, Any],
+    interception: Interception,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """`model.apply` with calls of units intercepted.
+
+    What the model returns of its parameters has no carried entries in it.
+    """
+    params, entries = variables.get("params", {}), interception.entries
+    params = carry_entries(params, interception.name, entries)
+    with nn.intercept_methods(intercept_units(interception)):
+        returned = model.apply({**variables, "params": params}, *args, **kwargs)
+    if kwargs.get("mutable", False) in (False, None):
+        return returned
+    outputs, written = returned
     if "params" in written:
         written = {**written, "params": without_carried(written["params"])}
-    return y, written
+    return outputs, written
 
 
-def scaling_interceptor(unseen: set[UnitKey]) -> Any:
-    """An interceptor that puts the riding factors into force.
-
-    Calls of a unit through a method that has no factors are noted in `unseen`, for the
-    caller to tell whether they should have some.
-    """
-
-    def act(call: Call, factors: Mapping[str, jax.Array]) -> Any:
-        _check_entries(call)
-        return with_factors(call, factors)
-
-    def note(call: Call) -> None:
-        _check_entries(call)
-        if has_data((call.args, dict(call.kwargs))):
-            unseen.add((call.path, call.method))
-
-    return intercept_units(SCALE, act, note)
-
-
-def _check_entries(call: Call) -> None:
-    foreign = [m for m in call.ride if not hasattr(type(call.module), m)]
-    if foreign:
-        raise ValueError(
-            f"scales have an entry {path_str(call.path, foreign[0])!r}: neither a "
-            "module of these params nor a method; tune this model"
-        )
-
-
-def with_factors(call: Call, factors: Mapping[str, jax.Array]) -> Any:
-    """`G_c(a f(G_b(x)))` on the floating leaves of a call's inputs and outputs."""
-    a, b, c = (jnp.reshape(factors[name], ()) for name in FACTORS)
-    inputs = Partition((call.args, dict(call.kwargs)))
-    args, kwargs = inputs.build([scale_gradient(x, b) for x in inputs.floats])
-    y = Partition(call.proceed(*args, **kwargs))
-    return y.build([scale_gradient(multiply(t, a), c) for t in y.floats])
-
-
-def _doubtful(params: Mapping, values: Mapping[UnitKey, Any]) -> bool:
-    """Whether some module owns parameters and no factor is near it."""
-    tuned = {path for path, _ in values}
+def _may_lack(params: Mapping, factors: Mapping[UnitKey, Any]) -> bool:
+    """Whether some module owns parameters and no unit with factors is near it."""
+    tuned = {path for path, _ in factors}
     around = tuned | {path[:i] for path in tuned for i in range(len(path))}
     owners = {path[:-1] for path in flatten(params)}
     return any(
@@ -226,29 +199,6 @@ def _doubtful(params: Mapping, values: Mapping[UnitKey, Any]) -> bool:
     )
 
 
-def check_missing(graph: ModelGraph, values: Mapping[UnitKey, Any]) -> None:
-    """Raises where a unit of this call has no factors."""
-    lacking = [u.name for u in graph.units if u.key not in values]
-    if lacking:
-        raise ValueError(
-            f"scales are missing for {', '.join(lacking[:8])}: they were tuned for "
-            "another model or another method; tune with the method that is applied"
-        )
-
-
-def check_foreign(graph: ModelGraph, values: Mapping[UnitKey, Any]) -> None:
-    """Raises where factors are of no unit of this call, or of other layers."""
-    shapes = {u.key: u.ride_shape for u in graph.units}
-    foreign = [path_str(*kind) for kind in values if kind not in shapes]
-    if foreign:
-        raise ValueError(
-            f"scales have entries of no unit of this model: {', '.join(foreign[:8])}; "
-            "they were tuned for another model or method; tune this one"
-        )
-    for kind, factors in values.items():
-        for name, factor in factors.items():
-            if jnp.shape(factor) != shapes[kind]:
-                raise ValueError(
-                    f"scales at {path_str(*kind)!r}: {name} has the shape "
-                    f"{jnp.shape(factor)}, expected {shapes[kind]}; tune this model"
-                )
+def scales_to_bytes(scales: Mapping[str, Any]) -> bytes:
+    """Scales as `flax.serialization.from_bytes` reads them."""
+    return flax.serialization.to_bytes(scales)

@@ -1,257 +1,144 @@
-"""The units of a problem, found and checked while the problem is traced."""
+"""Every trace of a Linen model is made here: with marks, and read by `graph`.
+
+One trace with every module's inputs and outputs marked shows, through `pjit`, `scan`,
+`remat`, `cond` and `custom_vjp` alike, which calls turn activations into activations
+with parameters of their own. Nothing runs and nothing is compiled.
+"""
 
 import itertools
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax
 import jax
 import numpy as np
 from flax import linen as nn
-from jax.ad_checkpoint import checkpoint_name
 
-from ..core import (
-    Batch,
-    Inputs,
-    Partition,
-    Path,
-    flatten,
-    insert,
-    is_key,
-    is_under,
-    path_str,
-    static_value,
-    unboxed,
-)
-from ..graph import ESTIMATED, DependenceWalk, units_from
+from ..core import Inputs, Params, Partition, Path, flatten, insert, path_str, unboxed
+from ..graph import Mark, discover
 from ..units import ModelGraph
-from ._carrying import RIDE, without_carried
-from ._interception import Call, intercept_calls
-from ._objective import Objective, checked_loss, outputs_of, over_mapped_axis
+from ._carrying import CARRIED, without_carried
+from ._interception import ModuleCall, intercept_calls
+
+_numbers = itertools.count()
+"""Numbers calls and traces, and never starts over: `nn.jit` may take the trace of a
+call from its cache, with the marks of an earlier one."""
 
 
-def discover(apply: Callable, params: Any, *args: Any) -> ModelGraph:
+def trace_marked(
+    run: Callable, params: Params, *rest: Any, estimated: tuple[type, ...] = ()
+) -> ModelGraph:
     """The units of a model.
 
     Args:
-        apply: `apply(params, interceptor, mark, *args)` runs model and loss, passing
-            the model's outputs through `mark`.
+        run: `run(mark, params, *rest)` runs the model (and its loss), and passes the
+            model's outputs through `mark`.
         params: the model's parameters; arrays or shapes.
-        args: further arguments of `apply`, pytrees of arrays or shapes.
+        rest: further arguments of `run`, pytrees of arrays or shapes.
+        estimated: classes of modules whose calls are marked, too.
     """
     shapes = {path: leaf.shape for path, leaf in flatten(unboxed(params)).items()}
-    paths = list(shapes)
-    owners = {(): None} | {p[:i]: None for p in paths for i in range(len(p))}
-    rides = {(*o, f"{RIDE}{path_str(o)}"): {} for o in owners}
 
-    def traced(params, *args):
-        def mark(outputs):
-            return _mark_tree(outputs, ["outputs"])
+    def traced(params: Params, *rest: Any) -> Any:
+        outer = intercept_calls(lambda m: _if_among(estimated, m), _mark_estimated)
+        inner = intercept_calls(_own_variables, _mark_call)
+        result = Mark("result").on
+        with nn.intercept_methods(outer), nn.intercept_methods(inner):
+            return run(result, _with_names(params, ""), *rest)
 
-        return apply(
-            insert(params, rides), intercept_calls(_has_params, _mark_call), mark, *args
-        )
-
-    jaxpr = jax.make_jaxpr(traced)(params, *args)
-    walk = DependenceWalk()
-    seeds = [frozenset({("own", p), ("leaf", p)}) for p in paths]
-    rest = len(jaxpr.jaxpr.invars) - len(seeds)
-    results = walk.run(jaxpr.jaxpr, [*seeds, *[frozenset()] * rest], 1, True)
-    units = units_from(walk.calls, shapes)
-    loose = [p for p in paths if not any(is_under(p, u.path) for u in units)]
-    used = any(("outputs",) in tokens for tokens in results)
-    about = (walk.factors, used, jaxpr.jaxpr, shapes, tuple(jaxpr.consts))
-    return ModelGraph(tuple(units), tuple(loose), *about)
+    closed = jax.make_jaxpr(traced)(params, *rest)
+    return discover(closed.jaxpr, closed.consts, shapes)
 
 
-def _has_params(module: nn.Module) -> Mapping[str, Any] | None:
-    return module.variables.get("params") or None
-
-
-_call_ids = itertools.count()
-"""Never starts over: the trace of a call may come from a cache of an earlier one."""
-
-
-def _mark_call(call: Call) -> Any:
-    """Runs a call with its inputs and outputs marked by what must be known of it."""
-    own = flatten(unboxed(without_carried(call.ride)))
-    shapes = {"/".join(path): list(np.shape(v)) for path, v in own.items()}
-    ident = next(_call_ids)
-    where = ["in", ident, list(call.path), call.method]
-    args, kwargs = _mark_tree((call.args, dict(call.kwargs)), where)
-    y = call.proceed(*args, **kwargs)
-    leaves = Partition(y)
-    sizes = [list(leaf.shape) for leaf in leaves.floats]
-    kind = type(call.module).__name__
-    about = ["out", ident, list(call.path), call.method, kind, sizes, shapes]
-    return _mark_tree(y, about)
-
-
-def _mark_tree(tree: Any, about: list) -> Any:
-    """The tree with every array named in the jaxpr; typed random keys excepted."""
-    leaves = Partition(tree)
-    names = [json.dumps([i, *about]) for i in range(len(leaves.floats))]
-    other = json.dumps([-1, *about])
-    return leaves.build(
-        [
-            checkpoint_name(x, name)
-            for x, name in zip(leaves.floats, names, strict=True)
-        ],
-        [x if is_key(x) else checkpoint_name(x, other) for x in leaves.arrays],
-    )
-
-
-def trace_model(
-    problem: Objective, params: Any, collections: Mapping, batch: Batch
+def trace_call(
+    model: nn.Module, variables: Mapping, args: tuple, how: Any
 ) -> ModelGraph:
-    """The units of a problem, or an error that says what does not fit.
-
-    Raises:
-        ValueError: params of another model, no parameters, no units, inputs that the
-            model cannot take, a loss that is no floating scalar or that does not depend
-            on the outputs.
-    """
-    if isinstance(params, Mapping) and set(params) == {"params"}:
-        raise ValueError("params hold an entry 'params'; pass variables['params']")
-    if not isinstance(params, Mapping) or not flatten(params):
-        raise ValueError(
-            "params are empty: pass model.init(key, inputs)['params'] of a model that "
-            "has parameters"
-        )
-
-    def run(params, hook, mark, collections, batch):
-        def inside():
-            with nn.intercept_methods(hook):
-                out, _ = outputs_of(problem, params, collections, batch)
-                outputs = mark(out)
-            return checked_loss(problem, outputs, batch)
-
-        return over_mapped_axis(problem.axis_name, inside)
-
-    graph = discover(run, params, collections, batch)
-    if not graph.units:
-        raise ValueError(
-            f"{type(static_value(problem.model)).__name__} has no units: no module "
-            "turns inputs into outputs with parameters of its own; parameters that "
-            f"belong to no unit: {', '.join(path_str(p) for p in graph.loose)}"
-        )
-    if not graph.uses_outputs:
-        raise ValueError(
-            "the loss does not depend on the model's outputs; loss_fn receives them as "
-            "its first argument"
-        )
-    _check_params(problem, params, batch, graph)
-    return graph
-
-
-def _check_params(
-    problem: Objective, params: Any, batch: Batch, graph: ModelGraph
-) -> None:
-    """Raises where params have entries that the model itself would not make.
-
-    Parameters that no unit of this call uses are asked of `model.init`; those that it
-    makes too are merely unreached.
-    """
-    if problem.method is not None or not graph.loose:
-        return
-
-    def init(batch):
-        model, inputs = static_value(problem.model), batch.inputs
-        return over_mapped_axis(
-            problem.axis_name,
-            lambda: model.init(dict(batch.rngs), *inputs.args, **inputs.kwargs)[
-                "params"
-            ],
-        )
-
-    try:
-        made = jax.eval_shape(init, batch)
-    except Exception:  # a model that is initialized in another way than it is called
-        return
-    known = set(flatten(unboxed(made)))
-    foreign = [path_str(p) for p in graph.loose if p not in known]
-    if foreign:
-        raise ValueError(
-            f"params have entries that {type(static_value(problem.model)).__name__} "
-            f"has not: {', '.join(foreign[:8])}; pass model.init(key, inputs)['params']"
-        )
-
-
-def graph_of(model: nn.Module, variables: dict, args: tuple, how: dict) -> ModelGraph:
-    """The units of one call of the model."""
-    how = {k: v for k, v in how.items() if k != "mutable"}
+    """The units of one call `model.apply(variables, *args, **how)`."""
+    how = {
+        k: v for k, v in how.items() if k not in ("mutable", "capture_intermediates")
+    }
     method, rngs = how.pop("method", None), how.pop("rngs", None)
-    how.pop("capture_intermediates", None)
 
-    def run(params, hook, mark, rest, inputs, rngs):
-        with nn.intercept_methods(hook):
-            out, _ = model.apply(
-                {**rest, "params": params}, *inputs.args, rngs=rngs, method=method,
-                mutable=flax.core.DenyList(("params", "intermediates")),
-                **inputs.kwargs,
-            )  # fmt: skip
-        return mark(out)
+    def run(
+        mark: Callable, params: Params, rest: Any, inputs: Inputs, rngs: Any
+    ) -> Any:
+        outputs, _ = model.apply(
+            {**rest, "params": params},
+            *inputs.args,
+            rngs=rngs,
+            method=method,
+            mutable=flax.core.DenyList(("params", "intermediates")),
+            **inputs.kwargs,
+        )
+        return mark(outputs)
 
     rest = {k: v for k, v in variables.items() if k not in ("params", "scales")}
     params = variables.get("params", {})
-    return discover(run, params, rest, Inputs(*args, **how), rngs)
+    return trace_marked(run, params, rest, Inputs(*args, **how), rngs)
 
 
-_type_ids = itertools.count()
-"""A trace with another name in its parameters is taken from no cache."""
+def called_types(run: Callable, params: Params, *rest: Any) -> dict[Path, type]:
+    """The class of each module that is called and has parameters at or below it.
 
-
-def module_types(
-    task: Objective, params: Any, collections: Mapping, batch: Batch
-) -> dict[Path, type]:
-    """The class of each module that is called and has parameters at or below it."""
+    `run(params, *rest)` runs the model.
+    """
     types: dict[Path, type] = {}
-    owners = {path[:i] for path in flatten(params) for i in range(len(path))}
-    number = next(_type_ids)
-    rides = {(*owner, f"{RIDE}{number} {path_str(owner)}"): {} for owner in owners}
 
-    def act(call):
+    def handle(call: ModuleCall) -> Any:
         types.setdefault(call.path, type(call.module))
         return call.proceed(*call.args, **call.kwargs)
 
-    def run(params, collections, batch):
-        hook = intercept_calls(lambda m: m.variables.get("params") or None, act)
-        with nn.intercept_methods(hook):
-            return over_mapped_axis(
-                task.axis_name,
-                lambda: outputs_of(task, params, collections, batch)[0],
-            )
+    def traced(params: Params, *rest: Any) -> Any:
+        with nn.intercept_methods(intercept_calls(_own_variables, handle)):
+            return run(params, *rest)
 
-    jax.eval_shape(run, insert(params, rides), collections, batch)
+    # a trace with a new number among its parameters is taken from no cache
+    named = _with_names(params, f"{next(_numbers)} ")
+    jax.eval_shape(traced, named, *rest)
     return types
 
 
-_estimator_ids = itertools.count()
-"""Never starts over: the trace of a call may come from a cache of an earlier one."""
+def _with_names(params: Params, prefix: str) -> dict:
+    """Params with an empty entry in each module that has parameters at or below it.
+
+    Modules that only pass parameters on then have variables of their own, and a trace
+    that `nn.jit` caches for one path is not taken for another.
+    """
+    owners = {(): None} | {p[:i]: None for p in flatten(params) for i in range(len(p))}
+    names = {(*path, f"{CARRIED}{prefix}{path_str(path)}"): {} for path in owners}
+    return insert(params, names)
 
 
-def _mark_estimated(classes: Sequence[type], met: set[type]) -> Callable:
-    """An interceptor that marks the inputs and outputs of modules of some classes."""
-
-    def which(module: nn.Module) -> int | None:
-        kinds = (i for i, c in enumerate(classes) if isinstance(module, c))
-        return next(kinds, None)
-
-    def read(module: nn.Module) -> Mapping | None:
-        return None if which(module) is None else {}
-
-    def act(call: Any) -> Any:
-        kind = which(call.module)
-        assert kind is not None
-        met.add(classes[kind])
-        name = f"{ESTIMATED} {kind} {next(_estimator_ids)}"
-        args, kwargs = _name_arrays((call.args, dict(call.kwargs)), f"{name} in")
-        return _name_arrays(call.proceed(*args, **kwargs), f"{name} out")
-
-    return intercept_calls(read, act)
+def _own_variables(module: nn.Module) -> Mapping[str, Any] | None:
+    return module.variables.get("params") or None
 
 
-def _name_arrays(tree: Any, name: str) -> Any:
-    leaves = Partition(tree)
-    return leaves.build([checkpoint_name(x, name) for x in leaves.floats])
+def _mark_call(call: ModuleCall) -> Any:
+    """Runs a call with its inputs and outputs marked."""
+    own = flatten(unboxed(without_carried(call.entries)))
+    mark = Mark("input", next(_numbers), call.path, call.method)
+    args, kwargs = mark.on((call.args, dict(call.kwargs)))
+    outputs = call.proceed(*args, **kwargs)
+    mark = mark._replace(
+        role="output",
+        module_type=type(call.module).__name__,
+        output_shapes=tuple(leaf.shape for leaf in Partition(outputs).floats),
+        param_shapes={"/".join(path): np.shape(v) for path, v in own.items()},
+    )
+    return mark.on(outputs)
+
+
+def _if_among(classes: tuple[type, ...], module: nn.Module) -> Mapping[str, Any] | None:
+    """The number of the class that a module is of, for `_mark_estimated`."""
+    numbers = (i for i, c in enumerate(classes) if isinstance(module, c))
+    number = next(numbers, None)
+    return None if number is None else {"estimator": number}
+
+
+def _mark_estimated(call: ModuleCall) -> Any:
+    """Runs a call of a module that has an estimator, inputs and outputs marked."""
+    number = call.entries["estimator"]
+    mark = Mark("estimated_input", next(_numbers), call.path, estimator=number)
+    args, kwargs = mark.on((call.args, dict(call.kwargs)))
+    outputs = call.proceed(*args, **kwargs)
+    return mark._replace(role="estimated_output").on(outputs)

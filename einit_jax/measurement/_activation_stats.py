@@ -7,34 +7,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from ..core import as_patterns, select_names
-from ..linen import (
-    Scaled,
-    TapLayout,
-    carry_taps,
-    check_module,
-    deliver,
-    graph_of,
-    tap_layout,
-)
+from ..binding import binding_of, unscaled
+from ..core import as_patterns, select_names, unboxed
+from ..linen import Model
 from ..units import Unit
 from ._history import History, SignalHistory
-from ._taps import (
-    SIGNALS,
-    TAP,
-    TAP_FACTS,
-    TapSpec,
-    carried_tap,
-    check_stats_options,
-    tap_interceptor,
-)
+from ._tap_layout import TapLayout, tap_layout, unit_key
+from ._taps import SIGNALS, TAP_FACTS, TapSpec, check_stats_options, tapping
 
 
 def activation_stats(
-    model: "nn.Module | Scaled",
+    model: Model,
     *,
     of: str = "output",
     every: int = 1,
@@ -114,17 +99,26 @@ def activation_stats(
     Source: the four charts are those of J. Howard's fast.ai lessons (ActivationStats);
     bins by octave, gradients, and readings as cotangents are ours.
     """
-    check_module(model.model if isinstance(model, Scaled) else model)
-    check_stats_options(of, every, slots, octaves, near, sample)
-    gauge = TapSpec(of, (octaves[0], octaves[1]), sample, every > 1)
-    patterns = as_patterns(include), as_patterns(exclude)
-    return ActivationStats(model, gauge, every, slots, float(near), *patterns)
+    own = unscaled(model)
+    binding_of(own).check_model(own)
+    check_stats_options(
+        of, every, slots=slots, octaves=octaves, near=near, sample=sample
+    )
+    return ActivationStats(
+        model,
+        spec=TapSpec(of, (octaves[0], octaves[1]), sample, switched=every > 1),
+        every=every,
+        slots=slots,
+        near=float(near),
+        include=as_patterns(include),
+        exclude=as_patterns(exclude),
+    )
 
 
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["taps", "sums", "count", "stride"],
-    meta_fields=["places"],
+    meta_fields=["layout"],
 )
 @dataclass(frozen=True)
 class StatsState:
@@ -137,7 +131,7 @@ class StatsState:
     """Updates so far."""
     stride: Int[Array, ""]
     """Readings in a slot."""
-    places: TapLayout
+    layout: TapLayout
 
 
 @dataclass(frozen=True)
@@ -145,7 +139,7 @@ class ActivationStats:
     """An accumulator of statistics; see `activation_stats`."""
 
     model: Any
-    gauge: TapSpec
+    spec: TapSpec
     every: int
     slots: int
     near: float
@@ -177,19 +171,17 @@ class ActivationStats:
                 "among them: pass {'params': params}"
             )
         how = {"rngs": rngs, "method": method, **kwargs}
-        model = self.model.model if isinstance(self.model, Scaled) else self.model
-        units = self._chosen(graph_of(model, dict(variables), args, how).units)
-        found = tap_layout(units, variables["params"])
-        size = self.gauge.size
-        facts = size // len(SIGNALS)
+        model = unscaled(self.model)
+        graph = binding_of(model).trace_call(model, variables, args, how)
+        layout = tap_layout(self._chosen(graph.units), variables["params"])
+        size = self.spec.size
+        shape = self.slots, len(SIGNALS), len(layout.paths), size // len(SIGNALS)
         return StatsState(
-            taps={p.name: jnp.ones(p.shape(size), jnp.float32) for p in found.units},
-            sums=jnp.zeros(
-                (self.slots, len(SIGNALS), len(found.paths), facts), jnp.float32
-            ),
+            taps={t.name: jnp.ones(t.shape(size), jnp.float32) for t in layout.units},
+            sums=jnp.zeros(shape, jnp.float32),
             count=jnp.zeros((), jnp.int32),
             stride=jnp.ones((), jnp.int32),
-            places=found,
+            layout=layout,
         )
 
     def _chosen(self, units: Sequence[Unit]) -> list[Unit]:
@@ -216,12 +208,10 @@ class ActivationStats:
                 "with state from init, or apply the plain model"
             )
         rest = {k: v for k, v in variables.items() if k != "taps"}
-        params = rest.get("params", {})
-        taps = {n: carried_tap(self.gauge, t) for n, t in variables["taps"].items()}
-        rest["params"] = carry_taps(params, TAP, taps)
-        with nn.intercept_methods(tap_interceptor(self.gauge)):
-            out = self.model.apply(rest, *args, **kwargs)
-        return deliver(out, kwargs.get("mutable", False))
+        params = unboxed(rest.get("params", {}))
+        taps = {unit_key(name, params): t for name, t in variables["taps"].items()}
+        apply = binding_of(self.model).apply_intercepted
+        return apply(self.model, rest, tapping(self.spec, taps), *args, **kwargs)
 
     def update(self, state: StatsState, seen: Mapping[str, Array]) -> StatsState:
         """The history with the readings of one more step.
@@ -237,7 +227,7 @@ class ActivationStats:
                 f"seen has entries {sorted(seen)[:6]}, expected the gradient of the "
                 f"loss with respect to state.taps, {sorted(state.taps)[:6]}"
             )
-        reading = state.places.in_order(seen)
+        reading = state.layout.in_order(seen)
         reading = reading.reshape(len(reading), len(SIGNALS), -1).swapaxes(0, 1)
         taken = state.count // self.every
         at = taken // state.stride
@@ -265,9 +255,9 @@ class ActivationStats:
             steps=jnp.where(readings > 0, starts, -1),
             activations=self._signal(state.sums[:, 0]),
             gradients=self._signal(state.sums[:, 1]),
-            edges=jnp.asarray(self.gauge.edges(), jnp.float32),
-            paths=state.places.paths,
-            of=self.gauge.of,
+            edges=jnp.asarray(self.spec.edges(), jnp.float32),
+            paths=state.layout.paths,
+            of=self.spec.of,
             near=self.near,
         )
 
@@ -286,7 +276,7 @@ class ActivationStats:
             mean=mean,
             std=jnp.sqrt(jnp.maximum(variance, 0)),
             rms=jnp.sqrt(square),
-            dead=self.gauge.within(shares, self.near * strength),
+            dead=self.spec.within(shares, self.near * strength),
             nonfinite=facts["nonfinite"] / jnp.where(every > 0, every, jnp.nan),
             histogram=shares,
         )

@@ -1,4 +1,4 @@
-"""What `activation_stats` has seen: moments and histograms, by step and unit."""
+"""What `activation_stats` recorded: moments and histograms, by step and unit."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ..core import is_concrete
-from ..reporting import flat_scalars, format_table, history_figure, number
+from ..reporting import flat_scalars, format_number, format_table, history_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,12 +19,24 @@ MOMENTS = ("mean", "std", "rms", "dead", "nonfinite")
 
 
 SIGNAL_PREFIX = {"activations": "", "gradients": "grad_"}
+"""The signals of a history, and how the names of their columns begin."""
 
 
 HISTORY_COLUMNS = {
-    p + name: (signal, name) for signal, p in SIGNAL_PREFIX.items() for name in MOMENTS
+    prefix + name: (signal, name)
+    for signal, prefix in SIGNAL_PREFIX.items()
+    for name in MOMENTS
 }
-"""The names of numbers in rows, and what they are of a history."""
+"""The names of numbers in rows, and where a history has them: signal and moment."""
+
+
+SIDE_TITLES = {
+    ("activations", "output"): "outputs",
+    ("activations", "input"): "inputs",
+    ("gradients", "output"): "gradients of the outputs",
+    ("gradients", "input"): "gradients of the inputs",
+}
+"""What a figure shows, by signal and by the side of the units that was read."""
 
 
 @partial(
@@ -59,11 +71,11 @@ class SignalHistory:
 )
 @dataclass(frozen=True)
 class History:
-    """Activations and gradients over steps, a row a unit (and layer) in call order.
+    """Activations and gradients over steps, a row per unit and layer, in call order.
 
-    A frozen pytree. `steps` has the first step of each slot, -1 where a slot is empty
-    still; `edges` the bounds of the histograms' bins; `paths` names the rows; `of`
-    tells at which side of the units was read, `near` what counts as dead.
+    A frozen pytree. `steps` has the first step of each slot, -1 where a slot is still
+    empty; `edges` has the bounds of the histograms' bins; `paths` names the rows; `of`
+    is the side of the units that was read, `near` tells what counts as dead.
     """
 
     steps: Int[Array, "*seeds slots"]
@@ -80,7 +92,7 @@ class History:
         Raises:
             ValueError: the history is empty.
         """
-        used = self._used()
+        used = self._used_slots()
         columns = {
             column: np.asarray(getattr(getattr(self, signal), name))[used][slot]
             for column, (signal, name) in HISTORY_COLUMNS.items()
@@ -114,18 +126,19 @@ class History:
             raise ValueError(
                 f"signal={signal!r} is not known; expected 'activations' or 'gradients'"
             )
-        used = self._used()
-        seen = getattr(self, signal)
-        pick = lambda name: np.asarray(getattr(seen, name))[used]
-        moments = {name: pick(name) for name in (*MOMENTS, "histogram")}
-        side = {
-            ("activations", "output"): "outputs",
-            ("activations", "input"): "inputs",
-            ("gradients", "output"): "gradients of the outputs",
-            ("gradients", "input"): "gradients of the inputs",
-        }[signal, self.of]
-        steps, edges = np.asarray(self.steps)[used], np.asarray(self.edges)
-        return history_figure(steps, moments, edges, self.paths, side)
+        used = self._used_slots()
+        history = getattr(self, signal)
+        moments = {
+            name: np.asarray(getattr(history, name))[used]
+            for name in (*MOMENTS, "histogram")
+        }
+        return history_figure(
+            np.asarray(self.steps)[used],
+            moments,
+            edges=np.asarray(self.edges),
+            names=self.paths,
+            title=SIDE_TITLES[signal, self.of],
+        )
 
     def figures(self) -> dict[str, "Figure"]:
         """The figures of a report, by what they show."""
@@ -133,13 +146,14 @@ class History:
 
     def notes(self) -> list[str]:
         """What the numbers of `rows` are of."""
-        steps = np.asarray(self.steps)[self._used()]
+        steps = np.asarray(self.steps)[self._used_slots()]
         return [
             f"units' {self.of}s in the slot from step {steps[-1]} on; {len(steps)} "
             f"slots from step {steps[0]} on"
         ]
 
-    def _used(self) -> np.ndarray:
+    def _used_slots(self) -> np.ndarray:
+        """The slots that have been written to."""
         if np.ndim(self.steps) != 1:
             raise ValueError(
                 f"the history is of {np.shape(self.steps)[0]} runs, mapped together; "
@@ -161,9 +175,9 @@ class History:
             return f"History of {len(self.paths)} rows, {np.shape(self.steps)[0]} runs"
         if not np.any(np.asarray(self.steps) >= 0):
             return f"History of {len(self.paths)} rows, empty"
-        rows = self.rows()
         cells = [
-            [r["path"], *(number(r[name]) for name in HISTORY_COLUMNS)] for r in rows
+            [row["path"], *(format_number(row[name]) for name in HISTORY_COLUMNS)]
+            for row in self.rows()
         ]
         names = [name.replace("_", " ") for name in HISTORY_COLUMNS]
         return format_table(("unit",), names, cells, self.notes())

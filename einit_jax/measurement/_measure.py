@@ -1,6 +1,7 @@
 """`measure`: the three pillars of a model as it stands, unit by unit."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial, reduce
 from operator import getitem
 from typing import Any
@@ -8,33 +9,27 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax import linen as nn
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, PyTree
 
+from ..binding import Arrays, setup
 from ..core import (
-    Batch,
+    ModelArgs,
     Path,
     check_optimizer,
     describe,
-    draw_batches,
     path_str,
     stack_batches,
     unboxed,
 )
 from ..graph import find_regions
-from ..linen import (
-    Objective,
-    Scaled,
-    check_foreign,
-    check_missing,
-    make_objective,
-    trace_model,
-)
+from ..linen import Model
 from ..units import (
     FACTORS,
     UPDATE,
     ModelGraph,
-    UnitKey,
+    Objective,
+    check_foreign,
+    check_missing,
     concat_units,
     from_tree,
     ones,
@@ -43,12 +38,12 @@ from ..units import (
     zero_candidates,
 )
 from ._measurement import FLAGS, Measurement
-from ._observation import observe
-from ._unit_statistics import OUTPUT_STATISTICS
+from ._observation import Factors, Observed, Observer
+from ._unit_statistics import INPUT_STATISTICS, OUTPUT_STATISTICS
 
 
 def measure(
-    model: nn.Module | Scaled,
+    model: Model,
     params: PyTree,
     input_fn: Any,
     loss_fn: Callable,
@@ -107,75 +102,98 @@ def measure(
 
     Source: the three pillars are those of P. Bement, empirical_init 0.0.2 (2023).
     """
-    model = model.model if isinstance(model, Scaled) else model
-    task = make_objective(model, loss_fn, method, axis_name)
-    key = jax.random.key(0) if key is None else key
-    batches = draw_batches(input_fn, key, rngs, batch_size, draws)
-    values = None if scales is None else from_tree(scales, unboxed(params))
+    bound = setup(
+        model,
+        params,
+        input_fn,
+        loss_fn,
+        key=key,
+        batch_size=batch_size,
+        method=method,
+        rngs=rngs,
+        collections=collections,
+        axis_name=axis_name,
+        draws=draws,
+    )
+    factors = None if scales is None else from_tree(scales, unboxed(params))
     check_optimizer(optimizer)
-    zeros = zero_candidates(params) if probe else frozenset()
-    given = (params, dict(collections or {}), batches, key, values)
-    return _measure_compiled(task, zeros, optimizer, *given)
+    return _measure_compiled(
+        bound.arrays,
+        factors,
+        objective=bound.objective,
+        zeros=zero_candidates(params) if probe else frozenset(),
+        optimizer=optimizer,
+    )
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@partial(jax.jit, static_argnames=("objective", "zeros", "optimizer"))
 def _measure_compiled(
-    task: Objective,
+    arrays: Arrays,
+    factors: Factors | None,
+    *,
+    objective: Objective,
     zeros: frozenset[Path] | None,
     optimizer: optax.GradientTransformation | None,
-    params: Any,
-    collections: Mapping,
-    batches: tuple[Batch, ...],
-    key: jax.Array,
-    values: dict[UnitKey, dict[str, jax.Array]] | None,
 ) -> Measurement:
-    graph = trace_model(task, params, collections, batches[0])
-    if values is None:
-        values = ones(graph.units)
-    check_missing(graph, values)
-    check_foreign(graph, values)
-    like = params
-    params, replaced = put_probes(params, graph, key, zeros)
-    values = {u.key: values[u.key] for u in graph.units}
-    look = partial(observe, task, graph.units, params, collections, values)
-    look = partial(look, optimizer=optimizer, like=like)
-    stacked = stack_batches(batches)
+    """The measurement of a model under factors (None: 1), geometric mean over draws."""
+    graph = objective.trace(arrays.args)
+    factors = ones(graph.units) if factors is None else factors
+    check_missing(graph, factors)
+    check_foreign(graph, factors)
+    params, probed = put_probes(arrays.params, graph, arrays.key, zeros)
+    factors = {unit.key: factors[unit.key] for unit in graph.units}
+    observer = Observer(
+        objective, graph.units, factors, optimizer, like=arrays.params, capture=True
+    )
+
+    def observed(observer: Observer) -> Observed:
+        on = lambda batch: observer.observe(
+            ModelArgs(params, arrays.collections, batch)
+        )
+        return jax.lax.map(on, stack_batches(arrays.batches))
+
     try:
-        seen = jax.lax.map(partial(look, capture=True), stacked)
+        seen = observed(observer)
     except ValueError:  # branches of nn.cond cannot capture: their trees would differ
-        seen = jax.lax.map(partial(look, capture=False), stacked)
-    facts, losses, loose = seen
-    by = "SGD" if optimizer is None else "the optimizer"
-    return _table(graph, facts, losses, loose, values, replaced, batches[0], by)
+        seen = observed(replace(observer, capture=False))
+    about = {
+        "probed": jnp.array(list(probed.values()), bool),
+        "probes": tuple(map(path_str, probed)),
+        "batch": describe(arrays.batches[0].inputs),
+        "by": "SGD" if optimizer is None else "the optimizer",
+    }
+    return _table(graph, seen, factors, about)
 
 
 def _table(
-    graph: ModelGraph,
-    sums: dict[UnitKey, dict],
-    losses: jax.Array,
-    loose: jax.Array,
-    values: dict,
-    replaced: dict,
-    batch: Batch,
-    by: str,
+    graph: ModelGraph, seen: Observed, factors: Factors, about: Mapping[str, Any]
 ) -> Measurement:
-    """The table of a measurement, from sums per draw: arithmetic on whole columns."""
-    units = graph.units
-    where = find_regions(graph, units)
-    table, order = unit_rows(units, where.into, where.out, where.own)
+    """The table of a measurement, from statistics per draw: whole columns at once.
 
-    def column(*names: str) -> jax.Array:
+    `about` has the fields that are no columns of units.
+    """
+    units, regions = graph.units, find_regions(graph, graph.units)
+    rows, order = unit_rows(
+        units, regions.input_region, regions.output_region, regions.inner_region
+    )
+
+    def column(*names: str) -> Float[Array, "draws rows"]:
         pick = lambda value: reduce(getitem, names, value)
-        tree = {kind: pick(value) for kind, value in sums.items()}
+        tree = {key: pick(value) for key, value in seen.statistics.items()}
         return jax.vmap(partial(concat_units, units))(tree)[:, order]
 
-    out = {name: column("output", name) for name in OUTPUT_STATISTICS}
-    back = {name: column("input", name) for name in ("rms", "power", "bad")}
-    calls = jnp.maximum(out["calls"], 1)
-    once = jnp.array([table[i].calls == 1 for i in range(len(table))])
-    floats = jnp.array([row.floats for row in table])
+    def factor(name: str) -> Float[Array, " rows"]:
+        one = lambda own: jnp.ones_like(own["output"])
+        own = {key: v[name] if name in v else one(v) for key, v in factors.items()}
+        return concat_units(units, own)[order]
 
-    def combined(single, power):
+    out = {name: column("output", name) for name in OUTPUT_STATISTICS}
+    back = {name: column("input", name) for name in INPUT_STATISTICS}
+    calls = jnp.maximum(out["calls"], 1)
+    once = jnp.array([row.calls == 1 for row in rows])
+    floats = jnp.array([row.floats for row in rows])
+
+    def combined(single: Array, power: Array) -> Array:
         return jnp.where(once, single, jnp.sqrt(power / calls))
 
     strength = combined(out["rms"], out["power"])
@@ -187,11 +205,7 @@ def _table(
     broken = (bad > 0) | ~jnp.isfinite(strength + back_rms + update)
     flag = jnp.where(broken, FLAGS.index("non-finite"), FLAGS.index("ok") + dead)
     flag = jnp.where(out["calls"] == 0, FLAGS.index("unreached"), flag)
-    factor = {
-        name: concat_units(units, {k: v[name] for k, v in values.items()})[order]
-        for name in FACTORS
-    }
-    steps = {k: v.get(UPDATE, jnp.ones_like(v["output"])) for k, v in values.items()}
+    a, b, c, u = (factor(name) for name in (*FACTORS, UPDATE))
     true = combined(column("true", "rms"), column("true", "power"))
     potential = back_rms / jnp.where(true > 0, true, jnp.nan)
     back_rms = jnp.where(floats, back_rms, jnp.nan)
@@ -206,36 +220,33 @@ def _table(
         potential=jnp.where(floats, _typical(potential), jnp.nan),
         param_rms=column("params")[0],
         param_grad_rms=_typical(column("param_grads")),
-        output=factor["output"],
-        input_grad=factor["input_grad"],
-        output_grad=factor["output_grad"],
-        update=concat_units(units, steps)[order],
+        output=a,
+        input_grad=b,
+        output_grad=c,
+        update=u,
         nonfinite=jnp.sum(bad, 0).astype(jnp.int32),
         flag=jnp.max(flag, 0),
         output_deviation=_deviation(strength),
         input_grad_deviation=_deviation(back_rms),
         update_deviation=_deviation(update),
-        loss=jnp.mean(losses),
-        loose_update_rms=_typical(loose),
-        probed=jnp.array([replaced[p] for p in replaced], bool),
-        rows_of=tuple(table),
-        loose=tuple(path_str(path) for path in graph.loose),
-        probes=tuple(path_str(path) for path in replaced),
-        batch=describe(batch.inputs),
-        draws=losses.shape[0],
-        loss_region=where.loss,
-        by=by,
+        loss=jnp.mean(seen.loss),
+        loose_update_rms=_typical(seen.raw_change),
+        rows_of=tuple(rows),
+        loose=tuple(map(path_str, graph.raw_parameters)),
+        draws=seen.loss.shape[0],
+        loss_region=regions.loss,
+        **about,
     )
 
 
-def _typical(draws: jax.Array) -> jax.Array:
+def _typical(draws: Array) -> Array:
     """The geometric mean over draws; the value itself of a single one."""
     if draws.shape[0] == 1:
         return draws[0]
     return jnp.exp(jnp.mean(jnp.log(draws), 0))
 
 
-def _deviation(draws: jax.Array) -> jax.Array:
+def _deviation(draws: Array) -> Array:
     """The standard deviation over draws of the natural logarithm."""
     if draws.shape[0] == 1:
         return jnp.zeros_like(draws[0])

@@ -1,4 +1,4 @@
-"""What `measure` returns: columns of numbers, a row a unit, and how they read."""
+"""What `measure` returns: columns of numbers, a row per unit, and their text."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -10,8 +10,15 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from ..core import is_concrete
-from ..reporting import flat_scalars, format_table, number, pillar_panels, unit_of_row
+from ..reporting import (
+    flat_scalars,
+    format_number,
+    format_table,
+    pillar_panels,
+    unit_of_row,
+)
 from ..units import UnitRow
+from ._satisfied_rules import RULE_NAMES, satisfied_rules
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,9 +31,6 @@ PILLAR_COLUMNS = ("output_rms", "input_grad_rms", "update_rms")
 
 
 STATIC_FIELDS = ("rows_of", "loose", "probes", "batch", "draws", "loss_region", "by")
-
-
-RULE_NAMES = {"gradients": ("exact", "unit"), "update": ("local", "total")}
 
 
 @partial(
@@ -58,7 +62,7 @@ class Measurement:
     | `total_update_rms` | the same when the parameters of all units move together |
     | `cosine` | between the carried and the true gradient (at b = c = 1) of the unit's parameters; NaN where one is zero |
     | `potential` | carried over true input gradient; equal all over a region where gradients are exact; NaN without a floating input |
-    | `loose_update_rms` | the largest change of any unit's output by a step at learning rate 1 of the parameters of no unit |
+    | `loose_update_rms` | the largest change of any unit's output by a step at learning rate 1 of the raw parameters, which no unit owns |
     | `param_rms`, `param_grad_rms` | rms of the unit's parameters and their gradients |
     | `output`, `input_grad`, `output_grad` | the three factors in force |
     | `update` | the factor of an optimizer's updates, 1 where there is none |
@@ -71,8 +75,8 @@ class Measurement:
     `rows_of` holds what is static of each row: path, kind, shape, calls, and `region`,
     the number of the part of the graph between units in which its input gradient lies.
     In `loss_region` gradients are given by the loss, and stay as they are. `loose` has
-    the paths of parameters that belong to no unit, `batch` the shapes measured on, `by`
-    tells whose step makes the changes.
+    the paths of the raw parameters, `batch` the shapes measured on, `by` names whose
+    step makes the changes.
     """  # noqa: E501
 
     output_rms: Float[Array, "..."]
@@ -107,8 +111,8 @@ class Measurement:
 
     def rows(self) -> list[dict[str, Any]]:
         """One dict per unit and layer, in call order, of plain Python values."""
-        whole = (*STATIC_FIELDS, "loss", "probed", "loose_update_rms")
-        names = [f.name for f in fields(self) if f.name not in whole]
+        no_columns = (*STATIC_FIELDS, "loss", "probed", "loose_update_rms")
+        names = [f.name for f in fields(self) if f.name not in no_columns]
         columns = {name: np.asarray(getattr(self, name)) for name in names}
         return [
             {
@@ -146,9 +150,9 @@ class Measurement:
 
     @staticmethod
     def joint_figures(named: Mapping[str, "Measurement"]) -> dict[str, "Figure"]:
-        """The figures of several measurements in one report, by their headings.
+        """The figures of several measurements in one report, by heading.
 
-        One of all where their units are the same, else one each.
+        One figure of all where their units are the same, else one each, by name.
         """
         first, *others = named.values()
         if all(units_of(other) == units_of(first) for other in others):
@@ -161,18 +165,19 @@ class Measurement:
         Rows in which the pillar is not defined (no floating input) or was not reached
         are left out; zeros and non-finite values count as infinitely far.
         """
-        found = {}
+        floats = np.array([row.floats for row in self.rows_of])
+        reached = np.asarray(self.flag) != FLAGS.index("unreached")
+        worst = {}
         for name in PILLAR_COLUMNS:
             values = np.asarray(getattr(self, name), np.float64)
             with np.errstate(divide="ignore", invalid="ignore"):
-                far = np.abs(np.log2(values))
-            floats = np.array([r.floats for r in self.rows_of])
-            known = floats if name == "input_grad_rms" else np.full(far.shape, True)
-            known = known & (np.asarray(self.flag) != FLAGS.index("unreached"))
-            far = np.where(known, np.where(np.isnan(far), np.inf, far), -1.0)
-            at = int(np.argmax(far))
-            found[name] = (self.rows_of[at].path, float(far[at]))
-        return found
+                distances = np.abs(np.log2(values))
+            distances[np.isnan(distances)] = np.inf
+            defined = reached & floats if name == "input_grad_rms" else reached
+            distances = np.where(defined, distances, -1.0)
+            i = int(np.argmax(distances))
+            worst[name] = (self.rows_of[i].path, float(distances[i]))
+        return worst
 
     def modes(self) -> dict[str, tuple[str, ...]]:
         """The rules of pillars 2 and 3 that the factors in force satisfy here.
@@ -183,36 +188,12 @@ class Measurement:
         times; parameters that several rows share count once, by their mean square.
         """
         flag = np.asarray(self.flag)
-        calm = flag == FLAGS.index("ok")
-        if not calm.any() or np.any(flag == FLAGS.index("non-finite")):
+        usable = flag == FLAGS.index("ok")
+        if not usable.any() or np.any(flag == FLAGS.index("non-finite")):
             return dict.fromkeys(RULE_NAMES, ())
-        tolerance = 0.1 if any(row.calls > 1 for row in self.rows_of) else 0.01
-        near = lambda x: bool(np.all(np.abs(x[calm] - 1) <= tolerance))
-        cosine, back, total = (
-            np.asarray(getattr(self, name), np.float64)
-            for name in ("cosine", "input_grad_rms", "total_update_rms")
-        )
-        local = self._local()
-        level = np.median(local[calm])
-        at_most = np.where(total == np.max(total[calm], initial=0), total, 1)
-        gradients = {
-            "exact": bool(np.all(cosine[calm & ~np.isnan(cosine)] > 0.9999)),
-            "unit": near(np.where(np.isnan(back), 1, back)),
-        }
-        update = {
-            "local": near(local),
-            "total": near(local / level) and near(at_most),
-        }
-        pick = lambda found: tuple(name for name, holds in found.items() if holds)
-        return {"gradients": pick(gradients), "update": pick(update)}
-
-    def _local(self) -> np.ndarray:
-        """The update of each row, over all rows that share its parameters."""
-        squares = np.square(np.asarray(self.update_rms, np.float64))
-        inside = np.array([row.inside for row in self.rows_of], int)
-        total = np.bincount(inside, np.where(np.isfinite(squares), squares, 0))
-        count = np.bincount(inside, squares > 0)
-        return np.sqrt(total / np.maximum(count, 1))[inside]
+        names = ("cosine", "input_grad_rms", "update_rms", "total_update_rms")
+        columns = {name: np.asarray(getattr(self, name), np.float64) for name in names}
+        return satisfied_rules(columns, usable, self.rows_of)
 
     def probed_paths(self) -> list[str]:
         """The arrays of zeros that were replaced by a probe draw while measuring."""
@@ -221,44 +202,46 @@ class Measurement:
     def __str__(self) -> str:
         if not all(map(is_concrete, jax.tree.leaves(self))):
             return f"Measurement of {len(self.rows_of)} units (traced)"
-        factors = ("a", "b", "c", "u") if self._steps() else ("a", "b", "c")
+        has_update_factors = bool(np.any(np.asarray(self.update) != 1))
+        factors = ("a", "b", "c", "u") if has_update_factors else ("a", "b", "c")
         names = ("calls", "rms", "mean", "spread", "grad", "update", "total", *factors,
                  "cos", "region", "phi", "flag")  # fmt: skip
         cells = [_row_cells(row, factors) for row in self.rows()]
         return format_table(("unit", "kind", "shape"), names, cells, self.notes())
 
-    def _steps(self) -> bool:
-        """Whether the factors `update` are in force."""
-        return bool(np.any(np.asarray(self.update) != 1))
-
     def notes(self) -> list[str]:
-        """What is to be said of the whole: loss, worst rows, rules that hold."""
-        batch = f"inputs {self.batch}"
-        lines = [f"loss {float(self.loss):.4g} on {batch}, {self.draws} draw(s)"]
-        far = [f"{_short_name(n)} {d:.2g} at {p}" for n, (p, d) in self.worst().items()]
-        lines.append("largest |log2 rms|: " + "; ".join(far))
-        top = int(np.argmax(np.nan_to_num(np.asarray(self.total_update_rms))))
-        largest = float(self.total_update_rms[top])
-        where = self.rows_of[top].path
-        whose = f"largest total update, by {self.by} at learning rate 1"
-        lines.append(f"{whose}: {largest:.3g} at {where}")
-        neither = {
-            pillar: "neither " + " nor ".join(RULE_NAMES[pillar])
-            for pillar in RULE_NAMES
-        }
-        rules = [
-            f"{pillar}: {' and '.join(held) or neither[pillar]}"
-            for pillar, held in self.modes().items()
+        """Sentences about the whole: loss, worst rows, rules that hold."""
+        worst = [
+            f"{_short_name(name)} {distance:.2g} at {path}"
+            for name, (path, distance) in self.worst().items()
         ]
-        lines.append("rules that hold: " + "; ".join(rules))
+        total = np.asarray(self.total_update_rms)
+        largest = int(np.argmax(np.nan_to_num(total)))
+        held = self.modes()
+        rules = [
+            f"{pillar}: {' and '.join(held[pillar]) or 'neither ' + ' nor '.join(names)}"
+            for pillar, names in RULE_NAMES.items()
+        ]
+        lines = [
+            f"loss {float(self.loss):.4g} on inputs {self.batch}, {self.draws} draw(s)",
+            "largest |log2 rms|: " + "; ".join(worst),
+            f"largest total update, by {self.by} at learning rate 1: "
+            f"{float(total[largest]):.3g} at {self.rows_of[largest].path}",
+            "rules that hold: " + "; ".join(rules),
+        ]
+        return lines + self._further_notes()
+
+    def _further_notes(self) -> list[str]:
+        """What is not true of every measurement: draws, raw parameters, probes."""
+        lines = []
         if self.draws > 1:
-            names = [_short_name(n) for n in PILLAR_COLUMNS]
-            columns = [np.asarray(getattr(self, f"{n}_deviation")) for n in names]
-            spread = [
+            names = [_short_name(name) for name in PILLAR_COLUMNS]
+            columns = [np.asarray(getattr(self, f"{name}_deviation")) for name in names]
+            largest = [
                 f"{name} {np.nanmax(column):.2g}"
                 for name, column in zip(names, columns, strict=True)
             ]
-            lines.append("largest spread over draws, of ln rms: " + "; ".join(spread))
+            lines.append("largest spread over draws, of ln rms: " + "; ".join(largest))
         if self.loose:
             moves = f", which move outputs by up to {float(self.loose_update_rms):.3g}"
             lines.append("parameters of no unit" + moves + ": " + ", ".join(self.loose))
@@ -284,18 +267,18 @@ def _row_cells(row: dict[str, Any], factors: Sequence[str]) -> list[str]:
              "cosine")  # fmt: skip
     flag = "" if row["flag"] == "ok" else row["flag"]
     start = [row["path"], row["kind"], row["shape"], str(row["calls"])]
-    end = [str(row["region"]), number(row["potential"]), flag]
-    return [*start, *(number(row[name]) for name in names), *end]
+    end = [str(row["region"]), format_number(row["potential"]), flag]
+    return [*start, *(format_number(row[name]) for name in names), *end]
 
 
 def pillar_figure(named: Mapping[str, Measurement]) -> "Figure":
-    """One figure of measurements of the same units; a single one needs no name."""
-    tables = {name: given.rows() for name, given in named.items()}
+    """One figure of measurements of the same units; a single one has no legend."""
+    tables = {name: measurement.rows() for name, measurement in named.items()}
     return pillar_panels(
         tables if len(tables) > 1 else {"": next(iter(tables.values()))}
     )
 
 
-def units_of(given: Measurement) -> list[str]:
+def units_of(measurement: Measurement) -> list[str]:
     """The unit of each row."""
-    return [unit_of_row(row.path) for row in given.rows_of]
+    return [unit_of_row(row.path) for row in measurement.rows_of]

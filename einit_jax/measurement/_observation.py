@@ -1,16 +1,18 @@
 """What is seen of a scaled model on one batch, with its factors fixed."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax import linen as nn
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
+from ..binding import output_changes
 from ..core import (
-    Batch,
+    ModelArgs,
+    Params,
     Partition,
     anchor,
     first_step,
@@ -20,20 +22,14 @@ from ..core import (
     rms,
     widen,
 )
-from ..linen import (
-    Objective,
-    carry_entries,
-    checked_loss,
-    output_changes,
-    outputs_of,
-    over_mapped_axis,
-)
 from ..units import (
     FACTORS,
     UPDATE,
+    Objective,
     Unit,
     UnitKey,
     flat_floats,
+    mask_owned,
     mask_unowned,
     ones,
     own_floats,
@@ -42,172 +38,203 @@ from ..units import (
     scale_by_owner,
     zeros_like_params,
 )
-from ._unit_statistics import (
-    OBSERVE,
-    empty_sums,
-    output_statistics,
-    unit_statistics_interceptor,
-)
+from ._unit_statistics import empty_statistics, observing, output_statistics
+
+Factors = Mapping[UnitKey, Mapping[str, Array]]
 
 
-def observe(
-    task: Objective,
-    units: tuple[Unit, ...],
-    params: Any,
-    collections: Mapping,
-    values: dict,
-    batch: Batch,
-    capture: bool,
-    optimizer: optax.GradientTransformation | None,
-    like: Any,
-) -> tuple[dict[UnitKey, dict[str, Any]], jax.Array, jax.Array]:
-    """The statistics of each unit, the loss, and what parameters of no unit move.
+class Observed(NamedTuple):
+    """What one batch shows."""
 
-    Three looks at the model: with gradients as they are, with those that the factors
-    carry, and with the changes by the latter, or by what the optimizer makes of them.
+    statistics: dict[UnitKey, dict[str, Any]]
+    """Of each unit; each array as the unit carries it, a number per layer."""
+    loss: Float[Array, ""]
+    raw_change: Float[Array, ""]
+    """The largest change of any unit's output by a step of raw parameters."""
+
+
+class _Look(NamedTuple):
+    """What one run of the model and its gradient show."""
+
+    sums: dict[UnitKey, dict[str, dict[str, Array]]]
+    captured: dict[UnitKey, dict[str, Array]]
+    loss: Float[Array, ""]
+    gradient: list[Array]
+    step: list[Array]
+    """What the optimizer makes of the gradient."""
+
+
+@dataclass(frozen=True)
+class Observer:
+    """Looks at a model, whose factors are fixed, three times per batch.
+
+    First with true gradients, then with those that the factors carry, and last with the
+    changes by a step along the latter (or by what the optimizer makes of them).
     """
-    named = {u.key: u for u in units}
-    own = {kind: own_floats(params, unit) for kind, unit in named.items()}
-    still = {kind: zeros_like_params(params, unit) for kind, unit in named.items()}
-    empty = {kind: empty_sums(unit) for kind, unit in named.items()}
-    leaves = Partition(plain(params))
-    owned = owners(params, units)
 
-    def loss(floats, shifts, slots, steps, factors):
-        entries = {
-            kind: {"factors": factors[kind], "slots": slots[kind], "step": steps[kind]}
-            | {"shift": shifts[kind]}
-            | ({"opaque": values[kind]["output"]} if unit.opaque else {})
-            for kind, unit in named.items()
-        }
-        filled = carry_entries(leaves.build(floats), OBSERVE, entries)
-        wanted = lambda module, name: (module.path, name) in named
-        with nn.intercept_methods(unit_statistics_interceptor()):
-            outputs, written = outputs_of(
-                task, filled, collections, batch,
-                capture_intermediates=wanted if capture else False,
-            )  # fmt: skip
-        seen = _captured(written.get("intermediates", {}), named)
-        value = checked_loss(task, outputs, batch)
-        total = value + anchor(float_leaves(outputs)).astype(value.dtype)
-        return total, (seen, value)
+    objective: Objective
+    units: tuple[Unit, ...]
+    factors: Factors
+    optimizer: optax.GradientTransformation | None
+    like: Params
+    """The user's parameters: the optimizer sees trees of that structure."""
+    capture: bool
+    """Whether outputs are read off captured intermediates, where these come out."""
 
-    def look(steps, turn):
-        factors, moves = turn
-        gradient = jax.grad(loss, (0, 1, 2), has_aux=True)
-        inside = lambda: gradient(leaves.floats, still, empty, steps, factors)
-        (of_params, of_shifts, sums), (seen, value) = over_mapped_axis(
-            task.axis_name, inside
+    def observe(self, args: ModelArgs) -> Observed:
+        true, carried, moved = self._look_thrice(args)
+        statistics: dict[UnitKey, dict[str, Any]] = dict(carried.sums)
+        for unit in self.units:
+            own = statistics[unit.key]
+            changes = moved.sums[unit.key]["output"]
+            own["output"] |= {n: changes[n] for n in ("update", "update_power")}
+            own["output"] |= carried.captured.get(unit.key, {})
+            own["true"] = true.sums[unit.key]["input"]
+            params = own_floats(args.params, unit)
+            own["params"] = param_rms(params.values(), unit)
+        owned = owners(args.params, self.units)
+        self._add_directions(statistics, owned, carried.gradient, true.gradient)
+        for key, total in self._changes(
+            args, mask_unowned(carried.step, owned)
+        ).items():
+            statistics[key]["total"] = total
+        raw_change = jnp.zeros((), jnp.float32)
+        if not all(owned):
+            changes = self._changes(args, mask_owned(carried.step, owned))
+            raw_change = jnp.max(jnp.stack([jnp.max(t) for t in changes.values()]))
+        return Observed(statistics, carried.loss, raw_change)
+
+    def _changes(self, args: ModelArgs, step: list[Array]) -> dict[UnitKey, Array]:
+        outputs = {key: own["output"] for key, own in self.factors.items()}
+        return output_changes(
+            self.objective, self.units, args, outputs=outputs, step=step
         )
+
+    def _look_thrice(self, args: ModelArgs) -> list[_Look]:
+        """The three looks, in one compiled body."""
+        still = {unit.key: zeros_like_params(args.params, unit) for unit in self.units}
+        forward = {
+            key: one | {"output": self.factors[key]["output"]}
+            for key, one in ones(self.units).items()
+        }
+        carry = {k: {n: own[n] for n in FACTORS} for k, own in self.factors.items()}
+        turns = jax.tree.map(lambda *x: jnp.stack(x), forward, carry, carry)
+
+        def turn(steps: Any, factors_and_moves: tuple) -> tuple[Any, _Look]:
+            factors, moves = factors_and_moves
+            look, steps = self._look(args, factors, steps)
+            return jax.tree.map(lambda s: moves.astype(s.dtype) * s, steps), look
+
+        # the last look only adds the changes by an update: with a step, cotangents also
+        # flow through the derivative along it
+        _, looks = jax.lax.scan(turn, still, (turns, jnp.array([0.0, 1.0, 0.0])))
+        return [jax.tree.map(lambda x, i=i: x[i], looks) for i in range(3)]
+
+    def _look(
+        self, args: ModelArgs, factors: Factors, steps: dict[UnitKey, dict[str, Array]]
+    ) -> tuple[_Look, dict[UnitKey, dict[str, Array]]]:
+        """One look, and the steps of the units' parameters that follow from it."""
+        leaves = Partition(plain(args.params))
+        empty = {unit.key: empty_statistics(unit) for unit in self.units}
+        still = {unit.key: zeros_like_params(args.params, unit) for unit in self.units}
+
+        def loss(floats: list, shifts: Any, sums: Any) -> tuple[Array, tuple]:
+            entries = {
+                unit.key: {
+                    "factors": factors[unit.key],
+                    "sums": sums[unit.key],
+                    "step": steps[unit.key],
+                    "shift": shifts[unit.key],
+                }
+                for unit in self.units
+            }
+            for unit in self.units:
+                if unit.opaque:
+                    opaque = {"opaque": self.factors[unit.key]["output"]}
+                    entries[unit.key] |= opaque
+            return self._loss(args._replace(params=leaves.build(floats)), entries)
+
+        gradient = jax.grad(loss, (0, 1, 2), has_aux=True)
+        inside = lambda: gradient(leaves.floats, still, empty)
+        (of_params, of_shifts, sums), aux = self.objective.over_axis(inside)
+        captured, value = aux
         step = [jnp.conj(g) for g in of_params]
         steps = jax.tree.map(jnp.conj, of_shifts)
-        if optimizer is not None:
-            step = _scale_step(
-                first_step(optimizer, like, params, of_params), values, owned
-            )
+        if self.optimizer is not None:
+            step = first_step(self.optimizer, self.like, args.params, of_params)
+            step = self._scale_step(step, owners(args.params, self.units))
             moved = leaves.build(step)
-            steps = {kind: flat_floats(moved, unit) for kind, unit in named.items()}
-        steps = jax.tree.map(lambda s: moves.astype(s.dtype) * s, steps)
-        return steps, (sums, seen, value, of_params, step)
+            steps = {unit.key: flat_floats(moved, unit) for unit in self.units}
+        return _Look(sums, captured, value, of_params, step), steps
 
-    forward = {
-        kind: one | {"output": values[kind]["output"]}
-        for kind, one in ones(units).items()
-    }
-    carry = {kind: {n: own[n] for n in FACTORS} for kind, own in values.items()}
-    turns = jax.tree.map(lambda *x: jnp.stack(x), forward, carry, carry)
-    _, found = jax.lax.scan(look, still, (turns, jnp.array([0.0, 1.0, 0.0])))
-    # the last look only adds the changes by an update: with a step, cotangents also
-    # flow through the derivative along it
-    true, carried, moved = (jax.tree.map(lambda x, i=i: x[i], found) for i in range(3))
-    sums, seen, value, gradient, step = carried
-    for kind, unit in named.items():
-        for name in ("update", "update_power"):
-            sums[kind]["output"][name] = moved[0][kind]["output"][name]
-        sums[kind]["output"] |= seen.get(kind, {})
-        sums[kind]["true"] = true[0][kind]["input"]
-        sums[kind]["params"] = param_rms(own[kind].values(), unit)
-    _add_directions(sums, units, owned, gradient, true[3])
-    outputs = {kind: own["output"] for kind, own in values.items()}
-    move = lambda step: output_changes(
-        task, units, outputs, params, step, collections, batch
-    )
-    for kind, total in move(mask_unowned(step, owned)).items():
-        sums[kind]["total"] = total
-    if all(owned):
-        return sums, value, jnp.zeros((), jnp.float32)
-    loose = move(mask_unowned(step, owned, units=False))
-    return sums, value, jnp.max(jnp.stack([jnp.max(t) for t in loose.values()]))
+    def _loss(self, args: ModelArgs, entries: Any) -> tuple[Array, tuple]:
+        """The loss, anchored at all outputs; what was captured, and the plain loss."""
+        capture = self.units if self.capture else ()
+        outputs, calls = self.objective.run(args, observing(entries), capture=capture)
+        captured = {key: _sum_over_calls(each) for key, each in calls.items()}
+        value = self.objective.loss(outputs, args.batch)
+        total = value + anchor(float_leaves(outputs)).astype(value.dtype)
+        return total, (captured, value)
 
+    def _scale_step(
+        self, step: list[Array], owned: Sequence[Unit | None]
+    ) -> list[Array]:
+        """An optimizer's step times the factor `update` of each unit that has one."""
+        factors = {
+            path: own[UPDATE]
+            for (path, _), own in self.factors.items()
+            if UPDATE in own
+        }
+        return scale_by_owner(step, owned, factors) if factors else step
 
-def _scale_step(
-    step: list[Array],
-    values: Mapping[UnitKey, Mapping[str, Array]],
-    owned: Sequence[Unit | None],
-) -> list[Array]:
-    """An optimizer's step times the factor `update` of each unit, where it has one."""
-    by = {path: own[UPDATE] for (path, _), own in values.items() if UPDATE in own}
-    return scale_by_owner(step, owned, by) if by else step
-
-
-def _add_directions(
-    sums: dict[UnitKey, dict[str, Any]],
-    units: Sequence[Unit],
-    owned: Sequence[Unit | None],
-    gradient: list[Array],
-    true: list[Array],
-) -> None:
-    """Adds the rms of each unit's parameter gradients, and the cosine to true ones."""
-    for unit in units:
-        mine = [u is not None and u.path == unit.path for u in owned]
-        carried, plain = (
-            [layers_first(g, unit.lift) for g, m in zip(x, mine, strict=True) if m]
-            for x in (gradient, true)
-        )
-        keep = len(unit.layers)
-        size = rms(carried, keep)
-        cosine = _cosine(carried, plain, size, rms(plain, keep), keep)
-        own = sums[unit.key]
-        own["param_grads"] = size.reshape(unit.ride_shape)
-        own["cosine"] = cosine.reshape(unit.ride_shape)
+    def _add_directions(
+        self,
+        statistics: dict[UnitKey, dict[str, Any]],
+        owned: Sequence[Unit | None],
+        gradient: list[Array],
+        true: list[Array],
+    ) -> None:
+        """Adds the rms of units' parameter gradients, and the cosine to true ones."""
+        for unit in self.units:
+            mine = [u is not None and u.path == unit.path for u in owned]
+            both = [
+                [
+                    layers_first(g, unit.lifted_axes)
+                    for g, own in zip(gradients, mine, strict=True)
+                    if own
+                ]
+                for gradients in (gradient, true)
+            ]
+            sizes = [rms(gradients, len(unit.layers)) for gradients in both]
+            cosine = _cosine(both, sizes, len(unit.layers))
+            own = statistics[unit.key]
+            own["param_grads"] = sizes[0].reshape(unit.carried_shape)
+            own["cosine"] = cosine.reshape(unit.carried_shape)
 
 
-def _cosine(
-    a: list[Array], b: list[Array], size_a: Array, size_b: Array, keep: int
-) -> Array:
+def _sum_over_calls(calls: Sequence[list[Array]]) -> dict[str, Array]:
+    """The statistics of captured outputs, call by call, summed."""
+    each = [output_statistics(outputs) for outputs in calls]
+    totals = {name: jnp.asarray(sum(e[name] for e in each)) for name in each[0]}
+    return jax.lax.stop_gradient(totals)
+
+
+def _cosine(both: list[list[Array]], sizes: list[Array], keep: int) -> Array:
     """Between two lists of arrays, for each index of the first `keep` axes.
 
     The sizes are their joint rms; NaN where one is zero.
     """
-    live = (size_a > 0) & (size_b > 0)
-    flat = lambda x, size: (
-        widen(x).reshape(*x.shape[:keep], -1)
-        / jnp.where(live, size, 1).reshape(*size.shape, 1)
-    )
+    live = (sizes[0] > 0) & (sizes[1] > 0)
+
+    def flat(x: Array, size: Array) -> Array:
+        unit = jnp.where(live, size, 1).reshape(*size.shape, 1)
+        return widen(x).reshape(*x.shape[:keep], -1) / unit
+
     dots = [
-        jnp.real(jnp.conj(flat(x, size_a)) * flat(y, size_b))
-        for x, y in zip(a, b, strict=True)
+        jnp.real(jnp.conj(flat(x, sizes[0])) * flat(y, sizes[1]))
+        for x, y in zip(*both, strict=True)
     ]
-    count = max(sum(d.shape[-1] for d in dots), 1)
-    mean = sum((d.sum(-1) for d in dots), jnp.zeros(size_a.shape, jnp.float32)) / count
+    count = max(sum(dot.shape[-1] for dot in dots), 1)
+    zero = jnp.zeros(sizes[0].shape, jnp.float32)
+    mean = sum((dot.sum(-1) for dot in dots), zero) / count
     return jnp.where(live, mean.astype(jnp.float32), jnp.nan)
-
-
-def _captured(tree: Mapping, units: Mapping[UnitKey, Unit]) -> dict[UnitKey, dict]:
-    """The statistics of captured outputs, of the units whose calls were all captured.
-
-    A `super().__call__` chain captures the inner outputs of a call before its own.
-    """
-    found = {}
-    for (path, method), unit in units.items():
-        node: Any = tree
-        for name in (*path, method):
-            node = node.get(name, {}) if isinstance(node, Mapping) else {}
-        if unit.lift or not node or len(node) % unit.calls:
-            continue
-        chain = len(node) // unit.calls
-        calls = [float_leaves(y) for y in node[chain - 1 :: chain]]
-        if all(tuple(t.shape for t in y) == unit.shape for y in calls):
-            each = [output_statistics(y) for y in calls]
-            found[(path, method)] = {k: sum(e[k] for e in each) for k in each[0]}
-    return jax.lax.stop_gradient(found)

@@ -1,5 +1,6 @@
-"""`plot`: one measurement, or several of the same units, as a picture."""
+"""`plot`: one measurement, or several of the same units, as a figure."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ..reporting import difference
@@ -10,18 +11,18 @@ if TYPE_CHECKING:
 
 
 def plot(*measurements: Measurement, **named: Measurement) -> "Figure":
-    r"""The picture of a network at a glance: log2 rms of each pillar, unit by unit.
+    r"""A network at a glance: the log2 rms of each pillar, unit by unit, as a figure.
 
     Three panels in call order: activation, input gradient, update at learning rate 1
     (dotted: by an update of all units at once). 0 is an rms of 1; the band is within
-    a factor of 2. Under `nn.scan` and `nn.vmap` over layers a unit is one place, its
-    line at the median over layers, its bar from the least to the most. A rms of zero
-    ("dead") is marked by x, one that is not finite by a triangle, a unit that was not
-    reached by a ring.
+    a factor of 2. Under `nn.scan` and `nn.vmap` over layers a unit has one place: the
+    line is at the median over layers, a bar goes from the least to the most. An rms of
+    zero ("dead") is marked by x, one that is not finite by a triangle, a unit that was
+    not reached by a ring.
 
     Args:
-        measurements: what `measure` returned: one, or two of the same units, which are
-            called before and after.
+        measurements: what `measure` returned: one, or two of the same units, which the
+            legend calls before and after.
         named: the same, by the names that the legend gives them.
 
     Returns:
@@ -52,21 +53,23 @@ def plot(*measurements: Measurement, **named: Measurement) -> "Figure":
             "two (before, after); name them: plot(glorot=..., kaiming=...)"
         )
     named = dict(zip(("before", "after"), measurements, strict=False)) | named
-    for name, given in named.items():
-        if not isinstance(given, Measurement):
+    for name, measurement in named.items():
+        if not isinstance(measurement, Measurement):
             raise TypeError(
-                f"{name} is a {type(given).__name__}, expected what ei.measure returned"
+                f"{name} is a {type(measurement).__name__}, expected what ei.measure "
+                "returned"
             )
-    first, *_ = named
-    for name, given in named.items():
-        if units_of(given) != units_of(named[first]):
-            _raise_different_units(first, units_of(named[first]), name, units_of(given))
+    first, *others = named
+    for name in others:
+        _check_same_units(named, first, name)
     return pillar_figure(named)
 
 
-def _raise_different_units(
-    first: str, expected: list[str], name: str, found: list[str]
-) -> None:
+def _check_same_units(named: Mapping[str, Measurement], first: str, name: str) -> None:
+    """Raises where two measurements are not of the same units."""
+    expected, found = units_of(named[first]), units_of(named[name])
+    if found == expected:
+        return
     differ = difference(expected, found)
     raise ValueError(
         f"{first!r} and {name!r} are measurements of different units: "

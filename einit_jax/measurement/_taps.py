@@ -1,8 +1,9 @@
 """Taps: what a unit's activations and their gradients look like, out of any step.
 
-A tap rides beside the unit's parameters and leaves outputs as they are; its cotangent
-is what was read off the activation on the way forward and off its gradient on the way
-back. Readings are sums over elements, so calls, layers, devices and steps add up.
+A tap is carried beside the unit's parameters and leaves outputs as they are. Its
+cotangent is what was read off the activation on the way forward and off its gradient on
+the way back. Readings are sums over elements, so calls, layers, devices and steps add
+up.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,11 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ..core import Partition, widen
-from ..linen import RIDE, Call, intercept_units
-
-TAP = RIDE + "tap"
-
+from ..core import widen
+from ..units import Interception, UnitCall, UnitKey
 
 TAP_FACTS = ("count", "nonfinite", "sum", "squares")
 """What precedes the bins of the histogram in a reading."""
@@ -120,67 +118,61 @@ def _flat_reals(leaf: Array) -> Float[Array, " n"]:
     return flat.astype(jnp.float32)
 
 
-def tap_interceptor(gauge: TapSpec) -> Any:
-    """An interceptor that reads what runs by riding taps."""
-    return intercept_units(TAP, partial(_tap_unit, gauge))
+def tapping(spec: TapSpec, taps: Mapping[UnitKey, Array]) -> Interception:
+    """The interception that reads what runs by the taps of units.
 
-
-def carried_tap(gauge: TapSpec, tap: Array) -> Mapping[str, Array]:
-    """What rides for a unit: the tap, by a name that tells what is read.
-
-    A trace that `nn.jit` has cached knows only what rides.
+    Each is carried by a name that tells what is read: a trace that `nn.jit` has cached
+    knows only what is carried.
     """
-    return {repr(gauge): tap}
+    entries = {key: {repr(spec): tap} for key, tap in taps.items()}
+    return Interception("tap", entries, partial(_tap_unit, spec))
 
 
-def _tap_unit(gauge: TapSpec, call: Call, ride: Mapping[str, Array]) -> Any:
-    tap = ride[repr(gauge)]
-    if gauge.of == "input":
-        inputs = Partition((call.args, dict(call.kwargs)))
-        args, kwargs = inputs.build(_tapped(gauge, inputs.floats, tap))
-        return call.proceed(*args, **kwargs)
-    y = Partition(call.proceed(*call.args, **call.kwargs))
-    return y.build(_tapped(gauge, y.floats, tap))
+def _tap_unit(spec: TapSpec, call: UnitCall, entry: Mapping[str, Array]) -> Any:
+    tap = entry[repr(spec)]
+    if spec.of == "input":
+        return call.finish(call.proceed(_tapped(spec, call.inputs, tap)))
+    return call.finish(_tapped(spec, call.proceed(call.inputs), tap))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _tapped(gauge: TapSpec, leaves: list, tap: Array) -> list:
+def _tapped(spec: TapSpec, leaves: list, tap: Array) -> list:
     """The leaves, with the readings as the tap's cotangent.
 
     To inputs nothing (0 times the tap) is added: where `vmap` shares an input among its
     members, each has a gradient of its own, not to be summed before it is read.
     """
-    if gauge.of == "output":
+    if spec.of == "output":
         return leaves
     nothing = 0 * tap.ravel()[0]
     return [x + nothing.astype(x.dtype) for x in leaves]
 
 
-def _tapped_forward(gauge, leaves, tap):
-    return _tapped(gauge, leaves, tap), (_read_leaves(gauge, leaves, tap), tap)
+def _tapped_forward(spec, leaves, tap):
+    return _tapped(spec, leaves, tap), (_read_leaves(spec, leaves, tap), tap)
 
 
-def _tapped_backward(gauge, residual, cotangents):
+def _tapped_backward(spec, residual, cotangents):
     seen, tap = residual
-    back = _read_leaves(gauge, cotangents, tap)
+    back = _read_leaves(spec, cotangents, tap)
     return cotangents, jnp.concatenate([seen, back]).reshape(tap.shape)
 
 
 _tapped.defvjp(_tapped_forward, _tapped_backward)
 
 
-def _read_leaves(gauge: TapSpec, leaves: list, tap: Array) -> Array:
+def _read_leaves(spec: TapSpec, leaves: list, tap: Array) -> Array:
     """What is read, or zeros where the tap is switched off (zero)."""
-    share = None if gauge.sample is None else gauge.sample // max(len(leaves), 1)
+    share = None if spec.sample is None else spec.sample // max(len(leaves), 1)
     leaves = [sample_evenly(leaf, share) for leaf in leaves]
-    if not gauge.switched:
-        return gauge.read(leaves)
-    off = lambda leaves: jnp.zeros(gauge.size // len(SIGNALS), jnp.float32)
-    return jax.lax.cond(tap.ravel()[0] != 0, gauge.read, off, leaves)
+    if not spec.switched:
+        return spec.read(leaves)
+    off = lambda leaves: jnp.zeros(spec.size // len(SIGNALS), jnp.float32)
+    return jax.lax.cond(tap.ravel()[0] != 0, spec.read, off, leaves)
 
 
 def check_stats_options(
-    of: Any, every: Any, slots: Any, octaves: Any, near: Any, sample: Any
+    of: Any, every: Any, *, slots: Any, octaves: Any, near: Any, sample: Any
 ) -> None:
     """Raises a ValueError where an option of `activation_stats` is out of range."""
     whole = lambda value: isinstance(value, int) and not isinstance(value, bool)
@@ -202,6 +194,6 @@ def check_stats_options(
             sample is not None and (not whole(sample) or sample < 1)
         ),
     }
-    for words, holds in wrong.items():
+    for problem, holds in wrong.items():
         if holds:
-            raise ValueError(f"activation_stats got {words}")
+            raise ValueError(f"activation_stats got {problem}")

@@ -1,9 +1,8 @@
-"""Observation of a scaled model as it stands, independent of the sweep.
+"""What is read off each call of a unit while the scaled model runs, factors fixed.
 
-The factors are fixed. Outputs are read where they are, input gradients where `jax.grad`
-brings them by, and the change by an update is a forward-mode derivative of the unit
-along its own gradient. Statistics of units inside lifted transforms, which drop all
-collections but `params`, leave as cotangents of slots that ride in `params`.
+Outputs are read where they are, input gradients where `jax.grad` brings them by, and
+the change by an update is a forward-mode derivative of the unit along its own gradient.
+Statistics leave as the cotangents of sums that are carried to the unit.
 """
 
 from collections.abc import Mapping
@@ -11,64 +10,54 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from flax import linen as nn
 from jaxtyping import Array, Float
 
-from ..core import emit, is_float, multiply, per_call, rms, scale_gradient, widen
-from ..linen import RIDE, Call, PureCall, intercept_units, is_carried, own_gradients
-from ..units import FACTORS, Unit
-
-OBSERVE = RIDE + "observe"
-
+from ..core import emit, multiply, per_call, rms, scale_gradient, widen
+from ..units import FACTORS, Interception, Unit, UnitCall, UnitKey
 
 OUTPUT_STATISTICS = (
-    "calls",
-    "rms",
-    "power",
-    "mean",
-    "varying",
-    "update",
-    "update_power",
-    "bad",
-)
-
-
+    "calls", "rms", "power", "mean", "varying", "update", "update_power", "bad",
+)  # fmt: skip
+"""Sums over calls: their number, rms and mean square of outputs, their mean, the mean
+square around the mean of the batch, rms and mean square of the change by an update, and
+the number of elements that are not finite."""
 INPUT_STATISTICS = ("rms", "power", "bad")
+"""The same of the strongest input gradient."""
 
 
-def empty_sums(unit: Unit) -> dict[str, dict[str, Array]]:
+def empty_statistics(unit: Unit) -> dict[str, dict[str, Array]]:
     """Zeros, whose cotangents are the statistics summed over calls."""
-    zero = jnp.zeros(unit.ride_shape, jnp.float32)
+    zero = jnp.zeros(unit.carried_shape, jnp.float32)
     return {
         "output": dict.fromkeys(OUTPUT_STATISTICS, zero),
         "input": dict.fromkeys(INPUT_STATISTICS, zero),
     }
 
 
-def unit_statistics_interceptor() -> Any:
-    """The interceptor of an observation."""
-    return intercept_units(OBSERVE, _observe_call)
+def observing(entries: Mapping[UnitKey, Mapping[str, Any]]) -> Interception:
+    """The interception of an observation.
+
+    An entry has the `factors` in force, the `step` of the unit's parameters and a
+    `shift` of it (zeros, whose gradient is that of the unit's parameters), the `sums`,
+    and `opaque` where forward mode cannot go through the unit.
+    """
+    return Interception("observe", entries, _observe_call)
 
 
-def _observe_call(call: Call, entry: Mapping[str, Any]) -> Any:
-    body = PureCall(call)
+def _observe_call(call: UnitCall, entry: Mapping[str, Any]) -> Any:
     a, b, c = (jnp.reshape(entry["factors"][name], ()) for name in FACTORS)
-    seen = _watch(body.floats, entry["slots"]["input"])
+    inputs = _watch(call.inputs, entry["sums"]["input"])
+    inputs = [scale_gradient(x, b) for x in inputs]
     step = jax.tree.map(jnp.add, entry["step"], entry["shift"])
-    derivative = _transposed_derivative if "opaque" in entry else _forward_derivative
-    seen = [scale_gradient(x, b) for x in seen]
-    outputs, arrays, moved = derivative(
-        body.run, call.module, seen, list(step.values())
+    outputs, moved = call.jvp(
+        inputs, list(step.values()), by_transposing="opaque" in entry
     )
-    outputs = _moving_along(outputs, moved)
-    outputs = [multiply(t, a) for t in outputs]
-    changes = [a * widen(jax.lax.stop_gradient(t)) for t in moved]
-    facts = output_statistics([jax.lax.stop_gradient(t) for t in outputs])
-    change = rms(changes)
-    facts |= {"update": change, "update_power": jnp.square(change)}
+    outputs = [multiply(t, a) for t in _moving_along(outputs, moved)]
+    change = rms([a * widen(jax.lax.stop_gradient(t)) for t in moved])
+    statistics = output_statistics([jax.lax.stop_gradient(t) for t in outputs])
+    statistics |= {"update": change, "update_power": jnp.square(change)}
     outputs = [scale_gradient(t, c) for t in outputs]
-    return body.build(emit(outputs, facts, entry["slots"]["output"]), arrays)
+    return call.finish(emit(outputs, statistics, entry["sums"]["output"]))
 
 
 def output_statistics(outputs: list[Array]) -> dict[str, Float[Array, ""]]:
@@ -94,43 +83,6 @@ def count_nonfinite(values: list[Array]) -> Float[Array, ""]:
     return jnp.asarray(count, jnp.float32)
 
 
-def _forward_derivative(
-    run: Any, module: nn.Module, inputs: list, step: list
-) -> tuple[list, list, list]:
-    """The unit's outputs, floating and others, and their derivative along a step."""
-    numbered = iter(step)
-
-    def tangent(path, value):
-        if is_carried(path):
-            return jnp.zeros_like(value)
-        if is_float(value):
-            return next(numbered).reshape(value.shape)
-        return np.zeros(jnp.shape(value), jax.dtypes.float0)
-
-    own = module.variables["params"]
-    tangents = {"params": jax.tree.map_with_path(tangent, own)}
-    bound = lambda module: run(module, *inputs)
-    lifted: Any = nn.jvp(bound, module, (), (), tangents)
-    (floats, arrays), (moved, _) = lifted
-    return floats, arrays, moved
-
-
-def _transposed_derivative(
-    run: Any, module: nn.Module, inputs: list, step: list
-) -> tuple[list, list, list]:
-    """The same by transposing reverse mode, for units with a custom vjp."""
-    held = [jax.lax.stop_gradient(x) for x in inputs]
-    outputs, arrays = run(module, *inputs)
-    fixed = nn.vjp(run, module, *held, has_aux=True)[1]
-
-    def gradient(cotangents):
-        own = own_gradients(fixed(cotangents)[0])
-        return [g.reshape(s.shape) for g, s in zip(own, step, strict=True)]
-
-    pullback = jax.linear_transpose(gradient, outputs)
-    return outputs, arrays, pullback(step)[0]
-
-
 @jax.custom_jvp
 def _moving_along(outputs: list, moved: list) -> list:
     """The outputs; their tangent is joined by that of `moved`.
@@ -147,29 +99,30 @@ def _moving_along_jvp(primals, tangents):
 
 
 @jax.custom_vjp
-def _watch(inputs, slot):
-    """The inputs, with the statistics of their gradients as the slot's cotangent.
+def _watch(inputs, sums):
+    """The inputs, with the statistics of their gradients as the cotangent of `sums`.
 
-    The slot, zero, is added: where `vmap` shares an input among its members, each has
-    a gradient of its own, which must not be summed before it is seen.
+    A zero is added: where `vmap` shares an input among its members, each has a gradient
+    of its own, which must not be summed before it is seen.
     """
-    zero = slot["rms"].reshape(())
+    zero = sums["rms"].reshape(())
     return [x + zero.astype(x.dtype) for x in inputs]
 
 
-def _watch_forward(inputs, slot):
-    return _watch(inputs, slot), slot
+def _watch_forward(inputs, sums):
+    return _watch(inputs, sums), sums
 
 
-def _watch_backward(slot, cotangents):
+def _watch_backward(sums, cotangents):
     each = [rms([t]) for t in cotangents]
     largest = jnp.max(jnp.stack([jnp.zeros((), jnp.float32), *each]))
-    facts = {
+    statistics = {
         "rms": largest,
         "power": jnp.square(largest),
         "bad": count_nonfinite(cotangents),
     }
-    return cotangents, {n: facts[n].reshape(slot[n].shape) for n in INPUT_STATISTICS}
+    shaped = {n: statistics[n].reshape(sums[n].shape) for n in INPUT_STATISTICS}
+    return cotangents, shaped
 
 
 _watch.defvjp(_watch_forward, _watch_backward)

@@ -1,4 +1,4 @@
-"""Pictures of numbers: plain rows and arrays in, a matplotlib figure out.
+"""Figures from plain rows and arrays: the basics, and the three pillars.
 
 Figures are made without pyplot, so nothing is shown, saved or kept by itself.
 """
@@ -6,13 +6,14 @@ Figures are made without pyplot, so nothing is shown, saved or kept by itself.
 import io
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from ._tables import shortened
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -22,13 +23,14 @@ PILLAR_PANELS = {
     "input_grad_rms": "input gradient",
     "update_rms": "update",
 }
+"""The column of each panel, and what its axis says."""
 
 
-COLOURS = ("#d9540d", "#1f77b4", "#2a9d4a", "#8a4fbf", "#7f7f7f")
+TABLE_COLOURS = ("#d9540d", "#1f77b4", "#2a9d4a", "#8a4fbf", "#7f7f7f")
 
 
 LABELS = 40
-"""So many names fit below an axis; of more, every second, third, ... is written."""
+"""At most so many names are written below an axis: every second, third, ... one."""
 
 
 MARKS: dict[str, dict[str, Any]] = {
@@ -39,8 +41,8 @@ MARKS: dict[str, dict[str, Any]] = {
 """Where and how a unit is marked whose rms has no logarithm."""
 
 
-def figure(width: float, height: float) -> "Figure":
-    """An empty figure, in inches, that notebooks show where it is a cell's value.
+def empty_figure(width: float, height: float) -> "Figure":
+    """An empty figure, sizes in inches, which notebooks show as a cell's value.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -52,121 +54,145 @@ def figure(width: float, height: float) -> "Figure":
         raise ImportError(
             "figures need matplotlib: pip install 'einit_jax[plot]'"
         ) from error
-    made = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(made)
-    # notebooks know figures of pyplot alone, unless they bring their own picture
-    setattr(made, "_repr_png_", partial(_png, made))  # noqa: B010
-    return made
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    # notebooks show figures of pyplot alone, unless an object brings its own picture
+    setattr(figure, "_repr_png_", partial(_png, figure))  # noqa: B010
+    return figure
 
 
-def _png(drawn: "Figure") -> bytes:
+def _png(figure: "Figure") -> bytes:
     stream = io.BytesIO()
-    drawn.savefig(stream, format="png", dpi=100)
+    figure.savefig(stream, format="png", dpi=100)
     return stream.getvalue()
 
 
 def pillar_panels(tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figure":
-    """Log2 rms per unit in call order, a panel a pillar, a colour a table.
+    """Log2 rms per unit in call order: a panel per pillar, a colour per table.
 
     Args:
-        tables: rows of measurements of the same units, by what they are called.
+        tables: rows of measurements of the same units, by the legend's names.
     """
     first = next(iter(tables.values()))
     names = list(dict.fromkeys(unit_of_row(row["path"]) for row in first))
-    picture = figure(float(np.clip(3 + 0.24 * len(names), 7.5, 15)), 8.0)
-    axes = picture.subplots(len(PILLAR_PANELS), 1, sharex=True)
+    figure = empty_figure(float(np.clip(3 + 0.24 * len(names), 7.5, 15)), 8.0)
+    axes = figure.subplots(len(PILLAR_PANELS), 1, sharex=True)
     for ax, (pillar, title) in zip(axes, PILLAR_PANELS.items(), strict=True):
         ax.axhspan(-1, 1, color="0.92", zorder=0)
         ax.axhline(0, color="0.6", lw=0.8, zorder=1)
         for i, (label, rows) in enumerate(tables.items()):
-            _pillar(ax, rows, pillar, names, label, i + (len(tables) == 1))
+            order = i + (len(tables) == 1)
+            _draw_pillar(ax, rows, pillar=pillar, names=names, label=label, order=order)
         ax.set_ylabel(f"log2 rms of\n{title}")
-        _at_least(ax, 2.5)
+        _style_log2_axis(ax, 2.5)
     axes[-1].set_xlabel("unit, in call order")
     _name_ticks(axes[-1], names)
-    _legend(picture, axes)
-    return picture
+    _add_pillar_legend(figure, axes)
+    return figure
 
 
 def unit_of_row(path: str) -> str:
-    """The unit that a row's path is of; layers of one scanned unit are one."""
+    """The unit of a row's path; all layers of a lifted unit have the same one."""
     return path.partition("[")[0]
 
 
-def _pillar(
+class _PillarValues(NamedTuple):
+    """One pillar of a table, by the unit's place on the axis."""
+
+    layers: list[list[float]]
+    """Log2 rms of each layer."""
+    marked: dict[str, set[int]]
+    """The places that get a mark, by the mark's name."""
+
+
+def _pillar_values(
+    rows: Sequence[Mapping[str, Any]], pillar: str, places: Mapping[str, int]
+) -> _PillarValues:
+    """The logarithms of a pillar; values without one are marked."""
+    layers: list[list[float]] = [[] for _ in places]
+    marked: dict[str, set[int]] = {mark: set() for mark in MARKS}
+    for row in rows:
+        place, value = places[unit_of_row(row["path"])], row[pillar]
+        if row["flag"] == "unreached":
+            marked["unreached"].add(place)
+        elif value == 0:
+            marked["zero"].add(place)
+        elif np.isfinite(value):
+            layers[place].append(float(np.log2(value)))
+        elif np.isinf(value) or row["flag"] == "non-finite":
+            marked["non-finite"].add(place)
+    return _PillarValues(layers, marked)
+
+
+def _draw_pillar(
     ax: "Axes",
     rows: Sequence[Mapping[str, Any]],
+    *,
     pillar: str,
     names: Sequence[str],
     label: str,
-    number: int,
+    order: int,
 ) -> None:
-    """One line of a panel: the median over layers, a bar from least to most, marks."""
-    colour = COLOURS[number % len(COLOURS)]
-    place = {name: i for i, name in enumerate(names)}
-    layers: list[list[float]] = [[] for _ in names]
-    marked: dict[str, set[int]] = {mark: set() for mark in MARKS}
-    for row in rows:
-        at, value = place[unit_of_row(row["path"])], row[pillar]
-        if row["flag"] == "unreached":
-            marked["unreached"].add(at)
-        elif value == 0:
-            marked["zero"].add(at)
-        elif np.isfinite(value):
-            layers[at].append(float(np.log2(value)))
-        elif np.isinf(value) or row["flag"] == "non-finite":
-            marked["non-finite"].add(at)
-    middle = [np.median(values) if values else np.nan for values in layers]
+    """A line at the median over layers, bars from least to most, and marks."""
+    colour = TABLE_COLOURS[order % len(TABLE_COLOURS)]
+    places = {name: i for i, name in enumerate(names)}
+    layers, marked = _pillar_values(rows, pillar, places)
+    medians = [np.median(values) if values else np.nan for values in layers]
     dot = "o" if len(names) <= LABELS else None
-    ax.plot(middle, color=colour, marker=dot, ms=4, lw=1.4, label=label, zorder=3)
+    ax.plot(medians, color=colour, marker=dot, ms=4, lw=1.4, label=label, zorder=3)
     if pillar == "update_rms":
-        _total(ax, rows, place, colour)
-    spread = [i for i, values in enumerate(layers) if len(values) > 1]
-    low, high = ([f(layers[i]) for i in spread] for f in (min, max))
-    ax.vlines(spread, low, high, color=colour, lw=5, alpha=0.35, zorder=2)
-    for mark, where in marked.items():
+        _draw_total_update(ax, rows, places, colour)
+    several = [i for i, values in enumerate(layers) if len(values) > 1]
+    low, high = ([extreme(layers[i]) for i in several] for extreme in (min, max))
+    ax.vlines(several, low, high, color=colour, lw=5, alpha=0.35, zorder=2)
+    for mark, marked_places in marked.items():
         style = {"color": colour, **MARKS[mark]}
-        up = style.pop("y")
-        heights = [up + (0.06 if up < 0.5 else -0.06) * number] * len(where)
+        height = style.pop("y")
+        height += (0.06 if height < 0.5 else -0.06) * order
         ax.scatter(
-            sorted(where), heights, transform=ax.get_xaxis_transform(), s=28, zorder=4,
-            label=f"_{mark}", **style,
+            sorted(marked_places), [height] * len(marked_places), s=28, zorder=4,
+            transform=ax.get_xaxis_transform(), label=f"_{mark}", **style,
         )  # fmt: skip
 
 
-def _total(
-    ax: "Axes", rows: Sequence[Mapping[str, Any]], place: Mapping, colour: str
+def _draw_total_update(
+    ax: "Axes",
+    rows: Sequence[Mapping[str, Any]],
+    places: Mapping[str, int],
+    colour: str,
 ) -> None:
-    """The change when all units move, a thin dotted line beside their own."""
-    largest = np.full(len(place), np.nan)
+    """A thin dotted line: the change when all units are updated."""
+    largest = np.full(len(places), np.nan)
     for row in rows:
-        at, value = place[unit_of_row(row["path"])], row["total_update_rms"]
+        place, value = places[unit_of_row(row["path"])], row["total_update_rms"]
         if np.isfinite(value) and value > 0:
-            largest[at] = np.fmax(largest[at], np.log2(value))
+            largest[place] = np.fmax(largest[place], np.log2(value))
     ax.plot(largest, color=colour, lw=1.1, ls=":", zorder=3, label="_total")
 
 
-def _legend(picture: "Figure", axes: Sequence["Axes"]) -> None:
-    """What colours, marks and bars mean, as far as they are there."""
+def _add_pillar_legend(figure: "Figure", axes: Sequence["Axes"]) -> None:
+    """What the colours mean, and the bars and marks that occur."""
     from matplotlib.lines import Line2D
 
-    lines, words = axes[0].get_legend_handles_labels()
-    shown = [(line, word) for line, word in zip(lines, words, strict=True) if word]
-    shown.append((Line2D([], [], color="0.3", ls=":"), "update of all units at once"))
+    lines, labels = axes[0].get_legend_handles_labels()
+    entries: list[tuple[Artist, str]] = [
+        (line, label) for line, label in zip(lines, labels, strict=True) if label
+    ]
+    dotted = Line2D([], [], color="0.3", ls=":")
+    entries.append((dotted, "update of all units at once"))
     if any(len(bars.get_segments()) for ax in axes for bars in _layer_bars(ax)):
         bar = Line2D([], [], color="0.3", lw=5, alpha=0.35)
-        shown.append((bar, "least to most over layers"))
+        entries.append((bar, "least to most over layers"))
     for mark, style in MARKS.items():
-        if any(
-            len(points.get_offsets()) for ax in axes for points in _points(ax, mark)
-        ):
-            fill = style.get("facecolors", "0.3")
+        points = [each for ax in axes for each in _marks_in(ax, mark)]
+        if any(len(each.get_offsets()) for each in points):
+            fill, marker = style.get("facecolors", "0.3"), style["marker"]
             dot = Line2D(
-                [], [], color="0.3", ls="", marker=style["marker"], markerfacecolor=fill
+                [], [], color="0.3", ls="", marker=marker, markerfacecolor=fill
             )
-            shown.append((dot, "dead (zero)" if mark == "zero" else mark))
-    handles, texts = zip(*shown, strict=True)
-    picture.legend(
+            entries.append((dot, "dead (zero)" if mark == "zero" else mark))
+    handles, texts = zip(*entries, strict=True)
+    figure.legend(
         handles, texts, loc="outside upper center", ncols=4, frameon=False, fontsize=9
     )
 
@@ -174,14 +200,14 @@ def _legend(picture: "Figure", axes: Sequence["Axes"]) -> None:
 def _layer_bars(ax: "Axes") -> list[Any]:
     from matplotlib.collections import LineCollection
 
-    return [found for found in ax.collections if isinstance(found, LineCollection)]
+    return [each for each in ax.collections if isinstance(each, LineCollection)]
 
 
-def _points(ax: "Axes", mark: str) -> list[Any]:
-    return [found for found in ax.collections if found.get_label() == f"_{mark}"]
+def _marks_in(ax: "Axes", mark: str) -> list[Any]:
+    return [each for each in ax.collections if each.get_label() == f"_{mark}"]
 
 
-def _at_least(ax: "Axes", span: float) -> None:
+def _style_log2_axis(ax: "Axes", span: float) -> None:
     """Integer ticks, and a range that does not blow noise up."""
     from matplotlib.ticker import MaxNLocator
 
@@ -193,8 +219,8 @@ def _at_least(ax: "Axes", span: float) -> None:
 
 
 def _name_ticks(ax: "Axes", names: Sequence[str]) -> None:
-    """Names below an axis, as many as can be read, long ones cut short."""
+    """Names below an axis: as many as can be read, long ones cut short."""
     step = -(-len(names) // LABELS)
-    short = [shortened(name, 28) for name in names[::step]]
-    ax.set_xticks(range(0, len(names), step), short, rotation=90, fontsize=8)
+    labels = [shortened(name, 28) for name in names[::step]]
+    ax.set_xticks(range(0, len(names), step), labels, rotation=90, fontsize=8)
     ax.set_xlim(-0.7, len(names) - 0.3)

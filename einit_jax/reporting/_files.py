@@ -1,4 +1,4 @@
-"""Files that are there as a whole or not at all."""
+"""Files that are written as a whole or not at all."""
 
 import os
 import tempfile
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def check_writable(path: str | os.PathLike) -> Path:
-    """The path, once it is sure that a file can be written there.
+    """The path, after a check that a file can be written there.
 
     Raises:
         TypeError: it is no path.
@@ -28,7 +28,7 @@ def check_writable(path: str | os.PathLike) -> Path:
 
 
 def write_atomically(path: Path, content: bytes) -> Path:
-    """Writes a file by putting a finished one in its place."""
+    """Writes a file beside its place, then moves it there in one step."""
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".einit_") as folder:
         part = Path(folder) / path.name
         part.write_bytes(content)

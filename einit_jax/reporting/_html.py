@@ -1,9 +1,10 @@
-"""A page that needs nothing but itself: text, tables that sort, pictures inside."""
+"""One HTML page that needs no other file: text, sortable tables, figures inside."""
 
 import base64
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,11 +21,12 @@ h1 { font-size: 1.6rem; margin-bottom: .3rem; }
 h2 { font-size: 1.2rem; margin-top: 2.2rem; border-bottom: 1px solid var(--line); }
 img { max-width: 100%; height: auto; display: block; margin: 1rem auto; }
 pre { background: var(--soft); padding: .8rem; overflow-x: auto; font-size: .85rem; }
-.scroll { overflow: auto; max-height: 36rem; border: 1px solid var(--line); }
+.scroll { overflow: auto; max-height: 36rem; border: 1px solid var(--line);
+  margin-top: .8rem; }
 table { border-collapse: collapse; font-size: .82rem; width: 100%;
   font-variant-numeric: tabular-nums; }
 th, td { padding: .2rem .55rem; text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
+th:first-child, td:first-child, .text { text-align: left; }
 thead th { position: sticky; top: 0; background: var(--soft); padding: 0; }
 th button { all: unset; cursor: pointer; padding: .35rem .55rem; font-weight: 600; }
 th button:focus-visible { outline: 2px solid #0969da; }
@@ -39,12 +41,16 @@ tbody tr { background: #fff; }
 """
 
 
+TEXT_CLASS = ' class="text"'
+"""Marks cells that sort as words, whatever the words are: "inf", "2"."""
+
+
 SCRIPT = """
 const value = (row, column) => {
-  const text = row.cells[column].textContent.trim();
+  const cell = row.cells[column], text = cell.textContent.trim();
   if (text === "") return [2, ""];
-  const number = Number(text.replace("inf", "Infinity"));
-  return Number.isNaN(number) ? [1, text] : [0, number];
+  if (cell.className === "text") return [1, text];
+  return [0, Number(text.replace("inf", "Infinity"))];
 };
 const compare = (a, b) =>
   a[0] !== b[0] ? a[0] - b[0]
@@ -78,10 +84,12 @@ def html_page(title: str, parts: Iterable[str]) -> str:
 
 
 def html_heading(text: str) -> str:
+    """The heading of a section."""
     return f"<h2>{escape(text)}</h2>"
 
 
 def html_paragraphs(lines: Iterable[str]) -> str:
+    """A paragraph per line."""
     return "".join(f"<p>{escape(line)}</p>" for line in lines)
 
 
@@ -90,37 +98,51 @@ def html_block(text: str) -> str:
     return f"<pre>{escape(text)}</pre>"
 
 
-def html_facts(known: Mapping[str, str]) -> str:
-    """Names and what is known by them."""
+def html_facts(facts: Mapping[str, str]) -> str:
+    """A table of two columns: names and facts."""
     rows = [
-        f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>"
-        for name, value in known.items()
+        f"<tr><th>{escape(name)}</th><td>{escape(fact)}</td></tr>"
+        for name, fact in facts.items()
     ]
     return f'<table class="facts"><tbody>{"".join(rows)}</tbody></table>'
 
 
 def html_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows of the same names; a click on a name sorts by it."""
-    head = "".join(
-        f'<th><button type="button">{escape(name.replace("_", " "))}</button></th>'
-        for name in rows[0]
-    )
-    body = "".join(
-        "<tr>"
-        + "".join(f"<td>{escape(_table_cell(v))}</td>" for v in row.values())
-        + "</tr>"
+    """A table with a column per name; a click on the name sorts by it.
+
+    Numbers sort by value, words by alphabet, and empty cells come last.
+    """
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    head = "".join(_head_cell(name, rows) for name in names)
+    lines = [
+        "".join(_table_cell(row.get(name, float("nan"))) for name in names)
         for row in rows
-    )
+    ]
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
     return (
         f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
 
 
+def _head_cell(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """A column's name, on the side on which its cells are written."""
+    words = any(name in row and not _is_number(row[name]) for row in rows)
+    button = f'<button type="button">{escape(name.replace("_", " "))}</button>'
+    return f"<th{TEXT_CLASS if words else ''}>{button}</th>"
+
+
 def _table_cell(value: Any) -> str:
-    if isinstance(value, float):
-        return "" if np.isnan(value) else f"{value:.4g}"
-    return str(value)
+    """A number of four digits, nothing for NaN, or words."""
+    if not _is_number(value):
+        return f"<td{TEXT_CLASS}>{escape(str(value))}</td>"
+    if isinstance(value, Integral):
+        return f"<td>{value}</td>"
+    return "<td></td>" if np.isnan(value) else f"<td>{value:.4g}</td>"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def html_picture(figure: "Figure", alt: str) -> str:

@@ -1,4 +1,4 @@
-"""`report`: what was measured, as one file to share."""
+"""`report`: what was measured, as one HTML file to share."""
 
 import os
 import platform
@@ -30,12 +30,13 @@ PACKAGES = ("einit_jax", "jax", "jaxlib", "flax", "optax", "numpy")
 class Reportable(Protocol):
     """What `report` can show.
 
-    A type whose parts share figures has `joint_figures(parts)` besides: the figures of
-    all its parts in a report, by heading, in the place of those of each.
+    A type may have a static method `joint_figures(parts)` besides, which replaces the
+    figures of all its parts in a report. It takes these parts by name and returns
+    figures by heading; a heading that is the name of a part puts the figure there.
     """
 
     def rows(self) -> list[dict[str, Any]]:
-        """The lines of a table, of plain Python values by column."""
+        """The lines of a table: plain Python values by column."""
         ...
 
     def notes(self) -> list[str]:
@@ -105,27 +106,23 @@ def report(
                 f"{name} is a {type(part).__name__}, expected what ei.measure, "
                 "ActivationStats.value, ei.coordinate_check or ei.compare returned"
             )
-    about = _environment(seed) | {k: str(v) for k, v in (notes or {}).items()}
-    body = [html_facts(about)]
+    facts = _environment(seed) | {k: str(v) for k, v in (notes or {}).items()}
+    body = [html_facts(facts)]
     if model is not None:
         body += [html_heading("model"), html_block(repr(model))]
-    for part_type in dict.fromkeys(map(type, parts.values())):
-        if hasattr(part_type, "joint_figures"):
-            body += _joint_section(part_type, parts)
-    for name, part in parts.items():
-        body += _part_section(name.replace("_", " "), part)
+    body += _report_sections(parts)
     return write_atomically(path, html_page(title, body).encode())
 
 
 def _environment(seed: Any) -> dict[str, str]:
-    """Versions, device and seed."""
+    """Versions of packages, the device, and the seed where there is one."""
     device = jax.devices()[0]
-    found = {
+    facts = {
         "packages": ", ".join(f"{name} {_version(name)}" for name in PACKAGES),
         "Python": platform.python_version(),
         "device": f"{device.device_kind} ({jax.device_count()})",
     }
-    return found if seed is None else found | {"seed": str(seed)}
+    return facts if seed is None else facts | {"seed": str(seed)}
 
 
 def _version(package: str) -> str:
@@ -135,20 +132,43 @@ def _version(package: str) -> str:
         return "(not installed)"
 
 
-def _joint_section(part_type: Any, parts: Mapping[str, Reportable]) -> list[str]:
-    """The figures that the parts of one type share, each below its heading."""
-    own = {name: part for name, part in parts.items() if type(part) is part_type}
-    shown = []
-    for heading, figure in part_type.joint_figures(own).items():
-        about = heading if heading in own else ", ".join(own)
-        shown += [html_heading(heading), html_picture(figure, about)]
-    return shown
+def _report_sections(parts: Mapping[str, Reportable]) -> list[str]:
+    """A section per part; figures that parts share stand before the first of them."""
+    sections: list[str] = []
+    own_figures: dict[str, dict[str, Figure]] = {}
+    for name, part in parts.items():
+        if name not in own_figures:
+            peers = {n: p for n, p in parts.items() if type(p) is type(part)}
+            shared, own = _figures_of(peers)
+            own_figures |= own
+            for heading, figure in shared.items():
+                alt = ", ".join(peers)
+                sections += [html_heading(heading), html_picture(figure, alt)]
+        sections += _part_section(name, part, own_figures[name])
+    return sections
 
 
-def _part_section(name: str, part: Reportable) -> list[str]:
-    """A heading, what is to be said, figures and the table of one part."""
-    shown = [html_heading(name), html_paragraphs(part.notes())]
-    if not hasattr(type(part), "joint_figures"):
-        for about, figure in part.figures().items():
-            shown.append(html_picture(figure, f"{name}, {about}" if about else name))
-    return [*shown, html_table(part.rows())]
+def _figures_of(
+    peers: "Mapping[str, Reportable]",
+) -> "tuple[dict[str, Figure], dict[str, dict[str, Figure]]]":
+    """Of all parts of one type: the figures they share, and those of each by name."""
+    joint = getattr(type(next(iter(peers.values()))), "joint_figures", None)
+    if joint is None:
+        return {}, {name: part.figures() for name, part in peers.items()}
+    figures = joint(peers)
+    shared = {n: figure for n, figure in figures.items() if n not in peers}
+    own = {n: {"": figures[n]} if n in figures else {} for n in peers}
+    return shared, own
+
+
+def _part_section(
+    name: str, part: Reportable, figures: "Mapping[str, Figure]"
+) -> list[str]:
+    """A heading, notes, figures and the table of one part."""
+    heading = name.replace("_", " ")
+    pictures = [
+        html_picture(figure, f"{heading}, {about}" if about else heading)
+        for about, figure in figures.items()
+    ]
+    notes = html_paragraphs(part.notes())
+    return [html_heading(heading), notes, *pictures, html_table(part.rows())]

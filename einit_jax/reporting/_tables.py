@@ -1,4 +1,4 @@
-"""How rows of numbers read: a table as text, and flat names for loggers."""
+"""Rows of numbers as text: tables to read, and flat names for loggers."""
 
 import io
 import re
@@ -10,54 +10,66 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-SHOWN = 64
-"""Of a longer table only so many rows are printed, the first and the last ones."""
+MAX_PRINTED_ROWS = 64
+"""A longer table is printed without its middle."""
 
 
 WORD_WIDTH = 40
-"""Of a column of words."""
+"""The widest that a column of words may be, in characters."""
 
 
 def format_table(
-    left: Sequence[str],
-    right: Sequence[str],
+    word_columns: Sequence[str],
+    number_columns: Sequence[str],
     rows: Sequence[Sequence[str]],
     notes: Iterable[str] = (),
 ) -> str:
-    """Columns of words, then columns of numbers, and lines below them."""
+    """A table as text: columns of words, columns of numbers, and notes below them."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for name in left:
+    for name in word_columns:
         table.add_column(name, no_wrap=True, overflow="ellipsis", max_width=WORD_WIDTH)
-    for name in right:
+    for name in number_columns:
         table.add_column(name, justify="right", no_wrap=True)
-    gap = len(rows) - SHOWN
-    for i, row in enumerate(rows):
-        if gap > 0 and SHOWN // 2 <= i < SHOWN // 2 + gap:
-            if i == SHOWN // 2:
-                table.add_row(f"... {gap} more in rows()")
-            continue
+    omitted = max(0, len(rows) - MAX_PRINTED_ROWS)
+    head = MAX_PRINTED_ROWS // 2 if omitted else len(rows)
+    for row in rows[:head]:
         table.add_row(shortened(row[0], WORD_WIDTH), *row[1:])
+    if omitted:
+        table.add_row(f"... {omitted} more in rows()")
+    for row in rows[head + omitted :]:
+        table.add_row(shortened(row[0], WORD_WIDTH), *row[1:])
+    return _printed(table, notes)
+
+
+def _printed(table: Table, notes: Iterable[str]) -> str:
+    """What rich prints, without colours; brackets in names are no markup."""
     stream = io.StringIO()
-    # in a notebook rich would show the table there, and leave no text here
-    console = Console(file=stream, width=160, color_system=None, force_jupyter=False)
+    console = Console(
+        file=stream,
+        width=160,
+        color_system=None,
+        force_jupyter=False,  # else a notebook shows the table, and no text is left
+        markup=False,
+        emoji=False,
+    )
     console.print(table)
     for line in notes:
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
+        console.print(line, soft_wrap=True, highlight=False)
     return stream.getvalue().rstrip()
 
 
-def number(value: float) -> str:
-    """Three digits; nothing where there is no number."""
+def format_number(value: float) -> str:
+    """Three digits; an empty text for NaN."""
     return "" if np.isnan(value) else f"{value:.3g}"
 
 
 def flat_scalars(
     rows: Iterable[Mapping[str, Any]], names: Iterable[str]
 ) -> dict[str, float]:
-    """`{"unit/name": value}` of rows with a path, values that are no numbers left out.
+    """`{"unit/name": value}` of rows with a path; NaNs are left out.
 
-    A layer's number is one more part of the path: `blocks/Dense_0[3]` gives
-    `blocks/Dense_0/3/...`, which writers of logs take as it is.
+    The number of a layer becomes a part of the path: `blocks/Dense_0[3]` gives
+    `blocks/Dense_0/3/...`, as writers of logs take it.
     """
     names = tuple(names)
     return {
@@ -68,8 +80,15 @@ def flat_scalars(
     }
 
 
+def scalar_name(path: str, name: str) -> str:
+    """The flat name of one number of a unit."""
+    unit, _, layers = path.partition("[")
+    parts = [*unit.split("/"), *layers.rstrip("]").split(","), name]
+    return "/".join(part for part in parts if part not in ("", "."))
+
+
 def difference(expected: Iterable[str], found: Iterable[str]) -> str:
-    """How the units found differ from those expected; nothing where only order does."""
+    """How two sets of names differ; an empty text where only their order does."""
     expected, found = list(dict.fromkeys(expected)), list(dict.fromkeys(found))
     lacking = [name for name in expected if name not in found]
     extra = [name for name in found if name not in expected]
@@ -80,27 +99,21 @@ def difference(expected: Iterable[str], found: Iterable[str]) -> str:
     )
 
 
-def scalar_name(path: str, name: str) -> str:
-    """The flat name of a number of a unit."""
-    unit, _, layers = path.partition("[")
-    parts = [*unit.split("/"), *layers.rstrip("]").split(","), name]
-    return "/".join(part for part in parts if part not in ("", "."))
+def shortened(name: str, max_length: int) -> str:
+    """A long path with the words of its parts cut short; levels and numbers stay.
 
-
-def shortened(name: str, most: int) -> str:
-    """A long path with long parts cut short, each with its number: all levels stay.
-
-    Where that is not enough, its end, which tells more than its beginning.
+    A path that is still too long loses its beginning, which tells less than its end.
     """
-    for keep in range(12, 3, -1):
-        if len(name) <= most:
+    for word_length in range(12, 3, -1):
+        if len(name) <= max_length:
             return name
-        stems = (
-            re.fullmatch(r"(.*?)(_?\d*(?:\[[\d,]*\])?)", part)
-            for part in name.split("/")
-        )
-        name = "/".join(
-            (stem if len(stem) <= keep else stem[: keep - 1] + "…") + number
-            for stem, number in (found.groups() for found in stems if found)
-        )
-    return name if len(name) <= most else "…" + name[1 - most :]
+        name = "/".join(_cut_word(part, word_length) for part in name.split("/"))
+    return name if len(name) <= max_length else "…" + name[1 - max_length :]
+
+
+def _cut_word(part: str, length: int) -> str:
+    """One part of a path, its word cut to a length, its number whole."""
+    match = re.fullmatch(r"(.*?)(_?\d*(?:\[[\d,]*\])?)", part, re.DOTALL)
+    assert match is not None  # both groups may be empty
+    word, index = match.groups()
+    return (word if len(word) <= length else word[: length - 1] + "…") + index

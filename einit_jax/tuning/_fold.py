@@ -1,74 +1,43 @@
 """`fold`: the forward factors multiplied into the parameters, for the plain model."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from flax import linen as nn
 from jaxtyping import Array, PyTree
 
+from ..binding import setup, sum_of_means
 from ..core import (
-    Batch,
+    ModelArgs,
     Path,
-    anchor,
-    draw_batches,
-    emit,
     flatten,
     float_leaves,
     is_concrete,
     is_float,
-    multiply,
     path_str,
-    per_call,
-    plain,
-    rms,
     unboxed,
-    widen,
     with_leaves,
 )
-from ..linen import (
-    RIDE,
-    Call,
+from ..linen import Model
+from ..units import (
     Objective,
-    PureCall,
-    Scaled,
-    any_output,
-    carry_entries,
+    UnitKey,
     check_foreign,
     check_missing,
-    intercept_units,
-    is_carried,
-    make_objective,
-    outputs_of,
-    over_mapped_axis,
-    own_gradients,
-    trace_model,
-)
-from ..units import (
-    Unit,
-    UnitKey,
-    flat_floats,
     from_tree,
     owners,
     scale_by_owner,
 )
-
-FOLD = RIDE + "fold"
-
-
-FOLD_FACTS = ("calls", "far")
-
+from ._homogeneity import Homogeneity, fold_tolerance, relative_gap, run_tuned
 
 DEEPER = 100
 """By how much rounding may grow from a unit to the outputs of a deep model."""
 
 
 def fold(
-    model: nn.Module | Scaled,
+    model: Model,
     params: PyTree,
     scales: Mapping,
     input_fn: Any,
@@ -130,202 +99,79 @@ def fold(
     Source: ours; a change of parametrization like the abc-parametrizations of mup
     (Yang and Hu, arXiv 2011.14522), with constants that are measured.
     """
-    model = model.model if isinstance(model, Scaled) else model
-    task = make_objective(model, any_output, method, axis_name)
-    key = jax.random.key(0) if key is None else key
-    (batch,) = draw_batches(input_fn, key, rngs, batch_size, 1)
-    values = from_tree(scales, unboxed(params))
-    factors = {kind: jnp.asarray(own["output"]) for kind, own in values.items()}
+    bound = setup(
+        model,
+        params,
+        input_fn,
+        sum_of_means,
+        key=key,
+        batch_size=batch_size,
+        method=method,
+        rngs=rngs,
+        collections=collections,
+        axis_name=axis_name,
+    )
+    factors = from_tree(scales, unboxed(params))
     _check_one_factor(factors)
-    folded, found = _fold_compiled(task, params, dict(collections or {}), batch, values)
-    if all(map(is_concrete, jax.tree.leaves(found))):
-        _check_homogeneous(found)
+    args = bound.arrays.args
+    folded, homogeneity = _fold_compiled(args, factors, objective=bound.objective)
+    if all(map(is_concrete, jax.tree.leaves(homogeneity))):
+        homogeneity.check()
     return with_leaves(params, folded)
 
 
-def _check_one_factor(factors: Mapping[UnitKey, Array]) -> None:
+def _check_one_factor(factors: Mapping[UnitKey, Mapping[str, Array]]) -> None:
     """Raises where methods of one module, with factors of their own, share parameters.
 
     Equal ones would do.
     """
     methods: dict[Path, list[UnitKey]] = {}
-    for kind in factors:
-        methods.setdefault(kind[0], []).append(kind)
-    for path, kinds in methods.items():
-        each = [factors[kind] for kind in kinds]
-        if len(each) > 1 and all(map(is_concrete, each)):
-            first = each[0]
-            if any(f.shape != first.shape or jnp.any(f != first) for f in each):
-                names = ", ".join(path_str(*kind) for kind in kinds)
-                raise ValueError(
-                    f"{names} share the parameters of {path_str(path)!r} with "
-                    "different factors, which one set of parameters cannot hold; leave "
-                    "them out of tuning: tune(..., exclude=...)"
-                )
+    for key in factors:
+        methods.setdefault(key[0], []).append(key)
+    for path, keys in methods.items():
+        first, *others = (jnp.asarray(factors[key]["output"]) for key in keys)
+        if not all(map(is_concrete, (first, *others))):
+            continue
+        if any(a.shape != first.shape or jnp.any(a != first) for a in others):
+            names = ", ".join(path_str(*key) for key in keys)
+            raise ValueError(
+                f"{names} share the parameters of {path_str(path)!r} with different "
+                "factors, which one set of parameters cannot hold; leave them out of "
+                "tuning: tune(..., exclude=...)"
+            )
 
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["far", "blind", "apart"],
-    meta_fields=["names"],
-)
-@dataclass(frozen=True)
-class Homogeneity:
-    """How far each unit is from homogeneous, in tolerances, and if nobody saw."""
-
-    names: tuple[str, ...]
-    far: list[Array]
-    blind: list[Array]
-    apart: Array
-    """How far the outputs of the folded model are from those of the tuned one."""
-
-
-@partial(jax.jit, static_argnums=(0,))
+@partial(jax.jit, static_argnames="objective")
 def _fold_compiled(
-    task: Objective,
-    params: Any,
-    collections: Mapping,
-    batch: Batch,
-    values: Mapping[UnitKey, Mapping[str, Array]],
+    args: ModelArgs,
+    factors: Mapping[UnitKey, Mapping[str, Array]],
+    *,
+    objective: Objective,
 ) -> tuple[dict[Path, Array], Homogeneity]:
     """The folded arrays by path, and how well each unit bears it."""
-    graph = trace_model(task, params, collections, batch)
-    check_missing(graph, values)
-    check_foreign(graph, values)
-    units = {u.key: u for u in graph.units}
-    factors = {kind: values[kind]["output"] for kind in units}
-    run = lambda params: float_leaves(outputs_of(task, params, collections, batch)[0])
+    graph = objective.trace(args)
+    check_missing(graph, factors)
+    check_foreign(graph, factors)
+    outputs = {unit.key: factors[unit.key]["output"] for unit in graph.units}
+
+    def plain_outputs(params: PyTree) -> list[Array]:
+        run = lambda: objective.run(args._replace(params=params))[0]
+        return float_leaves(objective.over_axis(run))
+
     with jax.default_matmul_precision("highest"):
-        sums, tuned = over_mapped_axis(
-            task.axis_name, lambda: _run_tuned(run, units, params, factors)
-        )
-        leaves = {p: v for p, v in flatten(unboxed(params)).items() if is_float(v)}
-        by = {path: factor for (path, _), factor in factors.items()}
-        folded = scale_by_owner(leaves.values(), owners(params, graph.units), by)
-        entries = dict(zip(leaves, folded, strict=True))
-        made = over_mapped_axis(
-            task.axis_name, lambda: run(with_leaves(params, entries))
-        )
-    allowed = DEEPER * _tolerance([*made, *leaves.values()])
-    unseen = lambda kind: jnp.any((sums[kind]["calls"] == 0) & (factors[kind] != 1))
-    return entries, Homogeneity(
-        tuple(u.name for u in units.values()),
-        [jnp.max(sums[kind]["far"]) for kind in units],
-        [unseen(kind) for kind in units],
-        _relative_gap(made, tuned) / allowed,
+        statistics, tuned = run_tuned(objective, graph.units, args, outputs)
+        flat = flatten(unboxed(args.params)).items()
+        leaves = {path: leaf for path, leaf in flat if is_float(leaf)}
+        by_path = {path: factor for (path, _), factor in outputs.items()}
+        owned = owners(args.params, graph.units)
+        scaled = scale_by_owner(leaves.values(), owned, by_path)
+        folded = dict(zip(leaves, scaled, strict=True))
+        plainly = plain_outputs(with_leaves(args.params, folded))
+    allowed = DEEPER * fold_tolerance([*plainly, *leaves.values()])
+    unseen = lambda key: (statistics[key]["calls"] == 0) & (outputs[key] != 1)
+    return folded, Homogeneity(
+        names=tuple(unit.name for unit in graph.units),
+        far=[jnp.max(statistics[unit.key]["far"]) for unit in graph.units],
+        blind=[jnp.any(unseen(unit.key)) for unit in graph.units],
+        apart=relative_gap(plainly, tuned) / allowed,
     )
-
-
-def _run_tuned(
-    run: Callable,
-    units: Mapping[UnitKey, Unit],
-    params: Any,
-    factors: Mapping[UnitKey, Any],
-) -> tuple[dict[UnitKey, dict[str, Array]], list[Array]]:
-    """The facts about each unit as the tuned model runs, and the outputs of that."""
-    own = {kind: flat_floats(params, unit) for kind, unit in units.items()}
-
-    def loss(slots: dict) -> tuple[Array, list[Array]]:
-        entries = {
-            kind: {"output": factors[kind], "slot": slots[kind], "own": own[kind]}
-            for kind in units
-        }
-        with nn.intercept_methods(intercept_units(FOLD, _fold_call)):
-            outputs = run(carry_entries(plain(params), FOLD, entries))
-        return anchor(outputs), outputs
-
-    zeros = {
-        k: dict.fromkeys(FOLD_FACTS, jnp.zeros(u.ride_shape)) for k, u in units.items()
-    }
-    return jax.grad(loss, has_aux=True)(zeros)
-
-
-def _check_homogeneous(found: Homogeneity) -> None:
-    """Raises where some unit cannot be folded, or nobody could tell."""
-    names = np.array(found.names)
-    rough = names[~(np.array(jax.device_get(found.far)) <= 1)]
-    if rough.size:
-        raise ValueError(
-            f"f(a theta, x) = a f(theta, x) does not hold for {', '.join(rough[:8])}, "
-            "or something transforms their parameters on the way (nn.WeightNorm): "
-            "their factors cannot be folded; leave them out of tuning: "
-            "tune(..., exclude=...)"
-        )
-    blind = names[np.array(jax.device_get(found.blind))]
-    if blind.size:
-        raise ValueError(
-            f"the batch does not reach {', '.join(blind[:8])}, so that nothing shows "
-            "whether their factors can be folded; pass one that does, or leave them "
-            "out of tuning: tune(..., exclude=...)"
-        )
-    if not float(found.apart) <= 1:
-        raise ValueError(
-            "the model computes something else with folded parameters, though each "
-            "unit by itself bears them: something transforms them on their way to the "
-            "units; train the scaled model"
-        )
-
-
-def _fold_call(call: Call, entry: Mapping[str, Any]) -> Any:
-    """The call's outputs times a; its slot gets how far f(a theta) is from a f(theta).
-
-    Both run from the same counts of random keys, which dropout inside a unit would
-    otherwise draw anew.
-    """
-    body, a = PureCall(call), entry["output"].reshape(())
-    counters = [scope.rng_counters for scope in _scopes(call.module)]
-    before = [dict(counts) for counts in counters]
-
-    def run(factor: Array) -> Any:
-        for counts, old in zip(counters, before, strict=True):
-            counts.update(old)
-        times = partial(_scale_own, factor)
-        lifted = nn.map_variables(body.run, "params", times, mutable=True)
-        return lifted(call.module, *body.floats)
-
-    moved, _ = run(a)
-    floats, arrays = run(jnp.ones_like(a))
-    outputs = [multiply(t, a) for t in floats]
-    own = own_gradients(call.module.variables["params"])
-    far = _relative_gap(moved, outputs) / _tolerance((*outputs, *own))
-    raw = zip(own, entry["own"].values(), strict=True)
-    changed = [jnp.any(seen.ravel() != given.ravel()) for seen, given in raw]
-    far = jnp.where(jnp.any(jnp.array(changed)), jnp.inf, far)
-    far = jnp.where(a == 1, 0, far)  # nothing to fold
-    facts = {
-        "calls": per_call(1, outputs),
-        "far": jnp.where(jnp.isfinite(far), far, jnp.inf),
-    }
-    return body.build(emit(outputs, facts, entry["slot"]), arrays)
-
-
-def _scopes(module: nn.Module) -> list[Any]:
-    """The scopes of a module and of what it has set up, where keys are counted."""
-    inner = [value for name, value in vars(module).items() if name != "parent"]
-    is_module = lambda x: isinstance(x, nn.Module) and x.scope is not None
-    found = [x for x in jax.tree.leaves(inner, is_leaf=is_module) if is_module(x)]
-    under = [x for x in found if len(x.path) > len(module.path)]
-    return [module.scope] + [scope for x in under for scope in _scopes(x)]
-
-
-def _scale_own(factor: Array, variables: Any) -> Any:
-    """The unit's own floating parameters times a factor."""
-    return jax.tree.map_with_path(
-        lambda path, v: (
-            v if is_carried(path) or not is_float(v) else multiply(v, factor)
-        ),
-        variables,
-    )
-
-
-def _relative_gap(these: list[Array], those: list[Array]) -> Array:
-    """The rms of the difference of some arrays over that of the latter."""
-    both = [[jax.lax.stop_gradient(widen(t)) for t in x] for x in (these, those)]
-    size = rms(both[1])
-    gap = rms([a - b for a, b in zip(*both, strict=True)])
-    return gap / jnp.where(size > 0, size, 1)
-
-
-def _tolerance(arrays: Sequence[Array]) -> float:
-    """For the coarsest dtype: between eps, which sums exceed, and its square root."""
-    return 4 * float(max(jnp.finfo(t.dtype).eps for t in arrays)) ** 0.75

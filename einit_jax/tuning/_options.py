@@ -1,6 +1,5 @@
-"""What is static of `tune`: the units that are meant, the rules, and when to stop."""
+"""What is static of `tune`: the units selected, the rules, and when to stop."""
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import optax
@@ -8,27 +7,32 @@ import optax
 from ..core import Stopping, check_optimizer
 from ..units import UnitSelection
 
+RULE_CHOICES = {"gradients": ("exact", "unit", "plain"), "update": ("total", "local")}
+"""The rules of pillars 2 and 3 by name, the default first."""
+RULES_LIKE = {"original": {"gradients": "unit", "update": "local"}}
 
-class TuneOptions(NamedTuple):
-    """Everything static that is no part of the problem itself."""
 
-    meant: UnitSelection
-    effort: Stopping
+class Rules(NamedTuple):
+    """The rules of pillars 2 and 3, by name, and whose steps pillar 3 is about."""
+
     gradients: str
     update: str
     optimizer: optax.GradientTransformation | None
 
 
-RULE_CHOICES = {"gradients": ("exact", "unit", "plain"), "update": ("total", "local")}
+class TuneOptions(NamedTuple):
+    """Everything static about a call of `tune` but the objective."""
 
-
-RULES_LIKE = {"original": ("unit", "local")}
+    selection: UnitSelection
+    stopping: Stopping
+    rules: Rules
+    repeat_under_potentials: bool = False
 
 
 def resolve_rules(
     gradients: str, update: str, like: str | None, optimizer: Any
-) -> tuple[str, str, optax.GradientTransformation | None]:
-    """The rules of pillars 2 and 3, by name, and whose steps pillar 3 is about.
+) -> Rules:
+    """The rules that a user's words mean.
 
     Raises:
         TypeError: optimizer is none.
@@ -36,31 +40,31 @@ def resolve_rules(
             an optimizer.
     """
     check_optimizer(optimizer)
-    given = {"gradients": gradients, "update": update}
-    for name, known in RULE_CHOICES.items():
-        if given[name] not in known:
-            choices = " or ".join(map(repr, known))
-            raise ValueError(f"{name}={given[name]!r} is not known; expected {choices}")
+    rules = Rules(gradients, update, optimizer)
+    for name, choices in RULE_CHOICES.items():
+        if getattr(rules, name) not in choices:
+            raise ValueError(
+                f"{name}={getattr(rules, name)!r} is not known; expected "
+                f"{' or '.join(map(repr, choices))}"
+            )
     if gradients == "plain" and optimizer is None:
         raise ValueError(
             "gradients='plain' leaves updates to an optimizer; pass one at learning "
             "rate 1, such as optimizer=optax.sgd(1.0)"
         )
-    return *_alike(given, like), optimizer
+    return rules if like is None else _rules_like(rules, like)
 
 
-def _alike(given: Mapping[str, str], like: str | None) -> tuple[str, str]:
-    if like is None:
-        return given["gradients"], given["update"]
+def _rules_like(rules: Rules, like: str) -> Rules:
     if like not in RULES_LIKE:
         raise ValueError(
             f"like={like!r} is not known; expected 'original', or leave it out"
         )
-    for (name, known), meant in zip(
-        RULE_CHOICES.items(), RULES_LIKE[like], strict=True
-    ):
-        if given[name] not in (known[0], meant):
+    for name, implied in RULES_LIKE[like].items():
+        default, *_ = RULE_CHOICES[name]
+        if getattr(rules, name) not in (default, implied):
             raise ValueError(
-                f"like={like!r} means {name}={meant!r}, not {given[name]!r}; give one"
+                f"like={like!r} means {name}={implied!r}, not "
+                f"{getattr(rules, name)!r}; give one"
             )
-    return RULES_LIKE[like]
+    return rules._replace(**RULES_LIKE[like])

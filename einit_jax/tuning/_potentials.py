@@ -3,7 +3,7 @@
 `phi(R) = 1 / geometric mean of rms(x_bar)` over the units whose inputs lie in region R;
 inside of a unit, where its parameters live, `kappa = 1 / rms(Delta)`, x_bar and Delta
 being those of true gradients. Then `b = phi(in) / kappa` and `c = kappa / phi(out)`
-carry true gradients times a positive number for each parameter (design: section 1).
+carry true gradients times a positive number for each parameter.
 """
 
 import jax
@@ -16,52 +16,56 @@ from ..graph import Regions
 
 LOWEST, HIGHEST = -34.0, 34.0
 """Bounds of the natural logarithm of a cotangent's rms, for its square in float32."""
-
-
 HALF = -6.0, 6.0
 """The same for float16, whose elements spread around their rms."""
-
-
 OVERFLOW = 44.0
 """The logarithm of an rms whose square is the largest float32."""
-
-
 LARGEST = 80.0
 """Bound of the logarithm of a factor: finite, and not zero, in float32."""
 
 
 def log_potentials(
-    where: Regions,
-    gauge: Float[Array, " count"],
+    regions: Regions,
+    carried: Float[Array, " count"],
     strength: Float[Array, " n"],
     change: Float[Array, " n"],
 ) -> Float[Array, " count"]:
-    """The logarithms of the potentials, from a pass that carried those of `gauge`.
+    """The logarithms of the potentials, from a pass that carried others.
 
-    `strength` and `change` are mean squares of the carried input gradients and of the
-    changes by the carried parameter gradients. Insides that share parameters share a
-    potential, at which their mean square is 1.
+    `carried` are the logarithms of those; `strength` and `change` the mean squares of
+    the carried input gradients, and of the changes by the carried parameter gradients.
+    Insides that share parameters share a potential, at which their mean square is 1.
     """
-    into = np.where(where.into >= 0, where.into, where.count)
-    level, seen = _log_rms(strength)
-    seen &= where.into >= 0
-    entries = _sum_by_region(seen.astype(jnp.float32), into, where.count)
-    total = _sum_by_region(jnp.where(seen, level, 0.0), into, where.count)
-    region = jnp.where(entries > 0, gauge - total / jnp.maximum(entries, 1), jnp.nan)
+    region = _of_regions(regions, carried, strength)
+    inner, count = regions.inner_region, regions.count
+    level, known = _log_rms(change)
+    top = jnp.where(known, level, -jnp.inf)
+    top = jax.ops.segment_max(top, inner, count)
+    top = jnp.where(jnp.isfinite(top), top, 0.0)
+    share = jnp.where(known, jnp.exp(2 * (level - top[inner])), 0.0)
+    members = _sum_by_region(known.astype(jnp.float32), inner, count)
+    mean = _sum_by_region(share, inner, count) / jnp.maximum(members, 1)
+    inside = carried - top - 0.5 * jnp.log(jnp.where(members > 0, mean, 1))
+    outlet = np.zeros(count, int)
+    outlet[inner] = regions.output_region
+    inside = jnp.where(members > 0, inside, region[outlet])
+    return jnp.where(regions.free, inside, region)
+
+
+def _of_regions(
+    regions: Regions, carried: Float[Array, " count"], strength: Float[Array, " n"]
+) -> Float[Array, " count"]:
+    """The same of all regions that units read, 0 for that of the loss."""
+    reads, count = regions.input_region >= 0, regions.count
+    into = np.where(reads, regions.input_region, count)
+    level, known = _log_rms(strength)
+    known &= reads
+    entries = _sum_by_region(known.astype(jnp.float32), into, count)
+    total = _sum_by_region(jnp.where(known, level, 0.0), into, count)
+    region = jnp.where(entries > 0, carried - total / jnp.maximum(entries, 1), jnp.nan)
     # where no gradient arrives: as small as the smallest of those that do
     region = jnp.where(jnp.isnan(region), jnp.nanmax(region, initial=0.0), region)
-    region = region.at[where.loss].set(0.0)
-    level, seen = _log_rms(change)
-    top = jax.ops.segment_max(jnp.where(seen, level, -jnp.inf), where.own, where.count)
-    top = jnp.where(jnp.isfinite(top), top, 0.0)
-    share = jnp.where(seen, jnp.exp(2 * (level - top[where.own])), 0.0)
-    members = _sum_by_region(seen.astype(jnp.float32), where.own, where.count)
-    mean = _sum_by_region(share, where.own, where.count) / jnp.maximum(members, 1)
-    inside = gauge - top - 0.5 * jnp.log(jnp.where(members > 0, mean, 1))
-    outlet = np.zeros(where.count, int)
-    outlet[where.own] = where.out
-    inside = jnp.where(members > 0, inside, region[outlet])
-    return jnp.where(where.free, inside, region)
+    return region.at[regions.loss].set(0.0)
 
 
 def _log_rms(
@@ -72,10 +76,10 @@ def _log_rms(
     What overflows is taken to be as large as can be, so that the next pass, under the
     potentials that follow, can read it.
     """
-    seen = (mean_sq > 0) | jnp.isnan(mean_sq)
-    held = jnp.where(jnp.isfinite(mean_sq) & seen, mean_sq, 1)
+    known = (mean_sq > 0) | jnp.isnan(mean_sq)
+    held = jnp.where(jnp.isfinite(mean_sq) & known, mean_sq, 1)
     level = jnp.where(jnp.isfinite(mean_sq), 0.5 * jnp.log(held), OVERFLOW)
-    return level, seen
+    return level, known
 
 
 def _sum_by_region(values: Array, segments: np.ndarray, count: int) -> Array:
@@ -83,7 +87,7 @@ def _sum_by_region(values: Array, segments: np.ndarray, count: int) -> Array:
 
 
 def out_of_range(
-    where: Regions, strength: Float[Array, " n"], narrow: bool
+    regions: Regions, strength: Float[Array, " n"], narrow: bool
 ) -> Bool[Array, ""]:
     """Whether carried input gradients leave the range in which they can be measured.
 
@@ -93,20 +97,20 @@ def out_of_range(
     low, high = HALF if narrow else (LOWEST, HIGHEST)
     level = 0.5 * jnp.log(jnp.where(usable(strength), strength, 1))
     bad = ~jnp.isfinite(strength) | (level < low) | (level > high)
-    return jnp.any(bad & (where.into >= 0))
+    return jnp.any(bad & (regions.input_region >= 0))
 
 
 def factors_from_potentials(
-    where: Regions, potentials: Float[Array, " count"], strength: Float[Array, " n"]
+    regions: Regions, potentials: Float[Array, " count"], strength: Float[Array, " n"]
 ) -> dict[str, Float[Array, " n"]]:
     """b and c of each unit and layer; b c = 1 where no gradient enters a unit's inputs.
 
     `potentials` are logarithms, of the dtype in which factors are wanted.
     """
-    own = potentials[where.own]
+    inside, reads = potentials[regions.inner_region], regions.input_region >= 0
     bounded = lambda x: jnp.exp(jnp.clip(x, -LARGEST, LARGEST))
-    c = bounded(own - potentials[where.out])
-    dead = (strength == 0) & (where.into >= 0)
-    b = bounded(potentials[np.maximum(where.into, 0)] - own)
-    b = jnp.where(where.into < 0, 1.0, jnp.where(dead, 1 / c, b))
+    c = bounded(inside - potentials[regions.output_region])
+    dead = (strength == 0) & reads
+    b = bounded(potentials[np.maximum(regions.input_region, 0)] - inside)
+    b = jnp.where(~reads, 1.0, jnp.where(dead, 1 / c, b))
     return {"input_grad": b, "output_grad": c}

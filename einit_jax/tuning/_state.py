@@ -1,4 +1,4 @@
-"""What solving is of, what its passes hand on, and what comes of it."""
+"""What a sweep is of, what passes hand on, and what comes of them."""
 
 from dataclasses import dataclass, replace
 from functools import partial
@@ -6,12 +6,49 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
 
-from ..core import AndersonState, Stopping, anderson_init, is_concrete
+from ..core import AndersonState, Params, Stopping, anderson_init, is_concrete
 from ..graph import Regions
-from ..linen import Objective
-from ..units import Unit, UnitKey, ones
-from ._sweep import sweep_entry
+from ..units import Objective, Unit, UnitKey, ones
+from ._sweep import Settings, Sums, first_settings
+
+
+@dataclass(frozen=True)
+class SweepSpec:
+    """What a sweep is of: the units with their targets, and the regions between them."""
+
+    objective: Objective
+    stopping: Stopping
+    units: dict[Unit, float]
+    regions: Regions | None
+    """None where each unit solves its own b and c, and where they stay 1."""
+    owners: tuple[Unit | None, ...]
+    """The unit of each floating parameter."""
+    plain: bool = False
+    """Whether b and c stay 1."""
+    repeat_under_potentials: bool = False
+    """Whether to sweep again where true gradients leave the range of the dtype."""
+
+    @property
+    def fixed_gradients(self) -> bool:
+        """Whether b and c are given to a pass, and not found in it."""
+        return self.regions is not None or self.plain
+
+    @property
+    def loops(self) -> bool:
+        """Whether one pass may not do.
+
+        Where it does, there is no loop: compiled for a CPU, convolutions inside of one
+        run many times slower.
+        """
+        narrow = self.repeat_under_potentials or any(u.narrow for u in self.units)
+        return bool(self.shared) or (self.regions is not None and narrow)
+
+    @property
+    def shared(self) -> list[Unit]:
+        """The units that are called several times."""
+        return [unit for unit in self.units if unit.calls > 1]
 
 
 @partial(
@@ -21,24 +58,22 @@ from ._sweep import sweep_entry
 )
 @dataclass(frozen=True)
 class Findings:
-    """What was finite in the last pass, per unit in call order.
-
-    `strained`: whether some gradient came near the limits of the dtype's range.
-    `steps`: whether the optimizer's first step of each unit was finite, and `moves`:
-    whether it moved any.
-    """
+    """What was finite in the last pass, per unit in call order."""
 
     names: tuple[str, ...]
-    activations: jax.Array
-    gradients: jax.Array
-    loss: jax.Array
-    strained: jax.Array
-    steps: jax.Array
-    moves: jax.Array
+    activations: Bool[Array, "..."]
+    gradients: Bool[Array, "..."]
+    loss: Bool[Array, "..."]
+    strained: Bool[Array, "..."]
+    """Whether some gradient came near the limits of the dtype's range."""
+    steps: Bool[Array, "..."]
+    """Whether the optimizer's first step of each unit was finite."""
+    moves: Bool[Array, "..."]
+    """Whether that step moved any unit."""
 
     def over_draws(self) -> "Findings":
         """One for several draws, along the first axis: the worst of each."""
-        every = jax.tree.map(lambda f: jnp.all(f, 0), self)
+        every = jax.tree.map(lambda flags: jnp.all(flags, 0), self)
         return replace(every, strained=jnp.any(self.strained, 0))
 
     def needs_more(self) -> bool:
@@ -50,26 +85,27 @@ class Findings:
             return False
         return bool(self.strained & self.loss & self.activations.all())
 
-    def refuse(self) -> None:
+    def check(self) -> None:
         """Raises where something was not finite; under an outer trace, nothing."""
         if not is_concrete(self.loss):
             return
-        where = "tune needs finite numbers: check the parameters, the inputs and, for"
-        where += " 16-bit models, the range of the dtype"
+        advice = "tune needs finite numbers: check the parameters, the inputs and, for"
+        advice += " 16-bit models, the range of the dtype"
+        first = lambda flags: self.names[int(jnp.argmin(flags))]
         if not self.activations.all():
-            name = self.names[int(jnp.argmin(self.activations))]
             raise FloatingPointError(
-                f"non-finite activations at unit {name!r}; {where}"
+                f"non-finite activations at unit {first(self.activations)!r}; {advice}"
             )
         if not self.loss:
-            raise FloatingPointError(f"the loss is not finite; {where}")
+            raise FloatingPointError(f"the loss is not finite; {advice}")
         if not self.gradients.all():
-            name = self.names[int(jnp.argmin(self.gradients))]
-            raise FloatingPointError(f"non-finite gradients at unit {name!r}; {where}")
-        if not self.steps.all():
-            name = self.names[int(jnp.argmin(self.steps))]
             raise FloatingPointError(
-                f"the optimizer's first step of unit {name!r} is not finite; {where}"
+                f"non-finite gradients at unit {first(self.gradients)!r}; {advice}"
+            )
+        if not self.steps.all():
+            raise FloatingPointError(
+                f"the optimizer's first step of unit {first(self.steps)!r} is not "
+                f"finite; {advice}"
             )
         if not self.moves:
             raise ValueError(
@@ -87,65 +123,53 @@ class Solution(NamedTuple):
 
 
 class SolveState(NamedTuple):
-    """What the sweeps of one draw hand on."""
+    """What the passes of one draw hand on."""
 
-    entries: dict[UnitKey, dict[str, Any]]
+    settings: dict[UnitKey, Settings]
     solution: Solution
     search: AndersonState
-    moved: jax.Array
-    gauge: jax.Array
+    moved: Float[Array, ""]
+    """How far the logarithm of some c moved in the last pass."""
+    log_potentials: Float[Array, " count"]
 
 
-@dataclass(frozen=True)
-class SweepSpec:
-    """What a sweep is of: the units with their targets, and the regions between them.
+class PassResult(NamedTuple):
+    """What one pass gives."""
 
-    `where` is None where each unit solves its own b and c, and where they are all 1
-    (`plain`); `owners` has the unit of each floating parameter.
-    """
-
-    task: Objective
-    effort: Stopping
-    units: dict[Unit, float]
-    where: Regions | None
-    owners: tuple[Unit | None, ...]
-    plain: bool = False
-
-    @property
-    def loops(self) -> bool:
-        """Whether one pass may not do.
-
-        Where it does, there is no loop: compiled for a CPU, convolutions inside of one
-        run many times slower.
-        """
-        narrow = self.effort.again or any(unit.narrow for unit in self.units)
-        return bool(self.shared) or (self.where is not None and narrow)
-
-    @property
-    def shared(self) -> list[Unit]:
-        """The units that are called several times."""
-        return [unit for unit in self.units if unit.calls > 1]
+    sums: dict[UnitKey, Sums]
+    gradient: list[jax.Array]
+    finite_loss: Bool[Array, ""]
 
 
-def start_state(job: SweepSpec, params: Any, floats: list[jax.Array]) -> SolveState:
-    """Before the first pass: b and c of 1, or free, and potentials of 1."""
-    units, exact = job.units, job.where is not None or job.plain
-    flags = jnp.ones(len(units), bool)
-    names = tuple(u.name for u in units)
-    fine = jnp.array(True)
-    findings = Findings(names, flags, flags, fine, fine, flags, fine)
-    dtype = factor_dtype(floats) if exact else jnp.float32
+def start_state(spec: SweepSpec, params: Params, floats: list[jax.Array]) -> SolveState:
+    """Before the first pass: potentials of 1, and b and c of 1 where they are given."""
+    units, fixed = spec.units, spec.fixed_gradients
+    flags, fine = jnp.ones(len(units), bool), jnp.array(True)
+    findings = Findings(
+        names=tuple(unit.name for unit in units),
+        activations=flags,
+        gradients=flags,
+        loss=fine,
+        strained=fine,
+        steps=flags,
+        moves=fine,
+    )
+    dtype = factor_dtype(floats) if fixed else jnp.float32
     factors = ones(units)
     for own in factors.values():
         own |= {name: own[name].astype(dtype) for name in ("input_grad", "output_grad")}
-    nothing = jax.tree.map(jnp.zeros_like, floats)
-    unknowns = (1 if exact else 2) * sum(u.size for u in job.shared)
+    unknowns = (1 if fixed else 2) * sum(unit.size for unit in spec.shared)
     return SolveState(
-        {u.key: sweep_entry(u, target, params, exact) for u, target in units.items()},
-        Solution(factors, findings, nothing),
-        anderson_init(unknowns),
-        jnp.full((), jnp.inf, jnp.float32),
-        jnp.zeros(job.where.count if job.where else 0, jnp.float32),
+        settings={
+            unit.key: first_settings(unit, target, params, fixed)
+            for unit, target in units.items()
+        },
+        solution=Solution(factors, findings, [jnp.zeros_like(x) for x in floats]),
+        search=anderson_init(unknowns),
+        moved=jnp.full((), jnp.inf, jnp.float32),
+        log_potentials=jnp.zeros(
+            spec.regions.count if spec.regions else 0, jnp.float32
+        ),
     )
 
 

@@ -1,147 +1,226 @@
 """The sweep: one forward and one backward pass that solve every unit's factors.
 
 On the way forward each unit divides its output by its own rms, so that the next unit is
-measured on input that is right already. On the way back each unit holds its parameter
+measured on input that is right already. On the way back each unit has its parameter
 gradient, its input gradient and, by a linear transpose of the vjp it has in hand, the
 change of its output by an update. Upstream it passes an input gradient of rms 1, or,
-where branches must not be weighed against each other, one times a factor that was given
-to it. The statistics leave as the cotangent of the unit's ride: `jax.grad` of the loss
-with respect to the rides *is* the table of sums over calls.
+where branches must not be weighed against each other, one times a factor that it was
+given. The statistics leave as the cotangent of the unit's `Sums`: `jax.grad` of the loss
+with respect to them *is* the table of sums over calls.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from jaxtyping import Array, Float
 
-from ..core import inverse_rms, multiply, per_call, rms, squares
-from ..linen import RIDE, Call, PureCall, intercept_units, own_gradients
-from ..units import Unit, zeros_like_params
+from ..core import Params, inverse_rms, multiply, per_call, rms, squares
+from ..units import Interception, Unit, UnitCall, UnitKey, zeros_like_params
 
-SWEEP = RIDE + "sweep"
+PerLayer = Float[Array, "..."]
+"""A number for each layer, in the shape in which it is carried to the unit."""
 
 
-def sweep_entry(
-    unit: Unit, target: float, params: Mapping, exact: bool
-) -> dict[str, Any]:
-    """The entry that rides with a unit into its first pass, and what comes back in it.
+class Shared(NamedTuple):
+    """What only a unit is told that is called several times.
 
-    | name | into the pass | out of it: sum over calls of |
-    |---|---|---|
-    | `output` | `-target` while free, then the factor | squares of the raw output |
-    | `output_size` | - | number of elements of the output |
-    | `input_grad` | 0 while free, then the factor b c | squares of the strongest raw input gradient |
-    | `input_size` | - | number of elements of that gradient |
-    | `output_grad` | c, at which parameter gradients are wanted | squares of the change by an update, at a = c = 1 |
-    | `exact` | the factor b, in the place of b c | - |
-    | `slot` | parameter gradient of the pass before | the parameter gradient |
+    Its calls share their factors, so that no call knows them: after a first pass they
+    are given, and `found` is 1.
+    """
 
-    With `exact` the factors b and c are fixed, and act on every cotangent. Else each
-    unit brings its input gradient to rms 1 where it stands, and c weighs parameter
-    gradients alone.
+    found: PerLayer
+    """1 where the factors below are in force, 0 in a first pass."""
+    output: PerLayer
+    """a."""
+    step: dict[str, Array]
+    """The parameter gradient of the pass before, along which the change is taken."""
+    input_scale: PerLayer | None = None
+    """b c; None where b is given apart."""
 
-    Only a unit that is called several times has a slot: its gradients add up before
-    they change it, which no call can know by itself.
-    """  # noqa: E501
-    one = jnp.ones(unit.ride_shape, jnp.float32)
-    entry: dict[str, Any] = {
-        "output": -target * one,
-        "output_size": 0 * one,
-        "input_grad": 0 * one,
-        "input_size": 0 * one,
-        "output_grad": one,
-    }
-    if exact:
-        entry["exact"] = one
+
+class Settings(NamedTuple):
+    """What a unit is told before a pass; None where it is told nothing.
+
+    A unit that is called once finds a by itself, where it stands, and without
+    `input_grad` also b and c.
+    """
+
+    target: PerLayer
+    """The output rms to aim at."""
+    output_grad: PerLayer | None = None
+    """c: it acts on every cotangent with `input_grad`, else on parameter gradients."""
+    input_grad: PerLayer | None = None
+    """b, where b and c are fixed and act on every cotangent."""
+    shared: Shared | None = None
+
+
+class Sums(NamedTuple):
+    """What comes out of a pass: sums over the calls of a unit."""
+
+    output: PerLayer
+    """Squares of the raw output."""
+    output_size: PerLayer
+    """Elements of the output."""
+    input_grad: PerLayer
+    """Squares of the strongest raw input gradient."""
+    input_size: PerLayer
+    """Elements of that gradient."""
+    change: PerLayer
+    """Squares of the change of the output by an update, at a = c = 1."""
+    gradient: dict[str, Array] | None = None
+    """The parameter gradient, of units called several times: their calls' gradients add
+    up before they change the unit, which no call can know by itself."""
+
+
+def first_settings(
+    unit: Unit, target: float, params: Params, fixed_gradients: bool
+) -> Settings:
+    """Before a first pass; with `fixed_gradients` b and c are given, and 1."""
+    one = jnp.ones(unit.carried_shape, jnp.float32)
+    settings = Settings(target * one)
+    if fixed_gradients:
+        settings = settings._replace(output_grad=one, input_grad=one)
     if unit.calls > 1:
-        entry["slot"] = zeros_like_params(params, unit)
-    return entry
+        shared = Shared(
+            found=0 * one,
+            output=one,
+            step=zeros_like_params(params, unit),
+            input_scale=None if fixed_gradients else one,
+        )
+        settings = settings._replace(output_grad=one, shared=shared)
+    return settings
 
 
-def sweep_interceptor() -> Any:
-    """The interceptor of a sweep."""
-    return intercept_units(SWEEP, _sweep_call)
+def empty_sums(unit: Unit, params: Params) -> Sums:
+    """Zeros, whose cotangents are the sums."""
+    zero = jnp.zeros(unit.carried_shape, jnp.float32)
+    gradient = zeros_like_params(params, unit) if unit.calls > 1 else None
+    return Sums(zero, zero, zero, zero, zero, gradient)
 
 
-def _sweep_call(call: Call, entry: Mapping[str, Any]) -> Any:
-    body = PureCall(call)
-    held = [jax.lax.stop_gradient(x) for x in body.floats]
-    own = own_gradients(call.module.variables["params"])
-    floats, transpose, arrays = nn.vjp(  # pyright: ignore[reportAssignmentType]
-        body.run, call.module, *held, has_aux=True, multi_scope=True
-    )
-    power, size = squares(floats)
-    goal = entry["output"].reshape(())
-    factor = jnp.where(goal > 0, goal, jnp.abs(goal) * inverse_rms(power / size))
-    scaled = [multiply(t, factor) for t in floats]
-    tuned = _attach(scaled, body.floats, own, transpose, power, factor, entry)
-    return body.build(tuned, arrays)
+def sweeping(
+    settings: Mapping[UnitKey, Settings], sums: Mapping[UnitKey, Sums]
+) -> Interception:
+    """The interception of a sweep."""
+    entries = {
+        key: {"settings": _as_dict(own), "sums": _as_dict(sums[key])}
+        for key, own in settings.items()
+    }
+    return Interception("sweep", entries, _sweep_call)
+
+
+def _as_dict(values: Settings | Shared | Sums) -> dict[str, Any]:
+    """The fields that are there: transforms of parameters know nested dicts alone."""
+    fields = {name: v for name, v in values._asdict().items() if v is not None}
+    return {n: _as_dict(v) if isinstance(v, Shared) else v for n, v in fields.items()}
+
+
+def _scalars(carried: Mapping[str, Any]) -> Settings:
+    """What was carried to one layer, as scalars."""
+
+    def scalars(values: Mapping[str, Any]) -> dict[str, Any]:
+        flat = {n: v for n, v in values.items() if n not in ("shared", "step")}
+        return {name: v.reshape(()) for name, v in flat.items()}
+
+    settings = Settings(**scalars(carried))
+    if "shared" not in carried:
+        return settings
+    shared = carried["shared"]
+    shared = Shared(**scalars(shared), step=dict(shared["step"]))
+    return settings._replace(shared=shared)
+
+
+class _Residual(NamedTuple):
+    """What the backward pass of a call needs."""
+
+    params: list[Array]
+    transpose: Callable
+    power: Float[Array, ""]
+    factor: Float[Array, ""]
+    settings: Settings
+    sums: Sums
+
+
+def _sweep_call(call: UnitCall, entry: Mapping[str, Any]) -> Any:
+    """A call whose output has the rms aimed at, with the backward pass of the sweep."""
+    settings, sums = _scalars(entry["settings"]), Sums(**entry["sums"])
+    raw, transpose = call.vjp([jax.lax.stop_gradient(x) for x in call.inputs])
+    power, size = squares(raw)
+    factor = settings.target * inverse_rms(power / size)
+    if settings.shared is not None:
+        shared = settings.shared
+        factor = jnp.where(shared.found > 0, shared.output, factor)
+    outputs = [multiply(t, factor) for t in raw]
+    residual = _Residual(call.params, transpose, power, factor, settings, sums)
+    return call.finish(_attach(outputs, call.inputs, residual))
 
 
 @jax.custom_vjp
-def _attach(outputs, inputs, own, transpose, power, factor, entry):
+def _attach(outputs: list, inputs: list, residual: _Residual) -> list:
     """The scaled outputs, with the backward pass of the sweep behind them."""
     return outputs
 
 
-def _attach_forward(outputs, inputs, own, transpose, power, factor, entry):
-    return outputs, (own, transpose, power, factor, entry)
+def _attach_forward(outputs, inputs, residual):
+    return outputs, residual
 
 
 def _attach_backward(residual, cotangents):
-    own, transpose, power, factor, entry = residual
-    given = {name: v.reshape(()) for name, v in entry.items() if name != "slot"}
-    start = factor * given["output_grad"] if "exact" in given else factor
+    params, transpose, power, factor, settings, sums = residual
+    fixed, shared = settings.input_grad is not None, settings.shared
+    start = factor * settings.output_grad if fixed else factor
     cotangents = [multiply(t, start) for t in cotangents]
-    gradient, back = _split_gradients(transpose, cotangents)
-    assert len(gradient) == len(own), "parameters of a unit outside its path"
-    step = gradient
-    if "slot" in entry:
-        pairs = zip(gradient, entry["slot"].values(), strict=True)
-        step = [jnp.where(given["output"] < 0, g, s.reshape(g.shape)) for g, s in pairs]
+    gradient, back = transpose(cotangents)
+    assert len(gradient) == len(params), "parameters of a unit outside its path"
     strength, count = _strongest(back)
     size = sum(t.size for t in cotangents)
-    change = _squared_change(transpose, cotangents, step)
-    sums: dict[str, Any] = {
+    change = _squared_change(transpose, cotangents, _step(gradient, shared))
+    if fixed:
+        passed, weight = settings.input_grad, None
+    else:
+        passed = inverse_rms(strength / count)
+        weight = inverse_rms(jnp.square(factor) * change / size)
+        if shared is not None:
+            passed = jnp.where(shared.found > 0, shared.input_scale, passed)
+            weight = settings.output_grad
+    statistics = {
         "output": power,
         "output_size": per_call(size, [power]),
-        "input_grad": strength,
+        "input_grad": jnp.square(passed) * strength if fixed else strength,
         "input_size": per_call(count, [strength]),
-        "output_grad": change,
+        "change": change,
     }
-    if "exact" in given:
-        passed, weight = given["exact"], None
-        sums |= {"exact": 0.0, "input_grad": jnp.square(passed) * strength}
-    else:
-        fixed = given["input_grad"]
-        passed = jnp.where(fixed > 0, fixed, inverse_rms(strength / count))
-        found = inverse_rms(jnp.square(factor) * change / size)
-        weight = given["output_grad"] if "slot" in entry else found
-    for name, value in sums.items():
-        sums[name] = jnp.asarray(value, jnp.float32).reshape(entry[name].shape)
-    if "slot" in entry:
-        pairs = zip(entry["slot"].items(), gradient, strict=True)
-        sums["slot"] = {name: g.reshape(s.shape) for (name, s), g in pairs}
+    shaped: dict[str, Any] = {
+        name: jnp.asarray(value, jnp.float32).reshape(getattr(sums, name).shape)
+        for name, value in statistics.items()
+    }
+    if sums.gradient is not None:
+        pairs = zip(sums.gradient.items(), gradient, strict=True)
+        shaped["gradient"] = {name: g.reshape(s.shape) for (name, s), g in pairs}
     if weight is not None:
         gradient = [multiply(g, weight) for g in gradient]
     back = [multiply(t, passed) for t in back]
-    return None, back, gradient, None, None, None, sums
+    none: Any = None  # a cotangent of zero
+    return None, back, _Residual(gradient, none, none, none, none, Sums(**shaped))
 
 
 _attach.defvjp(_attach_forward, _attach_backward)
 
 
-def _split_gradients(transpose: Any, cotangents: list) -> tuple[list, list]:
-    """The gradients of a unit's own floating parameters, and of its floating inputs."""
-    of_variables, *of_inputs = transpose(cotangents)
-    return own_gradients(of_variables), list(of_inputs)
+def _step(gradient: list[Array], shared: Shared | None) -> list[Array]:
+    """Along what the change is taken: the joint gradient of all calls, once known."""
+    if shared is None:
+        return gradient
+    pairs = zip(gradient, shared.step.values(), strict=True)
+    return [jnp.where(shared.found > 0, s.reshape(g.shape), g) for g, s in pairs]
 
 
-def _squared_change(transpose: Any, cotangents: list, step: list) -> Float[Array, ""]:
+def _squared_change(
+    transpose: Callable, cotangents: list, step: list
+) -> Float[Array, ""]:
     """The squares of `J_theta conj(step)`, by transposing the vjp once more.
 
     With 16 bits the step is brought to rms 1 first: raw gradients of wide layers add
@@ -155,9 +234,7 @@ def _squared_change(transpose: Any, cotangents: list, step: list) -> Float[Array
         size = rms(step)
         size = jnp.where(size > 0, size, 1)
         step = [multiply(t, 1 / size) for t in step]
-    pullback = jax.linear_transpose(
-        lambda ct: _split_gradients(transpose, ct)[0], cotangents
-    )
+    pullback = jax.linear_transpose(lambda ct: transpose(ct)[0], cotangents)
     (moved,) = pullback([jnp.conj(t) for t in step])
     power, _ = squares(moved)
     return jnp.square(size) * power if narrow else power

@@ -7,13 +7,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax import linen as nn
 from jaxtyping import PyTree
 
-from ..core import Batch, Path, checked_stopping, draw_batches, stack_batches
+from ..binding import Arrays, setup
+from ..core import Batch, ModelArgs, Path, checked_stopping, stack_batches
 from ..graph import find_regions
-from ..linen import Objective, Scaled, make_objective, trace_model
-from ..units import ones, owners, put_probes, to_tree, unit_selection, zero_candidates
+from ..linen import Model
+from ..units import (
+    Objective,
+    ones,
+    owners,
+    put_probes,
+    to_tree,
+    unit_selection,
+    zero_candidates,
+)
 from ._options import TuneOptions, resolve_rules
 from ._solve import solve
 from ._state import Findings, SweepSpec
@@ -21,7 +29,7 @@ from ._update_factors import add_update_factors, rescale_to_total
 
 
 def tune(
-    model: nn.Module | Scaled,
+    model: Model,
     params: PyTree,
     input_fn: Any,
     loss_fn: Callable,
@@ -151,58 +159,77 @@ def tune(
     layers; here, one pass solves the same equations for the weights one has. Exact
     gradients and total updates are ours.
     """
-    meant = unit_selection(include, exclude, targets)
-    effort = checked_stopping(max_sweeps, tolerance)
-    options = TuneOptions(
-        meant, effort, *resolve_rules(gradients, update, like, optimizer)
+    selection = unit_selection(include, exclude, targets)
+    stopping = checked_stopping(max_sweeps, tolerance)
+    rules = resolve_rules(gradients, update, like, optimizer)
+    options = TuneOptions(selection, stopping, rules)
+    bound = setup(
+        model,
+        params,
+        input_fn,
+        loss_fn,
+        key=key,
+        batch_size=batch_size,
+        method=method,
+        rngs=rngs,
+        collections=collections,
+        axis_name=axis_name,
+        draws=draws,
     )
-    model = model.model if isinstance(model, Scaled) else model
-    task = make_objective(model, loss_fn, method, axis_name)
-    key = jax.random.key(0) if key is None else key
-    batches = draw_batches(input_fn, key, rngs, batch_size, draws)
-    zeros = zero_candidates(params)
-    given = (zeros, params, dict(collections or {}), batches, key)
-    scales, findings = _tune_compiled(task, options, *given)
+    compiled = partial(
+        _tune_compiled,
+        bound.arrays,
+        objective=bound.objective,
+        zeros=zero_candidates(params),
+    )
+    scales, findings = compiled(options=options)
     if findings.needs_more():
-        effort = options.effort._replace(again=True)
-        scales, findings = _tune_compiled(task, options._replace(effort=effort), *given)
-    findings.refuse()
+        again = options._replace(repeat_under_potentials=True)
+        scales, findings = compiled(options=again)
+    findings.check()
     return scales
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@partial(jax.jit, static_argnames=("objective", "options", "zeros"))
 def _tune_compiled(
-    task: Objective,
+    arrays: Arrays,
+    *,
+    objective: Objective,
     options: TuneOptions,
     zeros: frozenset[Path] | None,
-    params: Any,
-    collections: Mapping,
-    batches: tuple[Batch, ...],
-    key: jax.Array,
 ) -> tuple[dict, Findings]:
-    graph = trace_model(task, params, collections, batches[0])
-    units, like = options.meant.among(graph.units), params
-    params, _ = put_probes(params, graph, key, zeros)
-    where = find_regions(graph, list(units)) if options.gradients == "exact" else None
-    where = None if where is None or where.is_chain() else where
-    plain, total = options.gradients == "plain", options.update == "total"
-    job = SweepSpec(task, options.effort, units, where, owners(params, units), plain)
+    """The scales of all batches together, and what was finite."""
+    graph = objective.trace(arrays.args)
+    units = options.selection.among(graph.units)
+    params, _ = put_probes(arrays.params, graph, arrays.key, zeros)
+    gradients, update, optimizer = options.rules
+    regions = find_regions(graph, list(units)) if gradients == "exact" else None
+    spec = SweepSpec(
+        objective,
+        options.stopping,
+        units,
+        regions=None if regions is None or regions.is_chain() else regions,
+        owners=owners(params, units),
+        plain=gradients == "plain",
+        repeat_under_potentials=options.repeat_under_potentials,
+    )
+    total = update == "total"
 
     def run(batch: Batch) -> tuple[dict, Findings]:
-        solution = solve(job, params, collections, batch)
+        args = ModelArgs(params, arrays.collections, batch)
+        solution = solve(spec, args)
         solution = solution._replace(factors=ones(graph.units) | solution.factors)
-        given = (params, collections, batch)
-        if options.optimizer:
-            how = (options.optimizer, total, like)
-            solution = add_update_factors(job, graph.units, solution, *how, *given)
+        if optimizer:
+            how = {"optimizer": optimizer, "total": total, "like": arrays.params}
+            solution = add_update_factors(spec, graph.units, solution, args, **how)
         elif total:
-            solution = rescale_to_total(job, graph.units, solution, *given)
+            solution = rescale_to_total(spec, graph.units, solution, args)
         return solution.factors, solution.findings
 
-    if len(batches) == 1:
-        found, findings = run(batches[0])
+    if len(arrays.batches) == 1:
+        factors, findings = run(arrays.batches[0])
     else:
-        found, findings = jax.lax.map(run, stack_batches(batches))
-        found = jax.tree.map(lambda s: jnp.exp(jnp.mean(jnp.log(s), 0)), found)
+        factors, findings = jax.lax.map(run, stack_batches(arrays.batches))
+        factors = jax.tree.map(lambda x: jnp.exp(jnp.mean(jnp.log(x), 0)), factors)
         findings = findings.over_draws()
-    return to_tree(found), findings
+    return to_tree(factors), findings

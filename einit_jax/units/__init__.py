@@ -7,6 +7,7 @@ from ._columns import split_units as split_units
 from ._columns import unit_rows as unit_rows
 from ._ownership import flat_floats as flat_floats
 from ._ownership import floats_below as floats_below
+from ._ownership import mask_owned as mask_owned
 from ._ownership import mask_unowned as mask_unowned
 from ._ownership import own_floats as own_floats
 from ._ownership import owners as owners
@@ -15,11 +16,17 @@ from ._ownership import scale_by_owner as scale_by_owner
 from ._ownership import zeros_like_params as zeros_like_params
 from ._probes import put_probes as put_probes
 from ._probes import zero_candidates as zero_candidates
+from ._protocols import Interception as Interception
+from ._protocols import Objective as Objective
+from ._protocols import UnitCall as UnitCall
 from ._scales import FACTORS as FACTORS
 from ._scales import UPDATE as UPDATE
+from ._scales import check_foreign as check_foreign
+from ._scales import check_missing as check_missing
 from ._scales import from_tree as from_tree
 from ._scales import ones as ones
 from ._scales import to_tree as to_tree
+from ._scaling import scaling as scaling
 from ._selection import UnitSelection as UnitSelection
 from ._selection import unit_selection as unit_selection
 from ._unit import ModelGraph as ModelGraph

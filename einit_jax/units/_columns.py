@@ -1,4 +1,4 @@
-"""TODO."""
+"""All units and their layers at once: as one vector, and as the rows of a table."""
 
 import itertools
 from collections.abc import Iterable, Mapping
@@ -16,6 +16,7 @@ class UnitRow(NamedTuple):
 
     path: str
     kind: str
+    """The name of the module's class."""
     shape: tuple[tuple[int, ...], ...]
     calls: int
     floats: bool
@@ -35,22 +36,22 @@ def concat_units(
 def split_units(
     units: Iterable[Unit], columns: Mapping[str, jax.Array]
 ) -> dict[UnitKey, dict[str, jax.Array]]:
-    """Columns over all units and layers, as values per unit in the shapes they ride.
+    """Columns over all units and layers, as values per unit as they are carried.
 
     Where a unit's values start is kept from the compiler: slices at places that it does
     not know are all alike, and are compiled once.
     """
-    found, start = {}, 0
+    values, start = {}, 0
     for u in units:
         at = jax.lax.optimization_barrier(jnp.int32(start))
         cut = lambda c, at=at, u=u: jax.lax.dynamic_slice_in_dim(c, at, u.size)
-        found[u.key] = {n: cut(c).reshape(u.ride_shape) for n, c in columns.items()}
+        values[u.key] = {n: cut(c).reshape(u.carried_shape) for n, c in columns.items()}
         start += u.size
-    return found
+    return values
 
 
 def call_order(units: Iterable[Unit]) -> tuple[tuple[str, ...], np.ndarray]:
-    """The paths of all units and layers in call order, and their places in `vector`."""
+    """The paths of all units and layers in call order, and their places in `concat_units`."""
     units = tuple(units)
     nowhere = np.zeros(sum(u.size for u in units), int)
     table, order = unit_rows(units, nowhere, nowhere, nowhere)
@@ -58,12 +59,15 @@ def call_order(units: Iterable[Unit]) -> tuple[tuple[str, ...], np.ndarray]:
 
 
 def unit_rows(
-    units: tuple[Unit, ...], into: np.ndarray, out: np.ndarray, own: np.ndarray
+    units: tuple[Unit, ...],
+    input_region: np.ndarray,
+    output_region: np.ndarray,
+    inner_region: np.ndarray,
 ) -> tuple[list[UnitRow], np.ndarray]:
-    """The lines of a table in call order, and where in `vector` each has its values.
+    """The lines of a table in call order, and the place of each in `concat_units`.
 
-    Units of one lifted stack take turns, layer by layer. `into`, `out` and `own` number
-    the regions of inputs and outputs, and the insides, in the order of `vector`.
+    Units of one lifted stack take turns, layer by layer. The regions are numbers, in the
+    order of `concat_units`.
     """
     starts = np.cumsum([0, *(u.size for u in units)])
     places = dict(zip(units, starts, strict=False))
@@ -75,8 +79,16 @@ def unit_rows(
             for u in members:
                 at = places[u] + i
                 name = u.name + (f"[{','.join(map(str, layer))}]" if layer else "")
-                region = int(into[at] if u.floats else out[at])
-                row = (name, u.kind, u.shape, u.calls, u.floats, region, int(own[at]))
-                table.append(UnitRow(*row))
+                region = int((input_region if u.floats else output_region)[at])
+                row = UnitRow(
+                    path=name,
+                    kind=u.module_type,
+                    shape=u.shape,
+                    calls=u.calls,
+                    floats=u.floats,
+                    region=region,
+                    inside=int(inner_region[at]),
+                )
+                table.append(row)
                 order.append(at)
     return table, np.array(order, int)

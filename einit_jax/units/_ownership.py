@@ -1,4 +1,4 @@
-"""From a graph of units to trees of values, one per unit, and back."""
+"""Which unit owns which parameter, and arithmetic on what it owns."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -36,20 +36,24 @@ def own_floats(params: Mapping, unit: Unit) -> dict[str, Array]:
 
 def owners(params: Mapping, units: Iterable[Unit]) -> tuple[Unit | None, ...]:
     """The unit that owns each floating parameter, if any does, in order of paths."""
-    known = {u.path: u for u in units}
+    unit_at = {unit.path: unit for unit in units}
     return tuple(
-        owner_of(path, known)
+        owner_of(path, unit_at)
         for path, leaf in flatten(unboxed(params)).items()
         if is_float(leaf)
     )
 
 
-def mask_unowned(
-    gradient: Iterable[Array], owned: Iterable[Unit | None], units: bool = True
-) -> list[Array]:
-    """The gradient of parameters that units own, or of the others; the rest is zero."""
-    pairs = zip(gradient, owned, strict=True)
-    return [g if (u is not None) == units else jnp.zeros_like(g) for g, u in pairs]
+def mask_unowned(leaves: Iterable[Array], owned: Iterable[Unit | None]) -> list[Array]:
+    """The arrays of parameters that units own; zeros for the others."""
+    pairs = zip(leaves, owned, strict=True)
+    return [x if unit is not None else jnp.zeros_like(x) for x, unit in pairs]
+
+
+def mask_owned(leaves: Iterable[Array], owned: Iterable[Unit | None]) -> list[Array]:
+    """The arrays of raw parameters; zeros for those that units own."""
+    pairs = zip(leaves, owned, strict=True)
+    return [x if unit is None else jnp.zeros_like(x) for x, unit in pairs]
 
 
 def scale_by_owner(
@@ -58,28 +62,29 @@ def scale_by_owner(
     weights: Mapping[Path, Array],
 ) -> list[Array]:
     """Each parameter's array times the weight of the unit that owns it, if any does."""
-    return [
-        multiply(x, broadcast_per_layer(weights[u.path], x.shape, u.lift)) if u else x
-        for x, u in zip(leaves, owned, strict=True)
-    ]
+    per_layer = lambda x, unit: broadcast_per_layer(
+        weights[unit.path], x.shape, unit.lifted_axes
+    )
+    pairs = zip(leaves, owned, strict=True)
+    return [multiply(x, per_layer(x, unit)) if unit else x for x, unit in pairs]
 
 
 def param_rms(leaves: Iterable[Array], unit: Unit) -> Float[Array, "..."]:
     """The joint rms of arrays shaped like the unit's parameters, for each layer."""
-    by_layer = [layers_first(leaf, unit.lift) for leaf in leaves]
-    return rms(by_layer, keep=len(unit.layers)).reshape(unit.ride_shape)
+    by_layer = [layers_first(leaf, unit.lifted_axes) for leaf in leaves]
+    return rms(by_layer, keep=len(unit.layers)).reshape(unit.carried_shape)
 
 
 def flat_floats(params: Mapping, unit: Unit) -> dict[str, Array]:
-    """A copy of the unit's floating parameters, to ride with it.
+    """A copy of the unit's floating parameters, to be carried to it.
 
     They are flat where no axis is lifted: a transform of the variables, such as
     `nn.SpectralNorm`, would take a matrix for one of the weights.
     """
     own = own_floats(params, unit)
-    return {n: v if unit.lift else v.ravel() for n, v in own.items()}
+    return {n: v if unit.lifted_axes else v.ravel() for n, v in own.items()}
 
 
 def zeros_like_params(params: Mapping, unit: Unit) -> dict[str, Array]:
-    """Zeros that ride like the unit's floating parameters."""
+    """Zeros that are carried like the unit's floating parameters."""
     return jax.tree.map(jnp.zeros_like, flat_floats(params, unit))

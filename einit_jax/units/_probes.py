@@ -79,20 +79,20 @@ def put_probes(
     apart.
 
     Args:
-        among: the only paths to look at, from `suspects`; None: all.
+        among: the only paths to look at, from `zero_candidates`; None: all.
 
     Returns:
         The parameters to measure with, and per candidate path whether it was zero.
     """
     entries, replaced = {}, {}
     leaves = flatten(params)
-    for path, weighs in graph.factors.items():
+    for path, in_sums in graph.multiplied.items():
         leaf = leaves[path]
         value = _unboxed_leaf(leaf)
         owner = _owner_lifted_axes(graph, path)
         axes = inner_axes(value.shape, owner or ())
         sizes = [value.shape[i] for i in axes]
-        gain = sum(n > 1 for n in sizes) <= 1 and not weighs
+        gain = sum(n > 1 for n in sizes) <= 1 and not in_sums
         if not is_float(value) or not value.size or (owner is None and not gain):
             continue
         if among is not None and path not in among:
@@ -123,4 +123,4 @@ def _unboxed_leaf(leaf: Any) -> Any:
 
 def _owner_lifted_axes(graph: ModelGraph, path: Path) -> tuple[int, ...] | None:
     """The lifted axes of the unit that owns a parameter, None where none does."""
-    return next((u.lift for u in graph.units if is_under(path, u.path)), None)
+    return next((u.lifted_axes for u in graph.units if is_under(path, u.path)), None)

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The `scales` that users see: a factor tree, and what does not fit a model."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from ..core import Path, path_str, plain
-from ._unit import Unit, UnitKey
+from ._unit import ModelGraph, Unit, UnitKey
 
 FACTORS = ("output", "input_grad", "output_grad")
 """The names of a, b and c."""
@@ -19,7 +19,7 @@ UPDATE = "update"
 def ones(units: Iterable[Unit]) -> dict[UnitKey, dict[str, Any]]:
     """Factors of 1 for every unit."""
     return {
-        u.key: {name: jnp.ones(u.ride_shape, jnp.float32) for name in FACTORS}
+        u.key: {name: jnp.ones(u.carried_shape, jnp.float32) for name in FACTORS}
         for u in units
     }
 
@@ -94,3 +94,31 @@ def _read_factors(node: Mapping, where: str) -> dict[str, Any]:
             f"scales at {where!r} lack {', '.join(lacking)}; pass what tune returned"
         )
     return {name: node[name] for name in (*FACTORS, UPDATE) if name in node}
+
+
+def check_missing(graph: ModelGraph, factors: Mapping[UnitKey, Any]) -> None:
+    """Raises where a unit of this call has no factors."""
+    lacking = [u.name for u in graph.units if u.key not in factors]
+    if lacking:
+        raise ValueError(
+            f"scales are missing for {', '.join(lacking[:8])}: they were tuned for "
+            "another model or another method; tune with the method that is applied"
+        )
+
+
+def check_foreign(graph: ModelGraph, factors: Mapping[UnitKey, Any]) -> None:
+    """Raises where factors are of no unit of this call, or of other layers."""
+    shapes = {u.key: u.carried_shape for u in graph.units}
+    foreign = [path_str(*key) for key in factors if key not in shapes]
+    if foreign:
+        raise ValueError(
+            f"scales have entries of no unit of this model: {', '.join(foreign[:8])}; "
+            "they were tuned for another model or method; tune this one"
+        )
+    for key, own in factors.items():
+        for name, factor in own.items():
+            if jnp.shape(factor) != shapes[key]:
+                raise ValueError(
+                    f"scales at {path_str(*key)!r}: {name} has the shape "
+                    f"{jnp.shape(factor)}, expected {shapes[key]}; tune this model"
+                )

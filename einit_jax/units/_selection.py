@@ -1,4 +1,4 @@
-"""TODO."""
+"""Which units a user means, and the output rms at which each aims."""
 
 from collections.abc import Mapping
 from numbers import Real

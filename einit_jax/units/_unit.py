@@ -1,9 +1,7 @@
-"""Which modules of a model are units, read off the model's own jaxpr.
+"""The table of units: plain records of what a traced model consists of.
 
-One trace of the model with every module's inputs and outputs marked (the equation of
-`jax.ad_checkpoint.checkpoint_name`) shows, through `pjit`, `scan`, `remat`, `cond` and
-`custom_vjp` alike, which calls turn activations into activations with parameters of
-their own. Nothing runs and nothing is compiled.
+A *unit* is a module that owns parameters and turns inputs into outputs with them. The
+records know nothing of Flax: a binding makes them, everything else reads them.
 """
 
 from collections.abc import Mapping
@@ -25,13 +23,20 @@ class Unit:
 
     path: Path
     method: str
-    kind: str
+    module_type: str
+    """The name of the module's class."""
     shape: tuple[tuple[int, ...], ...]
+    """Of each floating output of a call."""
     calls: int
-    lift: tuple[int, ...]
+    """Of one layer, in one run of the model."""
+    lifted_axes: tuple[int, ...]
+    """See `core.find_lifted_axes`."""
     floats: bool
+    """Whether some input is floating."""
     opaque: bool
+    """Whether a custom reverse rule is inside, through which forward mode cannot go."""
     narrow: bool
+    """Whether some output is float16."""
 
     @property
     def key(self) -> UnitKey:
@@ -46,7 +51,7 @@ class Unit:
     @property
     def layers(self) -> tuple[int, ...]:
         """The sizes of the lifted axes, in order of position."""
-        return tuple(n for n in self.lift if n)
+        return tuple(n for n in self.lifted_axes if n)
 
     @property
     def size(self) -> int:
@@ -54,23 +59,25 @@ class Unit:
         return int(np.prod(self.layers, dtype=int))
 
     @property
-    def ride_shape(self) -> tuple[int, ...]:
-        """The shape in which a scalar per layer rides beside the parameters."""
-        return tuple(n or 1 for n in self.lift)
+    def carried_shape(self) -> tuple[int, ...]:
+        """The shape in which a scalar per layer is carried beside the parameters."""
+        return tuple(n or 1 for n in self.lifted_axes)
 
 
 @dataclass(frozen=True)
 class ModelGraph:
-    """The units of a model in call order, and what belongs to none of them.
-
-    `jaxpr` is the trace they were read off, the parameters' leaves its first inputs, of
-    the given `shapes`; `consts` are the arrays that it closes over.
-    """
+    """The units of a model in call order, and the trace that they were read off."""
 
     units: tuple[Unit, ...]
-    loose: tuple[Path, ...]
-    factors: Mapping[Path, bool]
+    raw_parameters: tuple[Path, ...]
+    """The parameters that belong to no unit."""
+    multiplied: Mapping[Path, bool]
+    """The parameters that the model multiplies with; whether in sums of products."""
     uses_outputs: bool
+    """Whether the loss depends on the model's outputs."""
     jaxpr: Jaxpr
+    """The trace; the leaves of the parameters are its first inputs."""
     shapes: Mapping[Path, tuple[int, ...]]
+    """Of the parameters."""
     consts: tuple[Any, ...] = ()
+    """The arrays that the trace closes over."""

@@ -5,12 +5,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from jaxtyping import PyTree
 
+from ...binding import setup, sum_of_means
 from ...core import (
     Path,
-    draw_batches,
     flatten,
     is_boxed,
     is_concrete,
@@ -18,7 +17,7 @@ from ...core import (
     path_str,
     with_leaves,
 )
-from ...linen import Scaled, any_output, make_objective
+from ...linen import Model
 from ._parameters import Parameter, parameters_by_name, parameters_of
 from ._rules import Rule, match_rules, parse_rules, rule_str, rule_value, wants_model
 from ._sampling import place_like, sample, sampling_key
@@ -29,7 +28,7 @@ def initialize(
     rules: str | Callable | Mapping[Any, Any] | Sequence[tuple[Any, Any]],
     key: jax.Array,
     *,
-    model: nn.Module | Scaled | None = None,
+    model: Model | None = None,
     input_fn: Any = None,
     batch_size: int | None = None,
     method: str | Callable | None = None,
@@ -126,74 +125,77 @@ def initialize(
     and Keras attention counts its fans otherwise than dense layers do; here it does
     not.
     """  # noqa: E501
-    given = parse_rules(rules)
-    sites, types = _find_parameters(
-        params, given, model, input_fn, batch_size, method, rngs, collections, axis_name
-    )
-    leaves = {p: leaf.unbox() if is_boxed(leaf) else leaf for p, leaf in _flat(params)}
-    pairs = match_rules(given, sites, types)
-    draws = {s.path: _sampler(s, rule, leaves[s.path].dtype) for s, rule in pairs}
-    draws = {path: draw for path, draw in draws.items() if draw is not None}
-    for draw in draws.values():
-        jax.eval_shape(draw, key)
-    made = {path: draw(key) for path, draw in draws.items()}
-    _check_finite(made, {site.path: rule for site, rule in pairs})
-    return with_leaves(params, {p: place_like(x, leaves[p]) for p, x in made.items()})
-
-
-def _flat(params: PyTree) -> Any:
-    return flatten(params).items()
-
-
-def _find_parameters(
-    params: PyTree,
-    rules: list[Rule],
-    model: Any,
-    input_fn: Any,
-    batch_size: int | None,
-    method: Any,
-    rngs: Any,
-    collections: Any,
-    axis_name: str | None,
-) -> tuple[list[Parameter], dict[Path, type]]:
-    """The arrays, by the model where there is one; and the classes of its modules."""
+    parsed = parse_rules(rules)
     if (model is None) != (input_fn is None):
         lacking = "model" if model is None else "input_fn"
         raise ValueError(f"{lacking} is not given; pass both, model and input_fn")
     if model is None:
-        needs = wants_model(rules)
-        if needs is not None:
-            raise ValueError(
-                f"rule {rule_str(needs)}: only the model tells what it applies to; "
-                "pass model=..., input_fn=..."
-            )
-        return parameters_by_name(params), {}
-    model = model.model if isinstance(model, Scaled) else model
-    task = make_objective(model, any_output, method, axis_name)
-    batch = draw_batches(input_fn, jax.random.key(0), rngs, batch_size, 1)[0]
-    return parameters_of(task, params, dict(collections or {}), batch)
-
-
-def _sampler(site: Parameter, rule: Rule, dtype: Any) -> Callable | None:
-    """How an array is drawn from the key of all; None where it stays."""
-    if rule.value is None or (0 in site.shape and site.role != "weight"):
-        return None
-    if 0 in site.shape:
-        raise ValueError(
-            f"{site.name!r} has shape {site.shape}: its fan is zero, so there is "
-            f"nothing to draw; keep it by a rule {site.name!r}: None, before the others"
+        parameters, types = _by_name(params, parsed), {}
+    else:
+        bound = setup(
+            model,
+            params,
+            input_fn,
+            sum_of_means,
+            batch_size=batch_size,
+            method=method,
+            rngs=rngs,
+            collections=collections,
+            axis_name=axis_name,
         )
-    value = rule_value(site, rule)
+        parameters, types = parameters_of(bound.objective, bound.arrays.args)
+    leaves = {
+        path: leaf.unbox() if is_boxed(leaf) else leaf
+        for path, leaf in flatten(params).items()
+    }
+    pairs = match_rules(parsed, parameters, types)
+    samplers = {p.path: _sampler(p, rule, leaves[p.path].dtype) for p, rule in pairs}
+    samplers = {path: draw for path, draw in samplers.items() if draw is not None}
+    for draw in samplers.values():
+        jax.eval_shape(draw, key)
+    sampled = {path: draw(key) for path, draw in samplers.items()}
+    _check_finite(sampled, {parameter.path: rule for parameter, rule in pairs})
+    placed = {path: place_like(x, leaves[path]) for path, x in sampled.items()}
+    return with_leaves(params, placed)
+
+
+def _by_name(params: PyTree, rules: list[Rule]) -> list[Parameter]:
+    """The arrays as far as names and shapes tell, where that is enough for the rules.
+
+    Raises:
+        ValueError: a rule that only the model tells how to apply.
+    """
+    needs = wants_model(rules)
+    if needs is not None:
+        raise ValueError(
+            f"rule {rule_str(needs)}: only the model tells what it applies to; "
+            "pass model=..., input_fn=..."
+        )
+    return parameters_by_name(params)
+
+
+def _sampler(parameter: Parameter, rule: Rule, dtype: Any) -> Callable | None:
+    """How an array is drawn from the key of all; None where it stays."""
+    shape, name = parameter.shape, parameter.name
+    if rule.value is None or (0 in shape and parameter.role != "weight"):
+        return None
+    if 0 in shape:
+        raise ValueError(
+            f"{name!r} has shape {shape}: its fan is zero, so there is nothing to "
+            f"draw; keep it by a rule {name!r}: None, before the others"
+        )
+    value = rule_value(parameter, rule)
     if value is None:
         return None
-    path, init = sampling_key(site, value)
-    return lambda key: sample(site, rule, init, path_key(key, path), dtype)
+    path, init = sampling_key(parameter, value)
+    return lambda key: sample(parameter, rule, init, path_key(key, path), dtype)
 
 
-def _check_finite(made: Mapping[Path, jax.Array], rules: Mapping) -> None:
+def _check_finite(sampled: Mapping[Path, jax.Array], rules: Mapping) -> None:
     """Raises where a draw is not finite; under `jit` that cannot be known."""
-    known = {p: x for p, x in made.items() if is_concrete(x)}
-    for path, finite in zip(known, _finite(list(known.values())), strict=True):
+    concrete = {path: x for path, x in sampled.items() if is_concrete(x)}
+    flags = _are_finite(list(concrete.values()))
+    for path, finite in zip(concrete, flags, strict=True):
         if not finite:
             raise ValueError(
                 f"rule {rule_str(rules[path])} drew numbers that are not finite for "
@@ -203,5 +205,5 @@ def _check_finite(made: Mapping[Path, jax.Array], rules: Mapping) -> None:
 
 
 @jax.jit
-def _finite(arrays: list[jax.Array]) -> list[jax.Array]:
+def _are_finite(arrays: list[jax.Array]) -> list[jax.Array]:
     return [jnp.isfinite(x).all() for x in arrays]

@@ -3,18 +3,13 @@
 import math
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from flax import linen as nn
 
-from ...core import Batch, Path, flatten, is_float, path_str, unboxed
+from ...core import ModelArgs, Path, flatten, is_float, path_str, unboxed
 from ...graph import ParameterAxes, parameter_axes
-from ...linen import Objective, module_types, trace_model
-from ...units import ModelGraph
-
-NO_TYPES: Mapping[Path, type] = MappingProxyType({})
+from ...units import ModelGraph, Objective
 
 
 def _axes_by_shape(
@@ -109,7 +104,7 @@ class Parameter(NamedTuple):
     def outputs(self) -> int:
         """The product of the window and of the outputs, groups and strides aside."""
         assert self.axes is not None
-        window = self.axes.contracted[:-1] if "conv" in self.axes.kind else ()
+        window = self.axes.contracted[:-1] if "conv" in self.axes.layer_type else ()
         return math.prod(self.shape[i] for i in (*window, *self.axes.features))
 
 
@@ -118,61 +113,76 @@ def parameters_by_name(params: Any) -> list[Parameter]:
     leaves = flatten(unboxed(params))
     shapes = {p: jnp.shape(v) for p, v in leaves.items() if is_float(v)}
     stacked = {p[:-1] for p, s in shapes.items() if p[-1] == "bias" and len(s) > 1}
-    sites = []
+    parameters = []
     for path, shape in shapes.items():
         role = role_of(path, len(shape))
         axes = _axes_by_shape(path, shape, role)
         unsure = role == "weight" and len(shape) > 2 and path[:-1] in stacked
-        sites.append(Parameter(path, shape, None if unsure else axes, role))
-    return _relate(sites)
+        parameters.append(Parameter(path, shape, None if unsure else axes, role))
+    return _relate(parameters)
 
 
 def parameters_of(
-    task: Objective, params: Any, collections: Mapping, batch: Batch
+    objective: Objective, args: ModelArgs
 ) -> tuple[list[Parameter], dict[Path, type]]:
     """The floating arrays as the model uses them, and the class of each module."""
-    graph = trace_model(task, params, collections, batch)
-    types = module_types(task, params, collections, batch)
-    return parameters_in(graph, types), types
+    graph, types = objective.trace(args), objective.module_types(args)
+    transposes = objective.convolution_transposes
+    transposed = {path for path, t in types.items() if issubclass(t, transposes)}
+    return parameters_in(graph, frozenset(transposed)), types
 
 
 def parameters_in(
-    graph: ModelGraph, types: Mapping[Path, type] = NO_TYPES
+    graph: ModelGraph, transposed: frozenset[Path] = frozenset()
 ) -> list[Parameter]:
-    """The floating arrays as a traced model uses them."""
-    found = parameter_axes(graph)
-    ends = sum(g.copies for g in found.values() if g.residual)
-    sites = []
-    for path, g in found.items():
-        module = types.get(path[:-1])
-        transposed = module is not None and issubclass(module, nn.ConvTranspose)
-        sites.append(
+    """The floating arrays as a traced model uses them.
+
+    `transposed`: the modules that are known to be transposed convolutions. Others are
+    told by the trace where their stride is above 1.
+    """
+    axes_of = parameter_axes(graph)
+    branches = sum(axes.layer_count for axes in axes_of.values() if axes.residual)
+    return _relate(
+        [
             Parameter(
-                path, g.shape, g, g.role, branches=ends if g.residual else 0,
-                transposed=transposed or g.kind == "conv_transpose", traced=True,
+                path,
+                axes.shape,
+                axes,
+                axes.role,
+                branches=branches if axes.residual else 0,
+                transposed=path[:-1] in transposed
+                or axes.layer_type == "conv_transpose",
+                traced=True,
             )
-        )  # fmt: skip
-    return _relate(sites)
+            for path, axes in axes_of.items()
+        ]
+    )
 
 
-def _relate(sites: list[Parameter]) -> list[Parameter]:
+def _relate(parameters: list[Parameter]) -> list[Parameter]:
     """With what lies in the same module, and in the same recurrent cell."""
-    gates = gates_of(site.path for site in sites)
-    sites = [site._replace(gate=gates.get(site.path)) for site in sites]
+    gates = gates_of(p.path for p in parameters)
+    parameters = [p._replace(gate=gates.get(p.path)) for p in parameters]
     beside: dict[Path, dict[str, Parameter]] = {}
-    for site in sites:
-        beside.setdefault(site.path[:-1], {}).setdefault(site.role, site)
-    return [_relation(site, beside[site.path[:-1]]) for site in sites]
+    for p in parameters:
+        beside.setdefault(p.path[:-1], {}).setdefault(p.role, p)
+    return [_with_weight_beside(p, beside[p.path[:-1]]) for p in parameters]
 
 
-def _relation(site: Parameter, beside: Mapping[str, Parameter]) -> Parameter:
-    """A summand of two axes or more with nothing beside it is no bias (positions)."""
-    if site.role != "bias":
-        return site
-    alone = site.traced and site.rank > 1 and not {"weight", "gain"} & set(beside)
-    if alone and role_of(site.path, 2) != "bias":
-        return site._replace(role="other")
-    return site._replace(beside=beside.get("weight"))
+def _with_weight_beside(
+    parameter: Parameter, beside: Mapping[str, Parameter]
+) -> Parameter:
+    """A bias with its weight; one of two axes or more beside nothing is no bias.
+
+    It is a table of positions, say.
+    """
+    if parameter.role != "bias":
+        return parameter
+    alone = not {"weight", "gain"} & set(beside)
+    if alone and parameter.traced and parameter.rank > 1:
+        if role_of(parameter.path, 2) != "bias":
+            return parameter._replace(role="other")
+    return parameter._replace(beside=beside.get("weight"))
 
 
 def gates_of(paths: Iterable[Path]) -> dict[Path, Gate]:

@@ -5,8 +5,7 @@ from fnmatch import fnmatchcase
 from numbers import Number
 from typing import Any, NamedTuple
 
-from flax import linen as nn
-
+from ...binding import is_model_type
 from ...core import Path
 from ._parameters import Parameter
 from ._presets import NEEDS_MODEL, PRESETS
@@ -49,16 +48,12 @@ def _check_selector(selector: Any) -> None:
     module, name = selector if pair else (selector, "")
     known = selector is ... or isinstance(selector, str)
     known |= isinstance(selector, int) and not isinstance(selector, bool)
-    if known or (_is_module(module) and isinstance(name, str)):
+    if known or (is_model_type(module) and isinstance(name, str)):
         return
     raise TypeError(
         f"rule {selector!r} is no selector, expected a glob over paths ('*/kernel'), a "
         "rank (2), a module class (nn.Dense), a pair (nn.Dense, 'kernel'), or ..."
     )
-
-
-def _is_module(what: Any) -> bool:
-    return isinstance(what, type) and issubclass(what, nn.Module)
 
 
 def _check_value(rule: Rule) -> None:

@@ -7,9 +7,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 
-from ...core import Path, is_concrete
+from ...core import Path, is_concrete, unboxed
 from ._parameters import Parameter
 from ._presets import Keyed
 from ._rules import Rule, rule_str
@@ -57,7 +56,7 @@ def _axis_order(site: Parameter) -> tuple[tuple[int, ...], tuple[int, ...]]:
 def _as_flax(site: Parameter, sizes: tuple[int, ...]) -> tuple[int, ...]:
     """The shape in which Flax's own layers would ask for the array."""
     axes = site.axes
-    if axes is None or axes.kind != "dense" or axes.looked_up:
+    if axes is None or axes.layer_type != "dense" or axes.looked_up:
         return sizes
     split = len(axes.contracted)
     return math.prod(sizes[:split]), math.prod(sizes[split:])
@@ -75,7 +74,7 @@ def _initializer(
 
     def draw(key: jax.Array) -> jax.Array:
         try:
-            found = nn.meta.unbox(value(key, shape, dtype, **named))
+            found = unboxed(value(key, shape, dtype, **named))
         except Exception as error:
             hint = "give arrays like it a rule of their own, before this one"
             if len(shape) < 2:

@@ -104,19 +104,21 @@ def unit_params(
         value = leaf.unbox() if is_boxed(leaf) else leaf
         if path_str(path) in left or not is_float(value) or not value.size:
             continue
-        lift = owner_of(path, lifts, ())
-        role = role_of(path, value.ndim - sum(n > 0 for n in lift))
-        entries[path] = how(role, path, value, lift)
+        lifted_axes = owner_of(path, lifts, ())
+        role = role_of(path, value.ndim - sum(n > 0 for n in lifted_axes))
+        entries[path] = how(role, path, value, lifted_axes)
     return with_leaves(params, entries)
 
 
-def _rescale_unit(role: str, path: Path, value: Array, lift: tuple[int, ...]) -> Array:
+def _rescale_unit(
+    role: str, path: Path, value: Array, lifted_axes: tuple[int, ...]
+) -> Array:
     """A weight at rms 1 in each layer; zeros, and what is no weight, stay."""
     if role != "weight":
         return value
-    layers = len(layer_axes(value.shape, lift))
-    by = inverse(rms([layers_first(value, lift)], keep=layers))
-    return multiply(value, broadcast_per_layer(by, value.shape, lift))
+    layers = len(layer_axes(value.shape, lifted_axes))
+    by = inverse(rms([layers_first(value, lifted_axes)], keep=layers))
+    return multiply(value, broadcast_per_layer(by, value.shape, lifted_axes))
 
 
 def _draw_unit(
@@ -126,7 +128,7 @@ def _draw_unit(
     role: str,
     path: Path,
     value: Array,
-    lift: tuple[int, ...],
+    lifted_axes: tuple[int, ...],
 ) -> Array:
     """A new array in the place of one, by its role."""
     if role == "bias":
@@ -140,8 +142,8 @@ def _draw_unit(
         # with a fan-in of 1 the variance is 1
         init = initializers.variance_scaling(1.0, "fan_in", draw)
         return init(key, (1, value.size), value.dtype).reshape(value.shape)
-    layers = layer_axes(value.shape, lift)
-    sizes = layers_first(value, lift).shape
+    layers = layer_axes(value.shape, lifted_axes)
+    sizes = layers_first(value, lifted_axes).shape
     outer, shape = sizes[: len(layers)], sizes[len(layers) :]
     count = math.prod(outer)
     longer = max(shape[-1], math.prod(shape[:-1]))

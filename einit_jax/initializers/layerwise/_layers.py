@@ -73,8 +73,8 @@ def _channels(
     if len(biases) != 1 or any(len(unit.shape) != 1 for unit in units):
         return None
     (bias,) = biases
-    lift = units[0].lift
-    shape = tuple(bias.shape[i] for i in inner_axes(bias.shape, lift))
+    lifted_axes = units[0].lifted_axes
+    shape = tuple(bias.shape[i] for i in inner_axes(bias.shape, lifted_axes))
     fits = all(unit.shape[0][-len(shape) :] == shape for unit in units)
     return (bias.path, len(shape)) if shape and fits else None
 

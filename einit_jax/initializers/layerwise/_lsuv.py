@@ -5,22 +5,20 @@ from functools import partial
 from typing import Any
 
 import jax
-from flax import linen as nn
 from jaxtyping import Array, PyTree
 
+from ...binding import setup, sum_of_means
 from ...core import (
-    Batch,
+    ModelArgs,
     Path,
-    Stopping,
     checked_stopping,
-    draw_batches,
     flatten,
     is_concrete,
     unboxed,
     with_leaves,
 )
-from ...linen import Objective, Scaled, any_output, make_objective, trace_model
-from ...units import UnitSelection, unit_selection
+from ...linen import Model
+from ...units import Objective, UnitSelection, unit_selection
 from ..classic import parameters_in, place_like
 from ._layers import layers_among, sample_orthonormal
 from ._passes import layer_pass
@@ -28,7 +26,7 @@ from ._progress import Progress, start_progress
 
 
 def lsuv(
-    model: nn.Module | Scaled,
+    model: Model,
     params: PyTree,
     input_fn: Any,
     loss_fn: Callable | None = None,
@@ -122,23 +120,42 @@ def lsuv(
     """
     del loss_fn
     _check_flags(center=center, orthogonal=orthogonal)
-    meant = unit_selection(include, exclude, target)
-    effort = checked_stopping(max_sweeps, tolerance)
-    model = model.model if isinstance(model, Scaled) else model
-    task = make_objective(model, any_output, method, axis_name)
-    key = jax.random.key(0) if key is None else key
-    (batch,) = draw_batches(input_fn, key, rngs, batch_size, 1)
-    given = (dict(collections or {}), batch)
-    drawings, progress = _start_compiled(
-        task, meant, orthogonal, center, params, *given, key
+    selection = unit_selection(include, exclude, target)
+    stopping = checked_stopping(max_sweeps, tolerance)
+    bound = setup(
+        model,
+        params,
+        input_fn,
+        sum_of_means,
+        key=key,
+        batch_size=batch_size,
+        method=method,
+        rngs=rngs,
+        collections=collections,
+        axis_name=axis_name,
     )
-    params = with_leaves(params, drawings)
+    args = bound.arrays.args
+    sampled, progress = _start_compiled(
+        args,
+        bound.arrays.key,
+        objective=bound.objective,
+        selection=selection,
+        orthogonal=orthogonal,
+        center=center,
+    )
+    params = with_leaves(params, sampled)
     if progress.layers:
-        progress = _run_passes(task, effort, params, progress, *given)
-        progress.refuse(effort)
-    leaves = flatten(unboxed(params))
-    found = {**drawings, **progress.found}
-    return with_leaves(params, {p: place_like(x, leaves[p]) for p, x in found.items()})
+        one_pass = partial(
+            _layer_pass_compiled,
+            args=args._replace(params=params),
+            objective=bound.objective,
+            stopping=stopping,
+        )
+        progress = _run_passes(one_pass, progress)
+        progress.check(stopping)
+    leaves, arrays = flatten(unboxed(params)), {**sampled, **progress.found}
+    placed = {path: place_like(x, leaves[path]) for path, x in arrays.items()}
+    return with_leaves(params, placed)
 
 
 def _check_flags(**flags: Any) -> None:
@@ -148,58 +165,52 @@ def _check_flags(**flags: Any) -> None:
             raise TypeError(f"{name} is {flag!r}, expected True or False")
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@partial(jax.jit, static_argnames=("objective", "selection", "orthogonal", "center"))
 def _start_compiled(
-    task: Objective,
-    meant: UnitSelection,
+    args: ModelArgs,
+    key: jax.Array,
+    *,
+    objective: Objective,
+    selection: UnitSelection,
     orthogonal: bool,
     center: bool,
-    params: Any,
-    collections: Mapping,
-    batch: Batch,
-    key: jax.Array,
 ) -> tuple[dict[Path, Array], Progress]:
     """The draws of all layers, and those that passes are to scale."""
-    graph = trace_model(task, params, collections, batch)
-    sites = parameters_in(graph)
-    units = meant.among(graph.units)
-    layers = layers_among(units, sites)
+    graph = objective.trace(args)
+    parameters = parameters_in(graph)
+    units = selection.among(graph.units)
+    layers = layers_among(units, parameters)
     if not layers:
         names = ", ".join(unit.name for unit in list(units)[:12])
         raise ValueError(
             f"no unit among {names} has weights to scale; include one that has"
         )
-    leaves = flatten(unboxed(params))
+    leaves = flatten(unboxed(args.params))
     if orthogonal:
-        leaves |= sample_orthonormal(
-            layers, {site.path: site for site in sites}, leaves, key
-        )
-    of = lambda some: {
-        path: leaves[path] for la in some for path in (*la.weights, *la.biases)
+        by_path = {parameter.path: parameter for parameter in parameters}
+        leaves |= sample_orthonormal(layers, by_path, leaves, key)
+    arrays_of = lambda some: {
+        path: leaves[path] for layer in some for path in (*layer.weights, *layer.biases)
     }
     cells = tuple(layer for layer in layers if layer.cell)
     scaled = tuple(layer for layer in layers if not layer.cell)
-    return of(cells), start_progress(scaled, of(scaled), center)
+    return arrays_of(cells), start_progress(scaled, arrays_of(scaled), center)
 
 
-_layer_pass_compiled = jax.jit(layer_pass, static_argnums=(0, 1))
+_layer_pass_compiled = jax.jit(layer_pass, static_argnames=("objective", "stopping"))
 
 
 def _run_passes(
-    task: Objective,
-    effort: Stopping,
-    params: Any,
-    progress: Progress,
-    *given: Any,
+    one_pass: Callable[[Progress], Progress], progress: Progress
 ) -> Progress:
     """Passes until the variances are right.
 
     One after the other, from here, where that can be told; under an outer trace in a
     loop of the compiler's, in which convolutions run many times slower on a CPU.
     """
-    step = lambda progress: _layer_pass_compiled(task, effort, params, progress, *given)
-    if not is_concrete((progress := step(progress)).more):
-        return jax.lax.while_loop(lambda progress: progress.more, step, progress)
+    progress = one_pass(progress)
+    if not is_concrete(progress.more):
+        return jax.lax.while_loop(lambda progress: progress.more, one_pass, progress)
     while progress.more:
-        progress = step(progress)
+        progress = one_pass(progress)
     return progress

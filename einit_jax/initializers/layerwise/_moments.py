@@ -1,7 +1,7 @@
 """Means and variances of what layers return, read off one run of the model.
 
 Each layer hands on its output centred and scaled, so that the next one is measured on
-input that is right already. The sums leave as the cotangent of the layer's ride; no
+input that is right already. The sums leave as the cotangent of what is carried; no
 gradient is computed for that: what travels backward are zeros, between layers, where
 nothing is multiplied by weights.
 """
@@ -28,11 +28,8 @@ from ...core import (
     usable,
     widen,
 )
-from ...linen import RIDE, Call, PureCall, intercept_units
+from ...units import Interception, UnitCall, UnitKey
 from ._layers import Layer
-
-VARIANCE = RIDE + "variance"
-
 
 ROUNDING = 1e-8
 """The least variance, over the squared mean, that is taken for more than rounding.
@@ -45,7 +42,7 @@ class LayerMoments(NamedTuple):
     """What a pass tells of a layer, jointly over its calls; each layer of a stack."""
 
     mean: Array
-    """Of each channel where these are centred; as the bias, else as rides."""
+    """Of each channel where these are centred; as the bias, else as carried."""
     variance: Float[Array, "..."]
     """Around these means; 0 where it is but rounding."""
     seen: Array
@@ -57,44 +54,45 @@ def empty_moment_sums(params: Any, layer: Layer, centred: bool) -> dict[str, Arr
     Flat where no axis is lifted: a transform of the variables, such as
     `nn.SpectralNorm`, would take a matrix for one of the weights.
     """
-    zero = jnp.zeros(layer.units[0].ride_shape, jnp.float32)
+    zero = jnp.zeros(layer.units[0].carried_shape, jnp.float32)
     mean = zero
     if centred and layer.channels:
         shape = flatten(unboxed(params))[layer.channels[0]].shape
         mean = jnp.zeros(shape, jnp.float32)
-        mean = mean if layer.units[0].lift else mean.ravel()
+        mean = mean if layer.units[0].lifted_axes else mean.ravel()
     of_means = {"real": mean, "imag": mean}
     return {"size": zero, "within": zero, "between": zero, **of_means}
 
 
-def moments_interceptor(channels: Mapping[Path, int]) -> Any:
-    """The interceptor of a pass; `channels` tells how many last axes are centred."""
-    return intercept_units(VARIANCE, partial(_measure_call, channels))
+def measuring_moments(
+    channels: Mapping[Path, int], entries: Mapping[UnitKey, Mapping[str, Any]]
+) -> Interception:
+    """The interception of a pass; `channels` tells how many last axes are centred.
+
+    An entry has the variance that is the layer's `goal`, and the `sums`.
+    """
+    return Interception("moments", entries, partial(_measure_call, channels))
 
 
 def _measure_call(
-    channels: Mapping[Path, int], call: Call, entry: Mapping[str, Any]
+    channels: Mapping[Path, int], call: UnitCall, entry: Mapping[str, Any]
 ) -> Any:
-    body = PureCall(call)
-    held = [jax.lax.stop_gradient(x) for x in body.floats]
-    raw, arrays = body.run(call.module, *held)
+    raw = call.proceed([jax.lax.stop_gradient(x) for x in call.inputs])
     outputs = [jax.lax.stop_gradient(t) for t in raw]
-    centred, facts = _moment_facts(outputs, channels.get(call.path, 0))
+    centred, sums = _moment_sums(outputs, channels.get(call.path, 0))
     goal = entry["goal"].reshape(())
-    variance = _variance(facts["within"], facts["between"], facts["size"])
+    variance = _variance(sums["within"], sums["between"], sums["size"])
     factor = jnp.sqrt(jnp.abs(goal)) * inverse_rms(variance)
     factor = jnp.where(usable(variance), factor, 1.0)
     right = [
         (factor * t).astype(y.dtype) for t, y in zip(centred, outputs, strict=True)
     ]
     handed = [jnp.where(goal > 0, r, y) for r, y in zip(right, outputs, strict=True)]
-    linked = link_cotangents(body.floats, handed)
-    return body.build(emit(linked, facts, entry["slot"]), arrays)
+    linked = link_cotangents(call.inputs, handed)
+    return call.finish(emit(linked, sums, entry["sums"]))
 
 
-def _moment_facts(
-    outputs: list[Array], axes: int
-) -> tuple[list[Array], dict[str, Any]]:
+def _moment_sums(outputs: list[Array], axes: int) -> tuple[list[Array], dict[str, Any]]:
     """The outputs to be handed on before scaling, and the sums of one call.
 
     Without channels the outputs keep their mean, and the variance is around it.
@@ -110,14 +108,14 @@ def _moment_facts(
         around, handed = [t - mean for t in wide], wide
     count = size / max(mean.size, 1)
     within, _ = squares(around)
-    facts = {
+    sums = {
         "size": per_call(size, wide),
         "within": within,
         "between": count * squares([mean])[0],
         "real": count * jnp.real(mean),
         "imag": count * jnp.imag(mean),
     }
-    return handed, {name: jnp.asarray(f, jnp.float32) for name, f in facts.items()}
+    return handed, {name: jnp.asarray(f, jnp.float32) for name, f in sums.items()}
 
 
 def _variance(within: Array, between: Array, size: Array) -> Float[Array, "..."]:
@@ -130,14 +128,14 @@ def _variance(within: Array, between: Array, size: Array) -> Float[Array, "..."]
 def layer_moments(layer: Layer, sums: Mapping[str, Array]) -> LayerMoments:
     """Means and variance over all calls, from their sums."""
     unit, total = layer.units[0], sums["real"] + 1j * sums["imag"]
-    each = lambda t: layers_first(t, unit.lift).reshape(*unit.layers, -1)
-    ride = lambda t: t.reshape(unit.ride_shape)
+    each = lambda t: layers_first(t, unit.lifted_axes).reshape(*unit.layers, -1)
+    carried = lambda t: t.reshape(unit.carried_shape)
     size, within, between = (
-        ride(each(sums[name])) for name in ("size", "within", "between")
+        carried(each(sums[name])) for name in ("size", "within", "between")
     )
     count = jnp.maximum(size * unit.size / total.size, 1e-9)
-    mean = total / broadcast_per_layer(count, total.shape, unit.lift)
+    mean = total / broadcast_per_layer(count, total.shape, unit.lifted_axes)
     if layer.shared:
-        joint = count * ride(jnp.sum(jnp.square(jnp.abs(each(mean))), -1))
+        joint = count * carried(jnp.sum(jnp.square(jnp.abs(each(mean))), -1))
         within += jnp.maximum(between - joint, 0.0)
     return LayerMoments(mean, _variance(within, between, size), size > 0)

@@ -6,11 +6,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from jaxtyping import Array
 
 from ...core import (
-    Batch,
+    ModelArgs,
     Path,
     Stopping,
     anchor,
@@ -20,51 +19,42 @@ from ...core import (
     plain,
     with_leaves,
 )
-from ...linen import Objective, carry_entries, outputs_of, over_mapped_axis
-from ...units import concat_units
+from ...units import Objective, concat_units
 from ._layers import Layer
 from ._moments import (
-    VARIANCE,
     LayerMoments,
     empty_moment_sums,
     layer_moments,
-    moments_interceptor,
+    measuring_moments,
 )
 from ._progress import FURTHEST, Progress, largest_miss, to_reals
 
 
 def layer_pass(
-    task: Objective,
-    effort: Stopping,
-    params: Any,
-    progress: Progress,
-    collections: Mapping,
-    batch: Batch,
+    progress: Progress, args: ModelArgs, *, objective: Objective, stopping: Stopping
 ) -> Progress:
     """One pass through the model, and what follows from it."""
     layers, centred = progress.layers, progress.centred
-    filled = plain(with_leaves(params, progress.at(progress.search.at)))
-    channels = {la.path: la.channels[1] for la in centred if la.channels}
+    params = plain(with_leaves(args.params, progress.at(progress.search.at)))
+    filled = args._replace(params=params)
+    channels = {layer.path: layer.channels[1] for layer in centred if layer.channels}
 
-    def loss(slots: dict) -> Array:
+    def loss(sums: dict) -> Array:
         entries = {
-            kind: {"goal": progress.goals[kind[0]], "slot": slot}
-            for kind, slot in slots.items()
+            key: {"goal": progress.goals[key[0]], "sums": own}
+            for key, own in sums.items()
         }
-        with nn.intercept_methods(moments_interceptor(channels)):
-            rides = carry_entries(filled, VARIANCE, entries)
-            outputs, _ = outputs_of(task, rides, collections, batch)
+        outputs, _ = objective.run(filled, measuring_moments(channels, entries))
         return anchor(float_leaves(outputs))
 
     zeros = {
-        unit.key: empty_moment_sums(params, layer, layer in centred)
+        unit.key: empty_moment_sums(args.params, layer, layer in centred)
         for layer in layers
         for unit in layer.units
     }
-    sums = over_mapped_axis(task.axis_name, lambda: jax.grad(loss)(zeros))
-    return _next_progress(
-        progress, effort, {la.path: _joint_moments(la, sums) for la in layers}
-    )
+    sums = objective.over_axis(lambda: jax.grad(loss)(zeros))
+    moments = {layer.path: _joint_moments(layer, sums) for layer in layers}
+    return _next_progress(progress, stopping, moments)
 
 
 def _joint_moments(layer: Layer, sums: Mapping) -> LayerMoments:
@@ -74,15 +64,15 @@ def _joint_moments(layer: Layer, sums: Mapping) -> LayerMoments:
 
 
 def _next_progress(
-    progress: Progress, effort: Stopping, seen: Mapping[Path, LayerMoments]
+    progress: Progress, stopping: Stopping, moments: Mapping[Path, LayerMoments]
 ) -> Progress:
     """What the next pass tries, after what this one missed."""
-    miss = _gather_misses(progress, lambda layer: _misses(layer, seen[layer.path]))
-    alone = _gather_misses(progress, lambda layer: _alone(layer, seen[layer.path]))
-    search, _ = anderson_step(progress.search, miss, largest_miss(effort))
+    miss = _gather_misses(progress, lambda layer: _misses(layer, moments[layer.path]))
+    alone = _gather_misses(progress, lambda layer: _alone(layer, moments[layer.path]))
+    search, _ = anderson_step(progress.search, miss, largest_miss(stopping))
     start = jnp.where(search.passes == 1, search.best, progress.start)
     far, count = jnp.abs(search.best - start), progress.count
-    settled = search.error <= largest_miss(effort)
+    settled = search.error <= largest_miss(stopping)
     settled &= jnp.all(far[:count] <= FURTHEST)
     # what is left of a layer's miss is its own, and gone with a last step, but where
     # calls share the weights
@@ -91,12 +81,12 @@ def _next_progress(
     return replace(
         progress,
         found=progress.at(best.at[:count].set(held[:count])),
-        goals={la.path: _goal(la, seen[la.path]) for la in progress.layers},
+        goals={la.path: _goal(la, moments[la.path]) for la in progress.layers},
         search=search,
         start=start,
         miss=miss,
         settled=settled,
-        more=~settled & (search.passes < effort.max_sweeps),
+        more=~settled & (search.passes < stopping.max_passes),
     )
 
 
@@ -118,7 +108,7 @@ def _misses(layer: Layer, seen: LayerMoments) -> tuple[Array, Array]:
     there = ~(seen.variance <= 0)
     variance = jnp.where(there, seen.variance, layer.target)
     deviation = broadcast_per_layer(
-        jnp.sqrt(variance), seen.mean.shape, layer.units[0].lift
+        jnp.sqrt(variance), seen.mean.shape, layer.units[0].lifted_axes
     )
     return 0.5 * jnp.log(variance / layer.target), seen.mean / deviation
 

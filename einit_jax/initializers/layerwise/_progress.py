@@ -74,10 +74,10 @@ class Progress:
         """The weights and biases at a point of the search."""
         factors, found = self.factors(point), {}
         for layer in self.layers:
-            by, lift = factors[layer.path], layer.units[0].lift
+            by, lifted_axes = factors[layer.path], layer.units[0].lifted_axes
             for path in (*layer.weights, *layer.biases):
                 x = self.arrays[path]
-                found[path] = multiply(x, broadcast_per_layer(by, x.shape, lift))
+                found[path] = multiply(x, broadcast_per_layer(by, x.shape, lifted_axes))
         ends = np.cumsum([self.count, *map(self.width, self.centred)])
         for layer, start, end in zip(self.centred, ends, ends[1:], strict=False):
             assert layer.channels is not None
@@ -99,7 +99,7 @@ class Progress:
         bias = self.arrays[layer.channels[0]]
         return bias.size * (2 if jnp.iscomplexobj(bias) else 1)
 
-    def refuse(self, effort: Stopping) -> None:
+    def check(self, stopping: Stopping) -> None:
         """Raises where passes came to no good end; under an outer trace, nothing."""
         if not is_concrete(self.more):
             return
@@ -110,9 +110,9 @@ class Progress:
                 "lsuv needs finite numbers: check the parameters, the inputs and, for "
                 "16-bit models, the range of the dtype"
             )
-        if self.settled or effort.max_sweeps == 1:
+        if self.settled or stopping.max_passes == 1:
             return
-        far = ~(np.abs(miss) <= largest_miss(effort))
+        far = ~(np.abs(miss) <= largest_miss(stopping))
         far[: self.count] |= np.abs(self.grown()) > FURTHEST
         rows = [n for n in range(self.count) if names[n] in set(names[far])]
         ratio, grown = np.exp(2 * miss), np.exp(np.abs(self.grown()))
@@ -122,7 +122,7 @@ class Progress:
             for n in rows
         )
         raise ValueError(
-            f"after {effort.max_sweeps} passes there are units whose outputs do not "
+            f"after {stopping.max_passes} passes there are units whose outputs do not "
             f"follow their weights and biases, or not yet: {listing}; leave them as "
             f"they are: exclude={names[far][0]!r}; or raise max_sweeps"
         )
@@ -143,7 +143,7 @@ def start_progress(
     layers: tuple[Layer, ...], arrays: dict[Path, Array], center: bool
 ) -> Progress:
     """Before the first pass, in which every call hands on what is right."""
-    ride = lambda layer: jnp.ones(layer.units[0].ride_shape, jnp.float32)
+    ride = lambda layer: jnp.ones(layer.units[0].carried_shape, jnp.float32)
     goals = {layer.path: layer.target * ride(layer) for layer in layers}
     given, no = (layers, center, arrays, arrays, goals), jnp.array(False)
     empty = Progress(*given, anderson_init(0), jnp.zeros(0), jnp.zeros(0), no, ~no)
@@ -151,9 +151,9 @@ def start_progress(
     return Progress(*given, anderson_init(len(zeros)), zeros, zeros, no, ~no)
 
 
-def largest_miss(effort: Stopping) -> float:
+def largest_miss(stopping: Stopping) -> float:
     """The largest miss that will do."""
-    return float(np.log1p(effort.tolerance) / 2)
+    return float(np.log1p(stopping.tolerance) / 2)
 
 
 def to_reals(mean: Array, like: Array) -> Array:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from ...core import is_concrete
+from ...core import Batch, is_concrete
 
 REPORTS = 100
 """About so many times the host is told how far a descent is."""
@@ -21,8 +21,8 @@ REPORTS = 100
 class Descent:
     """What is descended, how, and not below what: all that is static."""
 
-    objective: Callable
-    """`objective(sizes, data, batch, next_batch)` returns a value and a gradient."""
+    function: Callable
+    """`function(sizes, data, batch, next_batch)` returns a value and a gradient."""
     optimizer: optax.GradientTransformation
     least: float
     """Sizes stay above this part of what they start from."""
@@ -43,9 +43,10 @@ def descend(
     descent: Descent,
     sizes: Float[Array, " n"],
     data: Any,
-    pool: Any,
+    pool: Batch,
+    *,
     steps: int,
-    progress: Callable | None,
+    progress: Callable[[int, int, float], Any] | None,
 ) -> Float[Array, " n"]:
     """The sizes after some steps of the optimizer; batches of the pool take turns.
 
@@ -53,18 +54,18 @@ def descend(
     optimizer forgets. `progress(step, steps, value)` is called on the host.
 
     Raises:
-        ValueError: the objective cannot be differentiated.
+        ValueError: the function cannot be differentiated.
         FloatingPointError: it is not finite where it starts.
     """
     one, memory = jnp.ones((), jnp.float32), descent.optimizer.init(sizes)
     state = DescentState(sizes, sizes, memory, one, one > 0)
-    size = -(-steps // REPORTS)
-    for start, stop in itertools.pairwise([0, *range(1, steps, size), steps]):
-        ends = jnp.int32(start), jnp.int32(stop)
-        given = (descent, *ends, state, sizes, data, pool)
+    stretch = -(-steps // REPORTS)
+    take = partial(_take_steps, first=sizes, data=data, pool=pool, descent=descent)
+    for start, stop in itertools.pairwise([0, *range(1, steps, stretch), steps]):
+        span = jnp.int32(start), jnp.int32(stop)
         if not start:
-            _check_twice_differentiable(given)
-        state = _steps(*given)
+            _check_twice_differentiable(descent, (span, state, sizes, data, pool))
+        state = take(span, state)
         if not start and is_concrete(state.fine) and not state.fine:
             raise FloatingPointError(
                 f"the objective is {float(state.value):.3g} before the first step, or "
@@ -97,10 +98,13 @@ def check_descent_settings(
             raise ValueError(f"{name} is {value!r}, expected a positive number")
 
 
-def _check_twice_differentiable(given: tuple) -> None:
-    """Raises where the objective cannot be traced; the trace itself is kept by jax."""
+def _check_twice_differentiable(descent: Descent, arrays: tuple) -> None:
+    """Raises where the function cannot be traced; the trace itself is kept by jax."""
     try:
-        _steps.trace(*given)
+        span, state, first, data, pool = arrays
+        _take_steps.trace(
+            span, state, first=first, data=data, pool=pool, descent=descent
+        )
     except Exception as error:
         raise ValueError(
             "the loss has no second derivative that jax can take: "
@@ -109,22 +113,25 @@ def _check_twice_differentiable(given: tuple) -> None:
         ) from error
 
 
-@partial(jax.jit, static_argnums=0)
-def _steps(
-    descent: Descent,
-    start: Int[Array, ""],
-    stop: Int[Array, ""],
+@partial(jax.jit, static_argnames="descent")
+def _take_steps(
+    span: tuple[Int[Array, ""], Int[Array, ""]],
     state: DescentState,
+    *,
     first: Float[Array, " n"],
     data: Any,
-    pool: Any,
+    pool: Batch,
+    descent: Descent,
 ) -> DescentState:
-    """Steps from `start` to before `stop`, numbers that the compiler does not know."""
+    """The steps of a span, from its first to before its last.
+
+    The compiler does not know these numbers, so that one program serves all spans.
+    """
     count = jax.tree.leaves(pool)[0].shape[0]
 
     def step(i: Int[Array, ""], state: DescentState) -> DescentState:
         pick = lambda j: jax.tree.map(lambda x: x[j % count], pool)
-        value, gradient = descent.objective(state.sizes, data, pick(i), pick(i + 1))
+        value, gradient = descent.function(state.sizes, data, pick(i), pick(i + 1))
         fine = jnp.isfinite(value) & jnp.all(jnp.isfinite(gradient))
         update = descent.optimizer.update
         moves, memory = update(gradient, state.memory, state.sizes)
@@ -135,4 +142,5 @@ def _steps(
         sizes, safe, memory = jax.tree.map(partial(jnp.where, fine), new, old)
         return DescentState(sizes, safe, memory, value, fine)
 
+    start, stop = span
     return jax.lax.fori_loop(start, stop, step, state)

@@ -3,18 +3,25 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax import linen as nn
 from jaxtyping import Array, PyTree
 
-from ...core import Batch, draw_batches, first_step, squares, stack_batches, with_leaves
-from ...linen import make_objective, over_mapped_axis
+from ...binding import setup
+from ...core import Batch, Params, Path, first_step, squares, stack_batches, with_leaves
+from ...linen import Model
 from ._descent import Descent, check_descent_settings, descend
-from ._rescaling import Rescaling, float_arrays, make_rescaling, pool_batches, rescale
+from ._rescaling import (
+    Rescaling,
+    Variables,
+    float_arrays,
+    make_rescaling,
+    pool_batches,
+    rescale,
+)
 
 DECREASE = 0.1
 """Of the loss, by a first step, to first order: `eta |g|_p^p`."""
@@ -25,7 +32,7 @@ TINY = 1e-4
 
 
 def gradinit(
-    model: nn.Module,
+    model: Model,
     params: PyTree,
     input_fn: Any,
     loss_fn: Callable,
@@ -123,21 +130,40 @@ def gradinit(
     )
     if not alpha_min < 1:
         raise ValueError(f"alpha_min is {alpha_min!r}, expected a number below 1")
-    task = make_objective(model, loss_fn, method, axis_name)
-    key = jax.random.key(0) if key is None else key
-    batches = draw_batches(input_fn, key, rngs, batch_size, draws)
-    others = dict(collections or {})
-    every = lambda path, axes: True
-    how = make_rescaling(task, params, others, batches[0], every, include, exclude)
-    inner = optimizer or _sgd()
-    power, eta = _step_norm(inner, params)
-    bound = (DECREASE / eta) ** (1 / power) if gamma is None else gamma
-    step = _Step(how, inner, power, bound)
-    descent = Descent(step, _adam(learning_rate), alpha_min)
-    ones = jnp.ones_like(how.sizes(params))
-    data = params, others
-    factors = descend(descent, ones, data, pool_batches(batches), steps, progress)
-    return rescale(how, params, factors)
+    bound = setup(
+        model,
+        params,
+        input_fn,
+        loss_fn,
+        key=key,
+        batch_size=batch_size,
+        method=method,
+        rngs=rngs,
+        collections=collections,
+        axis_name=axis_name,
+        draws=draws,
+    )
+    arrays = bound.arrays
+    rescaling = make_rescaling(
+        bound.objective,
+        arrays.args,
+        lambda path, axes: True,
+        include=include,
+        exclude=exclude,
+    )
+    trained_with = optimizer or _sgd()
+    power, eta = _step_norm(trained_with, params)
+    largest = (DECREASE / eta) ** (1 / power) if gamma is None else gamma
+    step = _Step(rescaling, trained_with, power, largest)
+    factors = descend(
+        Descent(step, _adam(learning_rate), alpha_min),
+        jnp.ones_like(rescaling.sizes(params)),
+        Variables(params, arrays.collections),
+        pool_batches(arrays.batches),
+        steps=steps,
+        progress=progress,
+    )
+    return rescale(rescaling, params, factors)
 
 
 @cache
@@ -179,54 +205,64 @@ def _step_norm(
     return (2, float(once / TINY)) if twice > 2**0.5 * once else (1, float(once))
 
 
+class _Point(NamedTuple):
+    """The arrays at some factors, and the gradient of the loss there."""
+
+    arrays: dict[Path, Array]
+    gradient: dict[Path, Array]
+
+
 @dataclass(frozen=True)
 class _Step:
     """The loss after a step, or the norm of the gradient, as a function of factors."""
 
-    how: Rescaling
+    rescaling: Rescaling
     optimizer: optax.GradientTransformation
     power: int
     gamma: float
 
     def __call__(
-        self, factors: Array, data: tuple, batch: Batch, other: Batch
+        self, factors: Array, variables: Variables, batch: Batch, next_batch: Batch
     ) -> tuple[Array, Array]:
-        inside = lambda: self._inside(factors, data, batch, other)
-        return over_mapped_axis(self.how.task.axis_name, inside)
+        batches = batch, next_batch
+        inside = lambda: self._value_and_gradient(factors, variables, batches)
+        return self.rescaling.objective.over_axis(inside)
 
-    def _inside(
-        self, factors: Array, data: tuple, batch: Batch, other: Batch
+    def _value_and_gradient(
+        self, factors: Array, variables: Variables, batches: tuple[Batch, Batch]
     ) -> tuple[Array, Array]:
         """One reverse pass through the gradient serves both kinds of steps."""
 
-        def at(factors: Array) -> tuple[dict, dict]:
-            arrays = self.how.arrays(data[0], factors)
-            return arrays, jax.grad(self.how.loss)(arrays, data, batch)
+        def point(factors: Array) -> _Point:
+            arrays = self.rescaling.arrays(variables.params, factors)
+            gradient = jax.grad(self.rescaling.loss)(arrays, variables, batches[0])
+            return _Point(arrays, gradient)
 
-        here, back = jax.vjp(at, factors)
+        here, back = jax.vjp(point, factors)
         norm = jax.value_and_grad(self._norm)
-        after = jax.value_and_grad(partial(self._after, data, (batch, other)))
+        after = jax.value_and_grad(partial(self._loss_after, variables, batches))
         above = self._norm(here) > self.gamma
         value, cotangent = jax.lax.cond(above, norm, after, here)
         return value, back(cotangent)[0]
 
-    def _norm(self, here: tuple[dict, dict]) -> Array:
-        gradient = list(here[1].values())
+    def _norm(self, here: _Point) -> Array:
+        gradient = list(here.gradient.values())
         if self.power == 2:
             return jnp.sqrt(squares(gradient)[0])
         sums = [jnp.abs(g).sum() for g in gradient]
         return jnp.sum(jnp.stack(sums)).astype(jnp.float32)
 
-    def _after(
-        self, data: tuple, batches: tuple[Batch, Batch], here: tuple[dict, dict]
+    def _loss_after(
+        self, variables: Variables, batches: tuple[Batch, Batch], here: _Point
     ) -> Array:
         """The loss after a training step, the mean over two batches."""
-        moved = self._moved(data[0], *here)
-        loss = lambda batch: self.how.loss(moved, data, batch)
+        moved = self._moved(variables.params, here)
+        loss = lambda batch: self.rescaling.loss(moved, variables, batch)
         return jnp.mean(jax.lax.map(loss, stack_batches(batches)))
 
-    def _moved(self, params: Any, arrays: dict, gradient: dict) -> dict:
+    def _moved(self, params: Params, here: _Point) -> dict[Path, Array]:
         """The arrays after a training step, which is taken in float32 at least."""
+        arrays, gradient = here
         if self.power == 1:
             gradient = jax.lax.stop_gradient(gradient)
         paths = list(float_arrays(params))

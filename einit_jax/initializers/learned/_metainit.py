@@ -8,21 +8,27 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax import linen as nn
 from jaxtyping import Array, Float, PyTree
 
-from ...core import Batch, draw_batches, inverse, widen
-from ...linen import make_objective, over_mapped_axis
+from ...binding import setup
+from ...core import Batch, inverse, widen
+from ...linen import Model
 from ..classic import role_of
 from ._descent import Descent, check_descent_settings, descend
-from ._rescaling import Rescaling, make_rescaling, pool_batches, rescale
+from ._rescaling import (
+    Rescaling,
+    Variables,
+    make_rescaling,
+    pool_batches,
+    rescale,
+)
 
 LEAST_NORM = 0.01
 """A norm stays above this part of its start: beyond zero the weights turn around."""
 
 
 def metainit(
-    model: nn.Module,
+    model: Model,
     params: PyTree,
     input_fn: Any,
     loss_fn: Callable,
@@ -113,18 +119,35 @@ def metainit(
     )
     if not 0 <= momentum < 1:
         raise ValueError(f"momentum is {momentum!r}, expected a number in [0, 1)")
-    task = make_objective(model, loss_fn, method, axis_name)
-    key = jax.random.key(0) if key is None else key
-    batches = draw_batches(input_fn, key, rngs, batch_size, draws)
-    others = dict(collections or {})
+    bound = setup(
+        model,
+        params,
+        input_fn,
+        loss_fn,
+        key=key,
+        batch_size=batch_size,
+        method=method,
+        rngs=rngs,
+        collections=collections,
+        axis_name=axis_name,
+        draws=draws,
+    )
+    arrays = bound.arrays
     is_weight = lambda path, axes: role_of(path, axes) == "weight"
-    how = make_rescaling(task, params, others, batches[0], is_weight, include, exclude)
-    first = how.sizes(params)
+    rescaling = make_rescaling(
+        bound.objective, arrays.args, is_weight, include=include, exclude=exclude
+    )
+    first = rescaling.sizes(params)
     rule = optimizer or signs(learning_rate, momentum)
-    descent = Descent(_Quotient(how, epsilon), rule, LEAST_NORM)
-    data = first, (params, others)
-    sizes = descend(descent, first, data, pool_batches(batches), steps, progress)
-    return rescale(how, params, sizes * inverse(first))
+    sizes = descend(
+        Descent(_Quotient(rescaling, epsilon), rule, LEAST_NORM),
+        first,
+        (first, Variables(params, arrays.collections)),
+        pool_batches(arrays.batches),
+        steps=steps,
+        progress=progress,
+    )
+    return rescale(rescaling, params, sizes * inverse(first))
 
 
 @cache
@@ -137,21 +160,28 @@ def signs(learning_rate: float, momentum: float) -> optax.GradientTransformation
 class _Quotient:
     """The gradient quotient as a function of norms."""
 
-    how: Rescaling
+    rescaling: Rescaling
     epsilon: float
 
     def __call__(
-        self, sizes: Array, data: tuple, batch: Batch, _: Batch
+        self,
+        sizes: Array,
+        data: tuple[Array, Variables],
+        batch: Batch,
+        next_batch: Batch,
     ) -> tuple[Array, Array]:
-        first, given = data
+        """The quotient on a batch, and its gradient; `data` begins with first norms."""
+        del next_batch
+        first, variables = data
 
         def quotient(sizes: Array) -> Array:
-            arrays = self.how.arrays(given[0], sizes * inverse(first))
-            loss = lambda arrays: self.how.loss(arrays, given, batch)
+            factors = sizes * inverse(first)
+            arrays = self.rescaling.arrays(variables.params, factors)
+            loss = lambda arrays: self.rescaling.loss(arrays, variables, batch)
             return gradient_quotient(loss, arrays, self.epsilon).astype(sizes.dtype)
 
         inside = lambda: jax.value_and_grad(quotient)(sizes)
-        return over_mapped_axis(self.how.task.axis_name, inside)
+        return self.rescaling.objective.over_axis(inside)
 
 
 def gradient_quotient(function: Callable, at: Any, epsilon: float) -> Float[Array, ""]:
@@ -173,9 +203,11 @@ def gradient_quotient(function: Callable, at: Any, epsilon: float) -> Float[Arra
     )
     # forward mode, not a second reverse one: a custom rule may give the gradient a
     # derivative that is not symmetric
-    found = [jax.tree.leaves(tree) for tree in (gradient, along(gradient))]
-    sums = [_sum_quotients(g, h, epsilon) for g, h in zip(*found, strict=True)]
-    return jnp.sum(jnp.stack(sums)) / sum(g.size for g in found[0])
+    products = jax.tree.leaves(along(gradient))
+    gradients = jax.tree.leaves(gradient)
+    pairs = zip(gradients, products, strict=True)
+    sums = [_sum_quotients(g, h, epsilon) for g, h in pairs]
+    return jnp.sum(jnp.stack(sums)) / sum(g.size for g in gradients)
 
 
 def _sum_quotients(gradient: Array, product: Array, epsilon: float) -> Array:

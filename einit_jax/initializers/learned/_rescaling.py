@@ -3,15 +3,18 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from ...core import (
     Batch,
+    Collections,
+    ModelArgs,
+    Params,
     Path,
     as_patterns,
     broadcast_per_layer,
@@ -29,7 +32,14 @@ from ...core import (
     widen,
     with_leaves,
 )
-from ...linen import Objective, checked_loss, outputs_of, trace_model
+from ...units import Objective
+
+
+class Variables(NamedTuple):
+    """What a model has besides its batch."""
+
+    params: Any
+    collections: Collections
 
 
 @dataclass(frozen=True)
@@ -37,67 +47,69 @@ class ScaledArray:
     """An array that has a size, or one for each layer, in a vector of sizes."""
 
     path: Path
-    lift: tuple[int, ...]
+    lifted_axes: tuple[int, ...]
     start: int
 
     @property
     def layers(self) -> tuple[int, ...]:
-        return tuple(n for n in self.lift if n)
+        return tuple(n for n in self.lifted_axes if n)
 
     @property
     def stop(self) -> int:
         return self.start + int(np.prod(self.layers, dtype=int))
 
-    def of(self, sizes: Float[Array, " n"], shape: tuple[int, ...]) -> Array:
+    def sizes_of(self, sizes: Float[Array, " n"], shape: tuple[int, ...]) -> Array:
         """This array's own sizes, shaped to multiply it."""
-        ride = tuple(n or 1 for n in self.lift)
-        return broadcast_per_layer(
-            sizes[self.start : self.stop].reshape(ride), shape, self.lift
-        )
+        carried = tuple(n or 1 for n in self.lifted_axes)
+        own = sizes[self.start : self.stop].reshape(carried)
+        return broadcast_per_layer(own, shape, self.lifted_axes)
 
 
 @dataclass(frozen=True)
 class Rescaling:
     """A model as a function of factors: all that is static about it."""
 
-    task: Objective
-    slots: tuple[ScaledArray, ...]
+    objective: Objective
+    scaled_arrays: tuple[ScaledArray, ...]
 
-    def arrays(self, params: Any, factors: Float[Array, " n"]) -> dict[Path, Array]:
-        """All floating arrays, at least float32, those with a slot times their factor.
+    def arrays(self, params: Params, factors: Float[Array, " n"]) -> dict[Path, Array]:
+        """All floating arrays, at least float32, the scaled ones times their factor.
 
         A factor of 1 leaves them bit for bit.
         """
         arrays = {path: widen(v) for path, v in float_arrays(params).items()}
-        for slot in self.slots:
-            value = arrays[slot.path]
-            arrays[slot.path] = multiply(value, slot.of(factors, value.shape))
+        for scaled in self.scaled_arrays:
+            value = arrays[scaled.path]
+            own = scaled.sizes_of(factors, value.shape)
+            arrays[scaled.path] = multiply(value, own)
         return arrays
 
     def loss(
-        self, arrays: Mapping[Path, Array], given: tuple[Any, Mapping], batch: Batch
+        self, arrays: Mapping[Path, Array], variables: Variables, batch: Batch
     ) -> Float[Array, ""]:
-        """The loss of params and collections with other arrays, in the same dtypes."""
-        params, collections = given
-        params = restore_arrays(params, arrays)
-        outputs, _ = outputs_of(self.task, params, collections, batch)
-        return checked_loss(self.task, outputs, batch).astype(jnp.float32)
+        """The loss of the variables with other arrays, in the same dtypes."""
+        params = restore_arrays(variables.params, arrays)
+        args = ModelArgs(params, variables.collections, batch)
+        outputs, _ = self.objective.run(args)
+        return self.objective.loss(outputs, batch).astype(jnp.float32)
 
-    def sizes(self, params: Any) -> Float[Array, " n"]:
-        """The norm of each array that has a slot, of each layer by itself."""
+    def sizes(self, params: Params) -> Float[Array, " n"]:
+        """The norm of each scaled array, of each layer by itself."""
         arrays = float_arrays(params)
         norms = []
-        for slot in self.slots:
-            value = layers_first(arrays[slot.path], slot.lift)
-            inner = value.size // max(slot.stop - slot.start, 1)
-            norms.append(rms([value], keep=len(slot.layers)).ravel() * inner**0.5)
+        for scaled in self.scaled_arrays:
+            value = layers_first(arrays[scaled.path], scaled.lifted_axes)
+            inner = value.size // max(scaled.stop - scaled.start, 1)
+            norms.append(rms([value], keep=len(scaled.layers)).ravel() * inner**0.5)
         return jnp.concatenate(norms)
 
 
 @partial(jax.jit, static_argnums=0)
-def rescale(how: Rescaling, params: Any, factors: Float[Array, " n"]) -> Any:
-    """Params with each array that has a slot times its factor."""
-    return restore_arrays(params, how.arrays(params, factors))
+def rescale(
+    rescaling: Rescaling, params: Params, factors: Float[Array, " n"]
+) -> PyTree:
+    """Params with each scaled array times its factor."""
+    return restore_arrays(params, rescaling.arrays(params, factors))
 
 
 def pool_batches(batches: Sequence[Batch]) -> Batch:
@@ -106,9 +118,9 @@ def pool_batches(batches: Sequence[Batch]) -> Batch:
     Raises:
         ValueError: they differ in shape.
     """
-    seen = [_batch_shapes(batch) for batch in batches]
-    for i, look in enumerate(seen):
-        if look != seen[0]:
+    shapes = [_batch_shapes(batch) for batch in batches]
+    for i, shape in enumerate(shapes):
+        if shape != shapes[0]:
             raise ValueError(
                 f"input_fn drew {describe(batches[i].inputs)} after "
                 f"{describe(batches[0].inputs)}; batches take turns in one compiled "
@@ -122,58 +134,57 @@ def _batch_shapes(batch: Batch) -> tuple:
     return tree, [(jnp.shape(x), jnp.result_type(x)) for x in leaves]
 
 
-def float_arrays(params: Any) -> dict[Path, Array]:
+def float_arrays(params: Params) -> dict[Path, Array]:
     """The floating arrays of params by path, without boxes."""
     leaves = flatten(unboxed(params))
     return {path: jnp.asarray(v) for path, v in leaves.items() if is_float(v)}
 
 
-def restore_arrays(params: Any, arrays: Mapping[Path, Array]) -> Any:
+def restore_arrays(params: Params, arrays: Mapping[Path, Array]) -> Any:
     """Params with other values, in their dtypes and boxes."""
     own = flatten(unboxed(params))
     return with_leaves(params, {p: v.astype(own[p].dtype) for p, v in arrays.items()})
 
 
 def make_rescaling(
-    task: Objective,
-    params: Any,
-    collections: Mapping,
-    batch: Batch,
+    objective: Objective,
+    args: ModelArgs,
     wanted: Callable[[Path, int], bool],
+    *,
     include: str | Sequence[str] | None,
     exclude: str | Sequence[str],
 ) -> Rescaling:
     """The model with a factor for each array that patterns choose.
 
     Args:
+        objective: the model and its loss.
+        args: what it runs on; it is traced.
         wanted: of a path and a number of axes, without lifted ones: whether the array
-            is meant where `include` is None.
+            gets a factor where `include` is None.
+        include, exclude: patterns of array paths.
 
     Raises:
-        TypeError, ValueError: as `plan`; a pattern without a match, no array left.
+        TypeError, ValueError: as `Objective.trace`; a pattern without a match, no array
+            left.
     """
-    units = trace_model(task, params, collections, batch).units
-    lifts = {unit.path: unit.lift for unit in units}
-    own = {path: owner_of(path, lifts, ()) for path in float_arrays(params)}
-    axes = {
-        p: v.ndim - sum(n > 0 for n in own[p]) for p, v in float_arrays(params).items()
-    }
-    names = {path_str(path): path for path in own}
-    kept = {name for name, path in names.items() if wanted(path, axes[path])}
-    if include is not None:
-        kept = set(
-            match_patterns(dict.fromkeys(as_patterns(include)), names, what="array")
-        )
-    kept -= set(
-        match_patterns(dict.fromkeys(as_patterns(exclude)), names, what="array")
+    units, arrays = objective.trace(args).units, float_arrays(args.params)
+    of_units = {unit.path: unit.lifted_axes for unit in units}
+    lifted = {path: owner_of(path, of_units, ()) for path in arrays}
+    axes = {p: v.ndim - sum(n > 0 for n in lifted[p]) for p, v in arrays.items()}
+    names = {path_str(path): path for path in arrays}
+    chosen = lambda patterns: set(
+        match_patterns(dict.fromkeys(as_patterns(patterns)), names, what="array")
     )
+    kept = {name for name, path in names.items() if wanted(path, axes[path])}
+    kept = kept if include is None else chosen(include)
+    kept -= chosen(exclude)
     if not kept:
         raise ValueError(
             "include and exclude leave no array to resize; the arrays are: "
             f"{', '.join(names)}"
         )
-    slots, start = [], 0
+    scaled, start = [], 0
     for path in (path for name, path in names.items() if name in kept):
-        slots.append(ScaledArray(path, own[path], start))
-        start = slots[-1].stop
-    return Rescaling(task, tuple(slots))
+        scaled.append(ScaledArray(path, lifted[path], start))
+        start = scaled[-1].stop
+    return Rescaling(objective, tuple(scaled))

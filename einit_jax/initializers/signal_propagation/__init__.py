@@ -8,9 +8,9 @@ from ._axis_samples import sample_axis as sample_axis
 from ._prediction import PropagationSpec as PropagationSpec
 from ._prediction import predict_variances as predict_variances
 from ._prediction import trace_for_propagation as trace_for_propagation
-from ._samples import SampledArray as SampledArray
 from ._samples import SampleSource as SampleSource
 from ._samples import covariance as covariance
 from ._samples import mean as mean
 from ._samples import power as power
 from ._samples import shuffled as shuffled
+from ._values import SampledArray as SampledArray

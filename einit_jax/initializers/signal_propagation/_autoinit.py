@@ -1,4 +1,4 @@
-"""`autoinit`: weights scaled by what a walk through the model's jaxpr predicts."""
+"""`autoinit`: weights scaled by what interpreting the model's jaxpr predicts."""
 
 import math
 import warnings
@@ -8,13 +8,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from jax.nn import initializers
 from jaxtyping import Array, PyTree
 
+from ...binding import setup, sum_of_means
 from ...core import (
     Path,
-    draw_batches,
     flatten,
     inverse,
     multiply,
@@ -23,11 +22,12 @@ from ...core import (
     widen,
     with_leaves,
 )
-from ...linen import Scaled, any_output, make_objective
+from ...linen import Model
 from ..classic import Parameter, Rule, of_variance, sample
 from ._prediction import (
     PropagationSpec,
     TracedModel,
+    check_estimators,
     predict_variances,
     trace_for_propagation,
 )
@@ -37,7 +37,7 @@ DISTRIBUTIONS = ("truncated_normal", "normal", "uniform", "orthogonal")
 
 
 def autoinit(
-    model: nn.Module | Scaled,
+    model: Model,
     params: PyTree,
     input_fn: Any,
     loss_fn: Callable | None = None,
@@ -127,67 +127,108 @@ def autoinit(
     rule; with samples in the place of two moments.
     """
     _check_settings(
-        signal_variance, input_mean, input_var, distribution, samples, along
+        signal_variance=signal_variance,
+        input_mean=input_mean,
+        input_var=input_var,
+        distribution=distribution,
+        samples=samples,
+        along=along,
     )
-    own = _check_estimators(estimators)
-    model = model.model if isinstance(model, Scaled) else model
-    task = make_objective(model, any_output, method, axis_name)
-    key = jax.random.key(0) if key is None else key
-    (batch,) = draw_batches(input_fn, key, rngs, batch_size, 1)
-    of = trace_for_propagation(task, params, dict(collections or {}), batch, own)
+    pairs = check_estimators(estimators)
+    bound = setup(
+        model,
+        params,
+        input_fn,
+        sum_of_means,
+        key=key,
+        batch_size=batch_size,
+        method=method,
+        rngs=rngs,
+        collections=collections,
+        axis_name=axis_name,
+    )
+    arrays = bound.arrays
+    traced = trace_for_propagation(bound.objective, arrays.args, pairs)
     moments = None
     if (input_mean, input_var) != (None, None):
         moments = input_mean or 0.0, 1.0 if input_var is None else input_var
-    asked = PropagationSpec(signal_variance, moments, zero_mean, samples, along, own)
-    found = predict_variances(of, key, asked)
-    if found.missed:
+    spec = PropagationSpec(
+        signal_variance, moments, zero_mean, samples, along, estimators=pairs
+    )
+    prediction = predict_variances(traced, arrays.key, spec)
+    if prediction.missed:
         raise ValueError(
-            f"estimators are given for {', '.join(found.missed)}, which the model has "
-            "not; name module classes or primitives of its jaxpr (jax.make_jaxpr)"
+            f"estimators are given for {', '.join(prediction.missed)}, which the model "
+            "has not; name module classes or primitives of its jaxpr (jax.make_jaxpr)"
         )
-    _warn(found.passed, of.sites, {ref.path for ref in found.variances})
-    return sample_weights(found.variances, of, distribution, zero_mean, key)
+    reached = {ref.path for ref in prediction.variances}
+    _warn(prediction.passed, traced.parameters, reached)
+    return sample_weights(
+        prediction.variances,
+        traced,
+        arrays.key,
+        distribution=distribution,
+        zero_mean=zero_mean,
+    )
 
 
 def sample_weights(
     variances: Mapping[WeightRef, Array],
-    of: TracedModel,
+    model: TracedModel,
+    key: jax.Array,
+    *,
     distribution: str | None,
     zero_mean: bool,
-    key: jax.Array,
 ) -> PyTree:
     """Parameters with weights of the variances, and biases of 0."""
-    leaves, sites = flatten(unboxed(of.params)), of.sites
-    made = {p: jnp.zeros_like(leaves[p]) for p, s in sites.items() if s.role == "bias"}
+    params, parameters = model.args.params, model.parameters
+    leaves = flatten(unboxed(params))
+    sampled = {
+        path: jnp.zeros_like(leaves[path])
+        for path, parameter in parameters.items()
+        if parameter.role == "bias"
+    }
     for path, variance in _variances_by_path(variances, leaves).items():
-        weights = _sample_one(sites[path], leaves[path], distribution, zero_mean, key)
-        made[path] = multiply(weights, jnp.sqrt(variance)).astype(leaves[path].dtype)
-    return with_leaves(of.params, made)
+        weights = _sample_one(
+            parameters[path],
+            leaves[path],
+            key,
+            distribution=distribution,
+            zero_mean=zero_mean,
+        )
+        weights = multiply(weights, jnp.sqrt(variance))
+        sampled[path] = weights.astype(leaves[path].dtype)
+    return with_leaves(params, sampled)
 
 
 def _variances_by_path(
     variances: Mapping[WeightRef, Array], leaves: Mapping[Path, Any]
 ) -> dict[Path, Array]:
     """For each weight a variance, or one for each layer, in a shape that multiplies."""
-    found: dict[Path, Array] = {}
+    by_path: dict[Path, Array] = {}
     for ref, variance in variances.items():
         shape = leaves[ref.path].shape
-        lifted = dict(ref.layers)
-        if not lifted:
-            found[ref.path] = variance
+        layers = dict(ref.layers)
+        if not layers:
+            by_path[ref.path] = variance
             continue
-        sizes = [n if a in lifted else 1 for a, n in enumerate(shape)]
-        at = tuple(lifted.get(a, 0) for a in range(len(shape)))
-        known = found.get(ref.path, jnp.ones(sizes))
-        found[ref.path] = known.at[at].set(variance)
-    return found
+        sizes = [n if a in layers else 1 for a, n in enumerate(shape)]
+        at = tuple(layers.get(a, 0) for a in range(len(shape)))
+        others = by_path.get(ref.path, jnp.ones(sizes))
+        by_path[ref.path] = others.at[at].set(variance)
+    return by_path
 
 
 def _sample_one(
-    site: Parameter, value: Array, distribution: Any, zero_mean: bool, key: jax.Array
+    parameter: Parameter,
+    value: Array,
+    key: jax.Array,
+    *,
+    distribution: str | None,
+    zero_mean: bool,
 ) -> Array:
     """Weights of mean square 1 in each layer: drawn, or those that are there."""
-    axes = site.axes
+    axes = parameter.axes
     assert axes is not None
     inner = tuple(a for a in range(value.ndim) if a not in axes.layers)
     if distribution is None:
@@ -195,10 +236,10 @@ def _sample_one(
     else:
         own = initializers.orthogonal() if distribution == "orthogonal" else None
         init = own or of_variance(1.0, distribution)
-        key = path_key(key, site.path)
+        key = path_key(key, parameter.path)
         dtype = jnp.promote_types(value.dtype, jnp.float32)
         rule = Rule(f"distribution={distribution!r}", init)
-        weights = sample(site, rule, init, key, dtype)
+        weights = sample(parameter, rule, init, key, dtype)
     several = math.prod(value.shape[a] for a in axes.contracted) > 1
     if zero_mean and several and not axes.looked_up:
         weights = weights - jnp.mean(weights, axes.contracted, keepdims=True)
@@ -208,11 +249,15 @@ def _sample_one(
     return weights * jnp.sqrt(inverse(size))
 
 
-def _warn(passed: Mapping[str, str], sites: Mapping, met: set[Path]) -> None:
+def _warn(
+    passed: Mapping[str, str],
+    parameters: Mapping[Path, Parameter],
+    reached: set[Path],
+) -> None:
     """Says what was passed through, and which weights stay."""
     if passed:
         named = ", ".join(
-            f"{name!r} at {where or '.'}" for name, where in passed.items()
+            f"{name!r} at {module or '.'}" for name, module in passed.items()
         )
         warnings.warn(
             f"autoinit has no rule for the primitives {named}, and let their first "
@@ -220,7 +265,11 @@ def _warn(passed: Mapping[str, str], sites: Mapping, met: set[Path]) -> None:
             "variance: (mean, variance)}",
             stacklevel=3,
         )
-    left = [s.name for p, s in sites.items() if s.role == "weight" and p not in met]
+    left = [
+        parameter.name
+        for path, parameter in parameters.items()
+        if parameter.role == "weight" and path not in reached
+    ]
     if left:
         warnings.warn(
             f"autoinit saw nothing multiplied with {', '.join(left[:8])}, which stay "
@@ -230,42 +279,11 @@ def _warn(passed: Mapping[str, str], sites: Mapping, met: set[Path]) -> None:
         )
 
 
-def _check_estimators(estimators: Any) -> tuple[tuple[Any, Callable], ...]:
-    """The estimators as pairs, each of which returns two moments."""
-    if estimators is not None and not isinstance(estimators, Mapping):
-        raise TypeError(
-            f"estimators are a {type(estimators).__name__}, expected a mapping from "
-            "module classes or names of primitives to functions"
-        )
-    for of, function in (estimators or {}).items():
-        module = isinstance(of, type) and issubclass(of, nn.Module)
-        if not (module or isinstance(of, str)) or not callable(function):
-            raise TypeError(
-                f"estimator {of!r}: {function!r}, expected a module class (nn.Dropout) "
-                "or the name of a primitive ('fft'), and a function (mean, variance)"
-            )
-    return tuple((of, _estimator_of(of, fn)) for of, fn in (estimators or {}).items())
-
-
-def _estimator_of(of: Any, function: Callable) -> Callable:
-    name = getattr(of, "__name__", of)
-
-    def estimator(mean: Array, variance: Array) -> tuple[Any, Any]:
-        found = function(mean, variance)
-        if not isinstance(found, tuple | list) or len(found) != 2:
-            raise TypeError(
-                f"the estimator of {name} returned {found!r}, expected a pair (mean, "
-                "variance)"
-            )
-        return found[0], found[1]
-
-    return estimator
-
-
 def _check_settings(
+    *,
     signal_variance: Any,
-    mean: Any,
-    var: Any,
+    input_mean: Any,
+    input_var: Any,
     distribution: Any,
     samples: Any,
     along: Any,
@@ -275,10 +293,10 @@ def _check_settings(
         raise ValueError(
             f"signal_variance={signal_variance!r}, expected a positive number"
         )
-    if mean is not None and not number(mean):
-        raise ValueError(f"input_mean={mean!r}, expected a number, or None")
-    if var is not None and not (number(var) and var >= 0):
-        raise ValueError(f"input_var={var!r}, expected a number >= 0, or None")
+    if input_mean is not None and not number(input_mean):
+        raise ValueError(f"input_mean={input_mean!r}, expected a number, or None")
+    if input_var is not None and not (number(input_var) and input_var >= 0):
+        raise ValueError(f"input_var={input_var!r}, expected a number >= 0, or None")
     if distribution is not None and distribution not in DISTRIBUTIONS:
         raise ValueError(
             f"distribution={distribution!r} is not known; expected "

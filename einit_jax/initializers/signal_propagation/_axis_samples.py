@@ -1,186 +1,182 @@
-"""More elements along an axis than the two that a signal has, and what is made of them.
+"""More elements along an axis than a SampledArray holds, and what is made of them.
 
-Elements along an axis are taken as exchangeable: each is `Q(Phi(z))`, with Q the
-quantiles of the one element, and `z_i = sqrt(rho) g + sqrt(1 - rho) e_i`, where g is
-common to all of them and rho is the correlation of the two that are known, of their
-normal scores. Lines that differ in another axis have a g and e of their own, correlated
-as the known elements show.
+A SampledArray knows two elements along an axis. Sums, maxima and running sums need
+more. All elements of an axis are taken as exchangeable, with a Gaussian copula: element
+i is `Q(Phi(z_i))`, where Q are the quantiles of the one element, and
+
+    z_i = sqrt(rho) g + sqrt(1 - rho) e_i
+
+with g common to the whole axis and rho the correlation of the normal scores of the two
+elements that are known. The elements beside these, along another axis, have a g and e_i
+of their own, correlated with these as the known elements are.
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import ndtr, ndtri
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from ._samples import (
-    Origin,
-    SampledArray,
     SampleSource,
     covariance,
     floating,
     mean,
+    normal_scores,
+    quantiles,
     significant_covariance,
 )
+from ._values import AxisSamples, SampledArray
 
 GRID = 17
-"""Correlations at which covariances are looked at."""
+"""The number of correlations at which covariances are computed."""
 
 
-NEARLY = 1 - 1e-6
-"""Scores correlated by more are those of equal elements."""
-
-
-class AxisSamples(NamedTuple):
-    """Elements along an axis, (count, samples), and those of neighbouring lines."""
-
-    base: Array
-    rows: tuple[Array | None, ...]
-
-    def reduced(self, function: Callable[[Array], Array]) -> SampledArray:
-        """One element in the place of each line."""
-        rows = (None if row is None else function(row) for row in self.rows)
-        return SampledArray(function(self.base), tuple(rows))
-
-    def at(self, index: int) -> SampledArray:
-        """One of the elements, of an array without the axis."""
-        return self.reduced(lambda elements: elements[index])
+EQUAL = 1 - 1e-6
+"""The largest correlation of scores; elements correlated by more are equal."""
 
 
 def sample_axis(
-    draws: SampleSource,
+    source: SampleSource,
     signal: SampledArray,
     axis: int,
     count: int,
+    *,
     group: int | float = 1.0,
 ) -> AxisSamples:
-    """`count` elements along an axis; with a `group`, maxima of so many elements each.
+    """`count` elements along an axis; further ones are maxima of `group` elements each.
 
-    The first two are the known ones, the same in every line that has them. Asked again
-    they are the same, and those of what a function was applied to.
+    The first two are the element and its neighbour; beside them, along another axis,
+    the first is the neighbour there. The same question has the same answer, and that
+    of a function of an array is the function of the answer for the array.
     """
-    beside = signal.rows[axis] if signal.rows else None
-    others = signal.without(axis).rows
-    if beside is None:
-        same = lambda x: None if x is None else jnp.stack([x] * count)
-        return AxisSamples(jnp.stack([signal.base] * count), tuple(map(same, others)))
+    neighbour = signal.rows[axis] if signal.rows else None
+    others = signal.without_axis(axis).rows
+    if neighbour is None:
+        repeat = lambda x: jnp.stack([x] * count)
+        rows = (None if row is None else repeat(row) for row in others)
+        return AxisSamples(repeat(signal.base), tuple(rows))
+    by_copula = partial(
+        _sample_by_copula, source, signal.base, neighbour,
+        others=others, count=count, group=group,
+    )  # fmt: skip
     if group > 1:
-        return _sample_by_copula(draws, signal.base, beside, others, count, group)
+        return by_copula()
     key = id(signal.base), axis, count, tuple(map(id, signal.rows))
-    if key not in draws.lines:
-        if signal.origin is None:
-            found = _sample_by_copula(draws, signal.base, beside, others, count, group)
-        else:
-            found = _sample_origin(draws, signal.origin, axis, count, len(others))
-        draws.lines[key] = signal, found  # an identity is one's own only while alive
-    return draws.lines[key][1]
+    if key not in source.axis_samples:
+        by_origin = partial(_sample_origin, source, signal, axis, count)
+        elements = by_copula() if signal.origin is None else by_origin()
+        # the signal is kept: an id is unique only while its array is alive
+        source.axis_samples[key] = signal, elements
+    return source.axis_samples[key][1]
 
 
 def _sample_origin(
-    draws: SampleSource, origin: Origin, axis: int, count: int, others: int
+    source: SampleSource, signal: SampledArray, axis: int, count: int
 ) -> AxisSamples:
-    """The function of the elements that it was applied to."""
-    lines = [sample_axis(draws, operand, axis, count) for operand in origin.operands]
-    rows = []
-    for i in range(others):
-        own = [found.rows[i] if found.rows else None for found in lines]
-        pairs = zip(own, lines, strict=True)
-        full = [found.base if row is None else row for row, found in pairs]
-        made = None if all(r is None for r in own) else origin.function(full)
-        rows.append(made)
-    return AxisSamples(origin.function([found.base for found in lines]), tuple(rows))
+    """The elements that made the signal, under the function that made it of them."""
+    origin, rows = signal.origin, []
+    assert origin is not None
+    operands = [sample_axis(source, x, axis, count) for x in origin.operands]
+    for i in range(len(signal.rows) - 1):
+        own = [x.rows[i] if x.rows else None for x in operands]
+        pairs = zip(own, operands, strict=True)
+        full = [x.base if row is None else row for row, x in pairs]
+        rows.append(None if all(r is None for r in own) else origin.function(full))
+    return AxisSamples(origin.function([x.base for x in operands]), tuple(rows))
 
 
 def _sample_by_copula(
-    draws: SampleSource,
-    known: Array,
-    beside: Array,
+    source: SampleSource,
+    element: Array,
+    neighbour: Array,
+    *,
     others: tuple[Array | None, ...],
     count: int,
     group: int | float,
 ) -> AxisSamples:
-    """Elements by the copula."""
-    rows = [known, *(row for row in others if row is not None)]
-    scores = [_scores(draws.key(), row) for row in (*rows, beside)]
-    ranked, own, scores = jnp.sort(known), jnp.stack(rows), jnp.stack(scores)
-    base, *found = _copula_lines(draws.key(), ranked, own, beside, scores, count, group)
-    return AxisSamples(
-        base, tuple(None if row is None else found.pop(0) for row in others)
-    )
+    """Elements along an axis by the copula; `others` are the rows of other axes."""
+    known = [element, *(row for row in others if row is not None)]
+    scores = [normal_scores(source.key(), row) for row in (*known, neighbour)]
+    base, *rows = _copula_elements(
+        source.key(), jnp.sort(element), known=jnp.stack(known), neighbour=neighbour,
+        scores=jnp.stack(scores), count=count, group=group,
+    )  # fmt: skip
+    beside = (None if row is None else rows.pop(0) for row in others)
+    return AxisSamples(base, tuple(beside))
 
 
-@partial(jax.jit, static_argnums=(5, 6))
-def _copula_lines(
+@partial(jax.jit, static_argnames=("count", "group"))
+def _copula_elements(
     key: jax.Array,
     ranked: Array,
-    own: Array,
-    beside: Array,
-    scores: Array,
+    *,
+    known: Shaped[Array, "axes samples"],
+    neighbour: Array,
+    scores: Float[Array, "scores samples"],
     count: int,
     group: int | float,
-) -> Float[Array, "lines count samples"]:
-    """The elements of a line, and of lines that know one element each."""
-    base, others = own[0], own[1:]
+) -> Shaped[Array, "axes count samples"]:
+    """The elements along the axis, and those beside them along each other axis.
+
+    `known` are the element and its neighbours along other axes, `neighbour` is that
+    along the axis itself, `scores` are of all of these.
+    """
+    base, others = known[0], known[1:]
     keys = jax.random.split(key, 2 + len(others))
     latent = _calibration(keys[0], ranked)
     first, second = scores[0], scores[-1]
-    rho = jnp.clip(latent(base, beside, first * second), 0, NEARLY)
+    rho = jnp.clip(latent(base, neighbour, first * second), 0, EQUAL)
     fresh = jax.random.normal(keys[1], (count, base.size))
     common = jnp.sqrt(rho) * (first + second) / (1 + rho)
     common += jnp.sqrt((1 - rho) / (1 + rho)) * fresh[0]
     implied = (second - jnp.sqrt(rho) * common) / jnp.sqrt(1 - rho)
     noise = jnp.concatenate([implied[None], fresh[1:]])[: max(count - 1, 1)]
-    made = _quantiles(ranked, _latent_scores(rho, common, noise[1:], group))
-    whole = jnp.concatenate([base[None], beside[None], made])[:count]
+    further = quantiles(ranked, _latent_scores(rho, common, noise[1:], group))
+    whole = jnp.concatenate([base[None], neighbour[None], further])[:count]
 
-    def neighbour(key: jax.Array, row: Array, third: Array) -> Array:
-        of_common, of_noise = jax.random.split(key)
-        shared = latent(base, row, first * third)
-        apart = latent(beside, row, second * third)
-        there = _other_common(of_common, rho, common, third, apart)
-        like = jnp.clip((shared - apart) / (1 - rho), -1, 1)
-        other = jax.random.normal(of_noise, noise.shape)
-        other = like * noise + jnp.sqrt(1 - jnp.square(like)) * other
-        beyond = _quantiles(ranked, _latent_scores(rho, there, other, group))
+    def beside(key: jax.Array, row: Array, score: Array) -> Array:
+        key_common, key_noise = jax.random.split(key)
+        along_other = latent(base, row, first * score)
+        along_both = latent(neighbour, row, second * score)
+        there = _common_beside(
+            key_common, rho, common=common, score=score, correlation=along_both
+        )
+        tie = jnp.clip((along_other - along_both) / (1 - rho), -1, 1)
+        own = jax.random.normal(key_noise, noise.shape)
+        own = tie * noise + jnp.sqrt(1 - jnp.square(tie)) * own
+        beyond = quantiles(ranked, _latent_scores(rho, there, own, group))
         return jnp.concatenate([row[None], beyond])[:count]
 
     if not len(others):
         return whole[None]
-    lines = jax.vmap(neighbour)(keys[2:], others, scores[1:-1])
-    return jnp.concatenate([whole[None], lines])
+    rows = jax.vmap(beside)(keys[2:], others, scores[1:-1])
+    return jnp.concatenate([whole[None], rows])
 
 
 def _calibration(key: jax.Array, ranked: Array) -> Callable[..., Array]:
-    """From the covariance of two elements to the correlation of their scores.
+    """A function from two elements to the correlation of their scores.
 
-    Ties (the zeros behind a ReLU) make correlations of ranks too small. Where values
-    are too large to be squared, ranks are all there is.
+    It inverts the covariance as a function of that correlation: ties (the zeros behind
+    a ReLU) make correlations of ranks too small. Where values are too large to be
+    squared, it takes the mean product of the scores.
     """
     grid = jnp.linspace(0, 1, GRID)[:, None]
     one, other = jax.random.normal(key, (2, ranked.size))
-    first = _quantiles(ranked, one)
-    second = _quantiles(ranked, grid * one + jnp.sqrt(1 - jnp.square(grid)) * other)
+    first = quantiles(ranked, one)
+    second = quantiles(ranked, grid * one + jnp.sqrt(1 - jnp.square(grid)) * other)
     curve = jax.vmap(lambda x: covariance(first, x))(second)
     curve = jnp.maximum.accumulate(curve) + 1e-6 * curve[-1] * grid[:, 0]
 
-    def latent(x: Array, y: Array, products: Array) -> Array:
+    def latent(x: Array, y: Array, score_products: Array) -> Array:
         size = significant_covariance(x, y)
-        found = jnp.interp(jnp.abs(size), curve, grid[:, 0]) * jnp.sign(size)
-        return jnp.where(jnp.isfinite(size + curve[-1]), found, jnp.mean(products))
+        correlation = jnp.interp(jnp.abs(size), curve, grid[:, 0]) * jnp.sign(size)
+        finite = jnp.isfinite(size + curve[-1])
+        return jnp.where(finite, correlation, jnp.mean(score_products))
 
     return latent
-
-
-@jax.jit
-def _scores(key: jax.Array, x: Array) -> Array:
-    """Normal scores of samples; ties are broken at random."""
-    x = x.real if jnp.iscomplexobj(x) else x
-    order = jnp.lexsort((jax.random.bits(key, x.shape), x))
-    ranks = jnp.zeros(x.size).at[order].set(jnp.arange(x.size, dtype=jnp.float32))
-    return ndtri((ranks + 0.5) / x.size)
 
 
 def _latent_scores(rho: Array, common: Array, own: Array, group: int | float) -> Array:
@@ -191,109 +187,114 @@ def _latent_scores(rho: Array, common: Array, own: Array, group: int | float) ->
     return jnp.sqrt(rho) * common + jnp.sqrt(1 - rho) * own
 
 
-def _other_common(
-    key: jax.Array, rho: Array, common: Array, score: Array, apart: Array
+def _common_beside(
+    key: jax.Array, rho: Array, *, common: Array, score: Array, correlation: Array
 ) -> Array:
-    """What is common to a neighbouring line, given one element of it and this line's.
+    """The g of the elements beside those along an axis, whose g is `common`.
 
-    `apart` is the correlation of two elements that differ in both axes.
+    It is drawn given the `score` of one of them; `correlation` is that of two elements
+    whose indices differ in both axes.
     """
-    tie = jnp.clip(apart / jnp.maximum(rho, 1e-6), -1, 1)
+    tie = jnp.clip(correlation / jnp.maximum(rho, 1e-6), -1, 1)
     free = jnp.sqrt(rho * (1 - jnp.square(tie)))
     rest = score - jnp.sqrt(rho) * tie * common
     spread = jnp.square(free) + 1 - rho
-    fresh = free / spread * rest + jnp.sqrt((1 - rho) / spread) * jax.random.normal(
-        key, score.shape
-    )
-    return tie * common + jnp.sqrt(1 - jnp.square(tie)) * fresh
-
-
-def _quantiles(ranked: Array, score: Float[Array, "..."]) -> Array:
-    """The quantiles that scores stand for."""
-    at = jnp.floor(ndtr(score) * ranked.size).astype(jnp.int32)
-    return ranked[jnp.clip(at, 0, ranked.size - 1)]
+    fresh = jax.random.normal(key, score.shape)
+    own = free / spread * rest + jnp.sqrt((1 - rho) / spread) * fresh
+    return tie * common + jnp.sqrt(1 - jnp.square(tie)) * own
 
 
 def average(
-    draws: SampleSource,
+    source: SampleSource,
     signal: SampledArray,
     axis: int,
+    *,
     size: int | float,
-    most: int,
-    windows: bool,
+    max_elements: int,
+    keep_axis: bool = False,
 ) -> SampledArray:
-    """The mean of `size` elements along an axis: the known ones and all others.
+    """The mean of `size` elements along an axis, of which `max_elements` are sampled.
 
-    The others' mean is that of some, drawn toward the common mean until the whole has
-    the variance `c + (v - c) / size` that it must have, with v the variance and c the
-    covariance of two elements. With `windows` the axis stays: its neighbour is the mean
-    of other elements.
+    The mean of those that are not known is that of some, drawn toward the common mean
+    until the whole has the variance `c + (v - c) / size`, with v the variance of an
+    element and c the covariance of two. With `keep_axis` the axis stays, as windows
+    need it: the neighbour along it is the mean of other elements.
     """
     if size <= 1 or signal.rows[axis] is None:
-        return signal if windows else signal.without(axis)
-    if size <= most and not windows:  # all there are
-        every = sample_axis(draws, signal, axis, round(size))
-        return every.reduced(lambda x: floating(x).mean(0))
-    count = max(2, min(most, round(size)))
-    parts = sample_axis(draws, signal, axis, 2 * count if windows else count + 1)
-    found = _averaged(parts, signal.base, signal.row(axis), size, count, windows)
-    here, *rows = found[: 1 + len(parts.rows)]
-    made = SampledArray(here, tuple(rows))
-    return made.inserted(axis, found[-1]) if windows else made
+        return signal if keep_axis else signal.without_axis(axis)
+    if size <= max_elements and not keep_axis:  # every element is sampled
+        elements = sample_axis(source, signal, axis, round(size))
+        return elements.reduced(lambda x: floating(x).mean(0))
+    count = max(2, min(max_elements, round(size)))
+    elements = sample_axis(source, signal, axis, 2 * count if keep_axis else count + 1)
+    here, *rows = _means(
+        elements, signal.base, signal.row(axis),
+        size=size, count=count, keep_axis=keep_axis,
+    )  # fmt: skip
+    if not keep_axis:
+        return SampledArray(here, tuple(rows))
+    *rows, neighbour = rows
+    return SampledArray(here, tuple(rows)).insert_axis(axis, neighbour)
 
 
-@partial(jax.jit, static_argnums=(3, 4, 5))
-def _averaged(
-    parts: AxisSamples,
+@partial(jax.jit, static_argnames=("size", "count", "keep_axis"))
+def _means(
+    elements: AxisSamples,
     base: Array,
-    other: Array,
+    neighbour: Array,
+    *,
     size: int | float,
     count: int,
-    windows: bool,
+    keep_axis: bool,
 ) -> list[Array | None]:
-    """The means of the element's line, of neighbouring lines, and of others."""
+    """The mean along the axis, beside it along each other axis, and of others."""
     low, high = jnp.min(base), jnp.max(base)
     centre, spread = mean(base), covariance(base, base)
-    common = jnp.clip(significant_covariance(base, other), 0, spread)
-    want = common + (spread - common) / size
+    common = jnp.clip(significant_covariance(base, neighbour), 0, spread)
+    variance = common + (spread - common) / size
 
-    def mid(known: Array, others: Array) -> Array:
+    def shrunk_mean(known: Array, others: Array) -> Array:
         part = len(known) / size
         loose = (1 - part) * (floating(others).mean(0) - centre)
         fixed = jnp.zeros_like(loose)
         if len(known):
             fixed = part * (floating(known).mean(0) - centre)
-        sizes = covariance(loose, loose), covariance(fixed, loose)
-        shrink = _weight(*sizes, covariance(fixed, fixed) - want)
+        moments = covariance(loose, loose), covariance(fixed, loose)
+        shrink = _positive_root(*moments, covariance(fixed, fixed) - variance)
         return jnp.clip(centre + fixed + shrink * loose, low, high)
 
-    here = mid(parts.base[: 2 if size >= 2 else 1], parts.base[2 : count + 1])
-    rows = [None if r is None else mid(r[:1], r[1:count]) for r in parts.rows]
-    beside = [mid(parts.base[:0], parts.base[count:])] if windows else []
-    return [here, *rows, *beside]
+    along, rows = elements
+    here = shrunk_mean(along[: 2 if size >= 2 else 1], along[2 : count + 1])
+    means = [None if r is None else shrunk_mean(r[:1], r[1:count]) for r in rows]
+    others = [shrunk_mean(along[:0], along[count:])] if keep_axis else []
+    return [here, *means, *others]
 
 
-def _weight(square: Array, cross: Array, rest: Array) -> Array:
-    """The positive w with `square w^2 + 2 cross w + rest = 0`, and 1 without one."""
-    square_ = jnp.where(square > 0, square, 1)
+def _positive_root(square: Array, cross: Array, rest: Array) -> Array:
+    """The positive w with `square w^2 + 2 cross w + rest = 0`; 1 if there is none."""
+    divisor = jnp.where(square > 0, square, 1)
     root = jnp.sqrt(jnp.maximum(cross**2 - square * rest, 0))
-    found = (root - cross) / square_
-    return jnp.where((square > 0) & jnp.isfinite(found), jnp.maximum(found, 0), 1)
+    w = (root - cross) / divisor
+    return jnp.where((square > 0) & jnp.isfinite(w), jnp.maximum(w, 0), 1)
 
 
 def largest(
-    draws: SampleSource,
+    source: SampleSource,
     signal: SampledArray,
     axis: int,
+    *,
     size: int | float,
-    most: int,
-    windows: bool,
+    max_elements: int,
+    keep_axis: bool = False,
 ) -> SampledArray:
-    """The maximum of `size` elements along an axis; `windows` as in `average`."""
+    """The maximum of `size` elements along an axis; `keep_axis` as in `average`."""
     if size <= 1 or signal.rows[axis] is None:
-        return signal if windows else signal.without(axis)
-    count = max(1, min(most, round(size)))
+        return signal if keep_axis else signal.without_axis(axis)
+    count = max(1, min(max_elements, round(size)))
     group = max((size - 2) / (count - 2), 1.0) if count > 2 else 1.0
-    parts = sample_axis(draws, signal, axis, 2 * count if windows else count, group)
-    here = parts.reduced(lambda x: x[:count].max(0))
-    return here.inserted(axis, parts.base[count:].max(0)) if windows else here
+    drawn = 2 * count if keep_axis else count
+    elements = sample_axis(source, signal, axis, drawn, group=group)
+    here = elements.reduced(lambda x: x[:count].max(0))
+    if not keep_axis:
+        return here
+    return here.insert_axis(axis, elements.base[count:].max(0))

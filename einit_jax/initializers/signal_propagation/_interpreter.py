@@ -1,67 +1,97 @@
-"""A walk through a model's jaxpr that follows typical elements in the place of arrays.
+"""`SampleInterpreter`: runs a model's jaxpr on samples in the place of arrays.
 
-What multiplies a weight is summed with random signs, so that what comes out is a fresh
-Gaussian whose second moments are those of what went in; everything else is the
-primitive's own function of samples, or a rule for axes and sums. Nothing of the model
-runs.
+Every equation is read, none is run on arrays. An equation's outputs are made from the
+`InterpretedValue`s of its operands, by the first of these that applies:
+
+- a mark of a unit or a module, or random bits: here;
+- a rule of the primitive, a `PrimitiveRule`: `RULE_TABLE` in `_rule_table` has one for
+  each primitive that is known;
+- a call (`jit`, `remat`, `custom_jvp`): its own jaxpr, equation by equation;
+- only constants as operands: the primitive itself;
+- else the first floating operand passes, and `autoinit` warns that it did.
+
+How rules are written, and where to add one, is told in `_rule_table`.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from jaxtyping import Array
 
-from ...core import Path, is_float
-from ...graph import ESTIMATED, closed_bodies, open_jaxpr
+from ...core import JaxprEqn, Path, is_float
+from ...graph import closed_bodies, open_jaxpr, read_mark
 from ._axis_samples import sample_axis
 from ._samples import (
-    SampledArray,
     SampleSource,
-    correlate_with_last,
     filled,
-    gaussian_rows,
     mean,
     noise,
     power,
     samples_of_array,
-    second_moments,
 )
-from ._values import Constant, InterpretedValue, Moments, WeightRef, WeightValue
+from ._values import (
+    Constant,
+    InterpretedValue,
+    Moments,
+    SampledArray,
+    WeightRef,
+    WeightValue,
+    array_type,
+)
+
+Values = Sequence[InterpretedValue]
+
+
+PrimitiveRule = Callable[
+    ["SampleInterpreter", JaxprEqn, Values], InterpretedValue | list[InterpretedValue]
+]
+"""From the values of an equation's operands to that of its output, or a list of them
+where it has several."""
 
 
 class SampleInterpreter:
-    """One walk. `variances`: of the entries of each weight, where they are settled.
+    """One pass through a jaxpr.
 
-    Where they are not, each weight has the variance that brings its products to
-    `signal_variance`. What that takes is noted in `powers`.
+    `variances` are of the entries of each weight, where they are known. Where they are
+    None, each weight has the variance that brings its products to `signal_variance`.
+    `max_elements` is how many elements of an axis are sampled at most, `centred` says
+    whether weights sum to zero over their inputs, `estimators` are those that marks in
+    the jaxpr number.
+
+    A pass leaves `powers`, the second moments of all products at entries of variance 1;
+    `units`, the moments of the outputs of each unit; and `passed`, the primitives that
+    have no rule, each with the module that has it. `last_products` has for each weight
+    its last operand and the rows that it made of that.
     """
 
     def __init__(
         self,
-        draws: SampleSource,
-        rules: Mapping[str, Callable],
+        source: SampleSource,
+        rules: Mapping[str, PrimitiveRule],
         variances: Mapping[WeightRef, Array] | None = None,
+        *,
         signal_variance: float = 1.0,
-        most: int = 16,
+        max_elements: int = 16,
         centred: bool = False,
         estimators: Sequence[Callable] = (),
     ):
-        self.draws, self.rules, self.most = draws, rules, most
+        self.source, self.rules, self.max_elements = source, rules, max_elements
         self.variances, self.signal_variance = variances, signal_variance
         self.centred, self.estimators = centred, estimators
         self.powers: dict[WeightRef, dict[int, list[Array]]] = {}
         self.units: dict[tuple[Path, str], list[Moments]] = {}
         self.passed: dict[str, str] = {}
+        self.last_products: dict[tuple[WeightRef, ...], tuple[Array, list[Array]]] = {}
         self._parts: dict[tuple, tuple[SampledArray, list[str]]] = {}
-        self._where: list[str] = []
-        self._entered: dict[str, SampledArray] = {}
-        self._last: dict[tuple[WeightRef, ...], tuple[Array, list[Array]]] = {}
+        self._name_stack: list[str] = []
+        self._entered: dict[int, SampledArray] = {}
 
-    def run(self, jaxpr: Any, values: Sequence, consts: Sequence = ()) -> list:
+    def run(
+        self, jaxpr: Jaxpr | ClosedJaxpr, values: Values, consts: Sequence = ()
+    ) -> list[InterpretedValue]:
         """The values of a jaxpr's outputs."""
         body = open_jaxpr(jaxpr)
         consts = list(consts) or list(getattr(jaxpr, "consts", ()))
@@ -72,183 +102,165 @@ class SampleInterpreter:
             return Constant(atom.val) if isinstance(atom, Literal) else env[atom]
 
         for eqn in body.eqns:
-            self._where.append(str(eqn.source_info.name_stack))
+            self._name_stack.append(str(eqn.source_info.name_stack))
             outs = self.equation(eqn, [read(v) for v in eqn.invars])
-            self._where.pop()
+            self._name_stack.pop()
             env.update(zip(eqn.outvars, outs, strict=True))
         return [read(v) for v in body.outvars]
 
-    def equation(self, eqn: Any, values: list) -> list:
+    def equation(self, eqn: JaxprEqn, values: Values) -> list[InterpretedValue]:
         """The values of an equation's outputs."""
         name = eqn.primitive.name
         if name == "name":
-            return [self._marker(eqn, values[0])]
+            return [self._marked(eqn, values[0])]
         if name in ("random_bits", "threefry2x32"):
-            return [self._bits(v.aval) for v in eqn.outvars]
+            return [self._bits(array_type(v)) for v in eqn.outvars]
         inner = closed_bodies(eqn)
         if name not in self.rules and _is_call(inner, values):
             return self.run(inner[0], values)
-        if not inner and (any(v is None for v in values) or _of_keys(eqn)):
+        if not inner and (any(v is None for v in values) or _handles_keys(eqn)):
             return [None] * len(eqn.outvars)
-        if not inner and all(isinstance(v, Constant) for v in values):
-            found = eqn.primitive.bind(*(v.value for v in values), **eqn.params)
-            found = found if eqn.primitive.multiple_results else [found]
-            return [Constant(x) for x in found]
-        rule = self.rules.get(name, _pass_through)
-        outs = rule(self, eqn, values)
-        return outs if type(outs) is list else [outs]
+        constants = [v for v in values if isinstance(v, Constant)]
+        if not inner and len(constants) == len(values):
+            outs = eqn.primitive.bind(*(v.value for v in constants), **eqn.params)
+            outs = outs if eqn.primitive.multiple_results else [outs]
+            return [Constant(x) for x in outs]
+        outs = self.rules.get(name, _pass_through)(self, eqn, values)
+        return outs if isinstance(outs, list) else [outs]
 
     def signal(self, value: InterpretedValue) -> SampledArray:
         """Any value as samples of its elements."""
         if isinstance(value, SampledArray):
             return value
         assert value is not None
-        return samples_of_array(self.draws, jnp.asarray(value.value))
+        return samples_of_array(self.source, jnp.asarray(value.value))
 
     def first(
-        self, eqn: Any, values: Sequence, floating: bool = False
+        self, eqn: JaxprEqn, values: Values, floating: bool = False
     ) -> SampledArray | None:
-        """The first floating operand; if there is none, and it need not be, any."""
+        """The first floating operand; if there is none, any, unless `floating`."""
         pairs = zip(values, eqn.invars, strict=True)
         known = [(v, atom.aval) for v, atom in pairs if v is not None]
         floats = [v for v, aval in known if is_float(aval)]
-        some = floats or ([] if floating else [v for v, _ in known])
-        return self.signal(some[0]) if some else None
+        candidates = floats or ([] if floating else [v for v, _ in known])
+        return self.signal(candidates[0]) if candidates else None
 
-    def fitted(self, signal: SampledArray, aval: Any) -> SampledArray:
-        """A signal for another shape and dtype."""
-        cast = signal.each(lambda x: x.astype(aval.dtype))
-        if len(signal.rows) == len(aval.shape):
+    def fitted(self, signal: SampledArray, array: jax.ShapeDtypeStruct) -> SampledArray:
+        """A signal for an array of another shape and dtype."""
+        cast = signal.map(lambda x: x.astype(array.dtype))
+        if len(signal.rows) == len(array.shape):
             return cast
-        return filled(self.draws, cast.base, aval.shape)
+        return filled(self.source, cast.base, array.shape)
 
-    def product(
-        self, eqn: Any, leaf: WeightValue, rows: list[Array], fan: Any, common: Any,
-        within: Array | None,
-    ) -> list[Array]:  # fmt: skip
-        """Rows of what a weight makes of rows of inputs: `sum over fan of w x`.
-
-        `common`: which part of the entries two rows have in common. `within`: second
-        moments over different inputs of one sum, which entries that sum to zero take
-        away. A weight that is used again makes of inputs like the last ones something
-        like the last time.
-        """
-        moments = second_moments(rows)
-        moments = (moments if within is None else moments - within) * common
-        size = jnp.maximum(moments[0, 0], 0) * jnp.square(leaf.factor) * fan
-        variance = self.weigh(eqn, leaf, size)
-        made = gaussian_rows(self.draws, moments, variance)
-        before = self._last.get(leaf.refs)
-        if before is not None and len(before[1]) == len(made):
-            made = correlate_with_last(made, variance, rows[0], *before)
-        self._last[leaf.refs] = rows[0], made
-        return made
-
-    def weigh(self, eqn: Any, leaf: WeightValue, size: Array) -> Array:
+    def product_variance(
+        self, eqn: JaxprEqn, weight: WeightValue, size: Array
+    ) -> Array:
         """The variance of a product that has `size` at entries of variance 1."""
-        for ref in leaf.refs:
+        for ref in weight.refs:
             self.powers.setdefault(ref, {}).setdefault(id(eqn), []).append(size)
         if self.variances is None:
             return jnp.where(size > 0, self.signal_variance, 0.0)
-        known = [self.variances[ref] for ref in leaf.refs]
+        known = [self.variances[ref] for ref in weight.refs]
         return size * sum(known) / len(known)
 
-    def part(self, signal: SampledArray, axis: int, start: Any) -> SampledArray:
-        """The part of an array from `start` on: each has elements of its own."""
+    def part(
+        self, signal: SampledArray, axis: int, start: int | str | None
+    ) -> SampledArray:
+        """The part of an array that begins at `start`: its elements are its own."""
         if signal.rows[axis] is None:
             return signal
         key = id(signal.base), axis, tuple(map(id, signal.rows))
         known, starts = self._parts.setdefault(key, (signal, []))
         if str(start) not in starts:
             starts.append(str(start))
-        at = starts.index(str(start))
-        if at == 0:
+        index = starts.index(str(start))
+        if index == 0:
             return signal
-        elements = sample_axis(self.draws, known, axis, self.most)
-        there, beside = (elements.at((at + i) % self.most) for i in range(2))
-        return there.inserted(axis, beside.base)
+        elements = sample_axis(self.source, known, axis, self.max_elements)
+        here, neighbour = (
+            elements.at((index + i) % self.max_elements) for i in range(2)
+        )
+        return here.insert_axis(axis, neighbour.base)
 
-    def mixed(self, values: Sequence, which: Array, aval: Any) -> InterpretedValue:
-        """A signal that is each of several in a part of the samples."""
+    def mixed(
+        self, values: Values, choice: Array, array: jax.ShapeDtypeStruct
+    ) -> InterpretedValue:
+        """Of several values the one that `choice` names, sample by sample."""
         if any(v is None for v in values):
             return None
-        signals = [self.fitted(self.signal(v), aval) for v in values]
+        signals = [self.fitted(self.signal(v), array) for v in values]
         if len(signals) == 1:
             return signals[0]
 
-        def chosen(rows: list) -> Array:
-            return jnp.take_along_axis(jnp.stack(rows), which[None], 0)[0]
+        def chosen(rows: list[Array]) -> Array:
+            return jnp.take_along_axis(jnp.stack(rows), choice[None], 0)[0]
 
         rows = [
             chosen([s.row(a) for s in signals])
             if any(s.rows[a] is not None for s in signals)
             else None
-            for a in range(len(aval.shape))
+            for a in range(len(array.shape))
         ]
         return SampledArray(chosen([s.base for s in signals]), tuple(rows))
 
-    def note(self, eqn: Any) -> None:
+    def note(self, eqn: JaxprEqn) -> None:
         """Remembers a primitive that has no rule, and the module that has it."""
-        where = "/".join(filter(None, self._where))
-        self.passed.setdefault(eqn.primitive.name, where)
+        module = "/".join(filter(None, self._name_stack))
+        self.passed.setdefault(eqn.primitive.name, module)
 
-    def _bits(self, aval: Any) -> SampledArray:
-        return filled(self.draws, self.draws.bits(aval.dtype), aval.shape)
+    def _bits(self, array: jax.ShapeDtypeStruct) -> SampledArray:
+        return filled(self.source, self.source.bits(array.dtype), array.shape)
 
-    def _marker(self, eqn: Any, value: InterpretedValue) -> InterpretedValue:
-        """Reads what marks units, outputs, and modules with an estimator."""
-        text = eqn.params["name"]
-        if text.startswith(ESTIMATED):
-            return self._estimated(text, eqn, value)
-        try:
-            index, what, *about = json.loads(text)
-        except ValueError:
+    def _marked(self, eqn: JaxprEqn, value: InterpretedValue) -> InterpretedValue:
+        """A value after a mark: of a unit, an output, a module with an estimator."""
+        mark = read_mark(eqn)
+        if mark is None:
             return value
-        if what == "outputs":
+        if mark.role == "result":
             return None
-        if what == "out" and index >= 0 and value is not None:
+        if mark.leaf < 0 or value is None:
+            return value
+        if mark.role == "output":
             base = self.signal(value).base
-            key = (tuple(about[1]), about[2])
+            key = (mark.path, mark.method)
             self.units.setdefault(key, []).append(Moments(mean(base), power(base)))
+        if mark.role == "estimated_input":
+            self._entered.setdefault(mark.call, self.signal(value))
+        if mark.role == "estimated_output":
+            estimator, entered = self.estimators[mark.estimator], self._entered
+            given = entered.get(mark.call)
+            return self.replaced(estimator, given, eqn.outvars[0].aval)
         return value
 
-    def _estimated(
-        self, text: str, eqn: Any, value: InterpretedValue
-    ) -> InterpretedValue:
-        """On the way into a module its input is noted; out of it come its moments."""
-        _, which, number, side = text.split(" ")
-        if value is None:
-            return value
-        if side == "in":
-            self._entered.setdefault(number, self.signal(value))
-            return value
-        given = self._entered.get(number)
-        return self.replaced(self.estimators[int(which)], given, eqn.outvars[0].aval)
-
     def replaced(
-        self, estimator: Callable, given: SampledArray | None, aval: Any
+        self, estimator: Callable, operand: SampledArray | None, aval: Any
     ) -> SampledArray:
-        """A Gaussian of the moments that the user's function tells."""
-        centre = mean(given.base) if given else jnp.zeros(())
-        second = power(given.base) if given else jnp.zeros(())
-        found = estimator(centre, second - jnp.square(centre))
-        return self.fitted(noise(self.draws, aval.shape, *found), aval)
+        """A Gaussian with the moments that a user's estimator returns."""
+        centre = mean(operand.base) if operand else jnp.zeros(())
+        second = power(operand.base) if operand else jnp.zeros(())
+        moments = estimator(centre, second - jnp.square(centre))
+        array = jax.ShapeDtypeStruct(aval.shape, aval.dtype)
+        return self.fitted(noise(self.source, array.shape, *moments), array)
 
 
-def _pass_through(walk: SampleInterpreter, eqn: Any, values: list) -> list:
-    """Lets the first floating operand through, and notes that it had to."""
-    walk.note(eqn)
-    signal = walk.first(eqn, values)
-    return [signal and walk.fitted(signal, v.aval) for v in eqn.outvars]
+def _pass_through(
+    interpreter: SampleInterpreter, eqn: JaxprEqn, values: Values
+) -> list[InterpretedValue]:
+    """The first floating operand as it is; the interpreter notes that it had to."""
+    interpreter.note(eqn)
+    signal = interpreter.first(eqn, values)
+    return [signal and interpreter.fitted(signal, array_type(v)) for v in eqn.outvars]
 
 
-def _is_call(inner: Sequence, values: Sequence) -> bool:
+def _is_call(inner: Sequence[Jaxpr | ClosedJaxpr], values: Values) -> bool:
     """Whether an equation runs its one jaxpr on its operands."""
     return len(inner) == 1 and len(open_jaxpr(inner[0]).invars) == len(values)
 
 
-def _of_keys(eqn: Any) -> bool:
+def _handles_keys(eqn: JaxprEqn) -> bool:
     """Whether typed random keys go in or come out."""
-    atoms = [*eqn.invars, *eqn.outvars]
     dtypes = jax.dtypes
-    return any(dtypes.issubdtype(a.aval.dtype, dtypes.extended) for a in atoms)
+    return any(
+        dtypes.issubdtype(array_type(atom).dtype, dtypes.extended)
+        for atom in (*eqn.invars, *eqn.outvars)
+    )

@@ -1,16 +1,25 @@
-"""What weights meet in a model, predicted: a walk, repeated until it agrees."""
+"""What weights meet in a model, predicted by interpreting its jaxpr on samples."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from jaxtyping import Array
 
-from ...core import Batch, Path, flatten, is_concrete, is_float, is_key, unboxed
-from ...linen import Objective, _mark_estimated, trace_model
-from ...units import ModelGraph
+from ...binding import is_model_type
+from ...core import (
+    JaxprEqn,
+    ModelArgs,
+    Path,
+    flatten,
+    is_concrete,
+    is_float,
+    is_key,
+    unboxed,
+)
+from ...graph import marks_in
+from ...units import ModelGraph, Objective
 from ..classic import Parameter, parameters_in
 from ._interpreter import SampleInterpreter
 from ._rule_table import RULE_TABLE
@@ -24,18 +33,47 @@ from ._values import (
 )
 
 PASSES = 8
-"""At most so many walks, where weights are used several times."""
-
-
+"""At most so many turns, where weights are used several times."""
 CLOSE = 0.02
-"""Walks agree where no logarithm of a variance moved by more."""
-
+"""Turns agree where no logarithm of a variance moved by more."""
 
 Estimators = Sequence[tuple[type | str, Callable]]
 
 
+def check_estimators(estimators: Any) -> tuple[tuple[type | str, Callable], ...]:
+    """The estimators as pairs, each of which returns two moments."""
+    if estimators is not None and not isinstance(estimators, Mapping):
+        raise TypeError(
+            f"estimators are a {type(estimators).__name__}, expected a mapping from "
+            "module classes or names of primitives to functions"
+        )
+    for of, function in (estimators or {}).items():
+        known = isinstance(of, str) or is_model_type(of)
+        if not known or not callable(function):
+            raise TypeError(
+                f"estimator {of!r}: {function!r}, expected a module class (nn.Dropout) "
+                "or the name of a primitive ('fft'), and a function (mean, variance)"
+            )
+    return tuple((of, _estimator_of(of, fn)) for of, fn in (estimators or {}).items())
+
+
+def _estimator_of(of: Any, function: Callable) -> Callable:
+    name = getattr(of, "__name__", of)
+
+    def estimator(mean: Array, variance: Array) -> tuple[Any, Any]:
+        moments = function(mean, variance)
+        if not isinstance(moments, tuple | list) or len(moments) != 2:
+            raise TypeError(
+                f"the estimator of {name} returned {moments!r}, expected a pair (mean, "
+                "variance)"
+            )
+        return moments[0], moments[1]
+
+    return estimator
+
+
 class PropagationSpec(NamedTuple):
-    """What is asked of a walk: what is drawn and aimed at, and how finely."""
+    """What is aimed at, how weights are drawn, and how finely that is followed."""
 
     signal_variance: float
     input_moments: tuple[float, float] | None
@@ -60,110 +98,119 @@ class TracedModel(NamedTuple):
     """A traced model, what it is called with, and the estimators that it has."""
 
     graph: ModelGraph
-    sites: dict[Path, Parameter]
-    params: Mapping
-    collections: Mapping
-    batch: Batch
+    parameters: dict[Path, Parameter]
+    args: ModelArgs
     met: frozenset[type]
+    """The classes with an estimator of which the model calls a module."""
 
 
 def trace_for_propagation(
-    task: Objective,
-    params: Mapping,
-    collections: Mapping,
-    batch: Batch,
-    estimators: Estimators = (),
+    objective: Objective, args: ModelArgs, estimators: Estimators = ()
 ) -> TracedModel:
     """The model, traced once, with modules marked that have an estimator."""
-    classes, met = _estimator_classes(estimators), set()
-    with nn.intercept_methods(_mark_estimated(classes, met)):
-        graph = trace_model(task, params, collections, batch)
-    sites = {site.path: site for site in parameters_in(graph)}
-    return TracedModel(graph, sites, params, collections, batch, frozenset(met))
-
-
-def _estimator_classes(estimators: Estimators) -> list[type]:
-    return [of for of, _ in estimators if isinstance(of, type)]
+    classes = tuple(of for of, _ in estimators if isinstance(of, type))
+    graph = objective.trace(args, classes)
+    marks = (m for m in marks_in(graph.jaxpr) if m.role.startswith("estimated"))
+    met = frozenset(classes[mark.estimator] for mark in marks)
+    parameters = {p.path: p for p in parameters_in(graph)}
+    return TracedModel(graph, parameters, args, met)
 
 
 def predict_variances(
-    of: TracedModel, key: jax.Array, asked: PropagationSpec
+    model: TracedModel, key: jax.Array, spec: PropagationSpec
 ) -> Prediction:
-    """Walks until the variances agree with those of the walk before.
+    """Interprets the jaxpr until the variances agree with those of the turn before.
 
     Once, if each weight is used once. With traced numbers nobody can tell, and there
-    are three walks.
+    are three turns.
     """
-    leaves = flatten(unboxed(of.params))
-    bias = lambda path: path in of.sites and of.sites[path].role == "bias"
+    leaves, parameters = flatten(unboxed(model.args.params)), model.parameters
+    bias = lambda path: path in parameters and parameters[path].role == "bias"
     values = {p: jnp.zeros_like(v) if bias(p) else v for p, v in leaves.items()}
     last: dict[WeightRef, Array] | None = None
-    i = 0
+    turn = 0
     while True:
-        draws = SampleSource(key, asked.samples)
-        walk, seen = _make_interpreter(draws, asked, last)
-        given = [
+        source = SampleSource(key, spec.samples)
+        interpreter, met = _make_interpreter(source, spec, last)
+        inputs: list[InterpretedValue] = [
             WeightValue(v, (WeightRef(p),), tuple(range(v.ndim)))
             for p, v in values.items()
         ]
-        given += _input_values(draws, of.collections, of.batch, asked.input_moments)
-        walk.run(of.graph.jaxpr, given, of.graph.consts)
-        variances = settled_variances(walk.powers, asked.signal_variance)
-        if i == PASSES - 1 or _agree(walk, last, variances, i):
+        inputs += _input_values(source, model.args, spec.input_moments)
+        interpreter.run(model.graph.jaxpr, inputs, model.graph.consts)
+        variances = settled_variances(interpreter.powers, spec.signal_variance)
+        if turn == PASSES - 1 or _agree(interpreter, last, variances, turn):
             break
-        last, i = variances, i + 1
-    known = of.met | seen
-    lacking = (c for c, _ in asked.estimators if c not in known)
-    missed = tuple(c if isinstance(c, str) else c.__name__ for c in lacking)
-    return Prediction(variances, walk.units, walk.passed, missed)
+        last, turn = variances, turn + 1
+    lacking = (of for of, _ in spec.estimators if of not in model.met | met)
+    missed = tuple(of if isinstance(of, str) else of.__name__ for of in lacking)
+    return Prediction(variances, interpreter.units, interpreter.passed, missed)
 
 
 def _make_interpreter(
-    draws: SampleSource, asked: PropagationSpec, variances: Any
+    source: SampleSource,
+    spec: PropagationSpec,
+    variances: Mapping[WeightRef, Array] | None,
 ) -> tuple[SampleInterpreter, set[str]]:
-    """A walk with the user's estimators, and which of their primitives it met."""
-    seen: set[str] = set()
+    """An interpreter with the user's estimators, and which primitives of these it met.
+
+    The set fills while it runs.
+    """
+    met: set[str] = set()
 
     def rule(name: str, estimator: Callable) -> Callable:
-        def act(walk: SampleInterpreter, eqn: Any, values: list) -> list:
-            seen.add(name)
-            first = walk.first(eqn, values, floating=True)
-            return [walk.replaced(estimator, first, v.aval) for v in eqn.outvars]
+        def estimate(
+            interpreter: SampleInterpreter, eqn: JaxprEqn, values: list
+        ) -> list:
+            met.add(name)
+            first = interpreter.first(eqn, values, floating=True)
+            outs = (v.aval for v in eqn.outvars)
+            return [interpreter.replaced(estimator, first, aval) for aval in outs]
 
-        return act
+        return estimate
 
-    own = {c: rule(c, f) for c, f in asked.estimators if isinstance(c, str)}
-    of_classes = [f for c, f in asked.estimators if isinstance(c, type)]
-    how = (asked.signal_variance, asked.along, asked.centred, of_classes)
-    return SampleInterpreter(draws, {**RULE_TABLE, **own}, variances, *how), seen
+    own = {of: rule(of, f) for of, f in spec.estimators if isinstance(of, str)}
+    interpreter = SampleInterpreter(
+        source,
+        {**RULE_TABLE, **own},
+        variances,
+        signal_variance=spec.signal_variance,
+        max_elements=spec.along,
+        centred=spec.centred,
+        estimators=[f for of, f in spec.estimators if isinstance(of, type)],
+    )
+    return interpreter, met
 
 
 def _input_values(
-    draws: SampleSource, collections: Mapping, batch: Batch, moments: Any
+    source: SampleSource, args: ModelArgs, moments: tuple[float, float] | None
 ) -> list[InterpretedValue]:
     """Arrays as they are, floating inputs by their moments where these are told."""
-    of_batch = {id(leaf) for leaf in jax.tree.leaves(batch.inputs)}
+    of_batch = {id(leaf) for leaf in jax.tree.leaves(args.batch.inputs)}
 
     def value(leaf: Any) -> InterpretedValue:
         if is_key(leaf):
             return None
         if moments is not None and id(leaf) in of_batch and is_float(leaf):
-            signal = noise(draws, leaf.shape, *moments)
-            return signal.each(lambda x: x.astype(leaf.dtype))
-        return samples_of_array(draws, jnp.asarray(leaf))
+            signal = noise(source, leaf.shape, *moments)
+            return signal.map(lambda x: x.astype(leaf.dtype))
+        return samples_of_array(source, jnp.asarray(leaf))
 
-    return [value(leaf) for leaf in jax.tree.leaves((collections, batch))]
+    return [value(leaf) for leaf in jax.tree.leaves((args.collections, args.batch))]
 
 
 def _agree(
-    walk: SampleInterpreter, last: Any, now: Mapping[WeightRef, Array], i: int
+    interpreter: SampleInterpreter,
+    last: Mapping[WeightRef, Array] | None,
+    now: Mapping[WeightRef, Array],
+    turn: int,
 ) -> bool:
-    """Whether another walk would find nothing new."""
-    uses = (sum(map(len, sites.values())) for sites in walk.powers.values())
+    """Whether another turn would find nothing new."""
+    uses = (sum(map(len, eqns.values())) for eqns in interpreter.powers.values())
     if max(uses, default=0) <= 1:
         return True
     if not all(map(is_concrete, now.values())):
-        return i == 2
+        return turn == 2
     if last is None:
         return False
     both = jnp.stack([jnp.stack([last[ref], now[ref]]) for ref in now])

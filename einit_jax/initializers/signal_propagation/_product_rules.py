@@ -1,103 +1,170 @@
-"""The rules of products: a weight makes a fresh Gaussian of what it meets."""
+"""Rules of products: of a weight with a signal, and of two signals.
+
+A weight is random with mean zero, so its products with a signal are fresh Gaussians.
+Their second moments, within an output and between neighbours, are those of the signal,
+summed over the fan.
+"""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
-from ._interpreter import SampleInterpreter
-from ._reduction_rules import reduce_axis, window_sums
-from ._samples import SampledArray, Steps
-from ._values import WeightValue
+from ...core import JaxprEqn
+from ._interpreter import SampleInterpreter, Values
+from ._reduction_rules import Window, reduce_axis, window_sums
+from ._samples import correlate_with_last, gaussian_rows, second_moments
+from ._values import SampledArray, Steps, WeightValue, array_type
 
 OWN = -1
-"""In the place of an axis: one along which the entries of the weight are others."""
+"""In the place of a signal's axis: along this one the weight has other entries."""
 
 
 ALL: Mapping[int, float] = MappingProxyType({})
+"""Two places have all entries of the weight in common, along every axis."""
 
 
-def dot_rule(walk: SampleInterpreter, eqn: Any, values: list) -> SampledArray:
+Side = tuple[Sequence[int], Sequence[int]]
+"""The axes of an operand that are contracted, and its batch axes."""
+
+
+def dot_rule(
+    interpreter: SampleInterpreter, eqn: JaxprEqn, values: Values
+) -> SampledArray:
     """A product with a weight, or of two signals."""
     ((left, right), (left_batch, right_batch)) = eqn.params["dimension_numbers"]
     sides = [(left, left_batch), (right, right_batch)]
     weights = [isinstance(v, WeightValue) for v in values]
     if sum(weights) == 1:
-        return _of_weight(walk, eqn, values, sides, weights.index(True))
-    return _of_signals(walk, eqn, values, sides)
+        which = weights.index(True)
+        return _dot_with_weight(interpreter, eqn, values, sides=sides, which=which)
+    return _dot_of_signals(interpreter, eqn, values, sides)
 
 
-def _of_weight(
-    walk: SampleInterpreter, eqn: Any, values: list, sides: list, which: int
+def _dot_with_weight(
+    interpreter: SampleInterpreter,
+    eqn: JaxprEqn,
+    values: Values,
+    *,
+    sides: Sequence[Side],
+    which: int,
 ) -> SampledArray:
-    leaf, signal = values[which], walk.signal(values[1 - which])
+    """A product with a weight, which is the operand `which`."""
+    weight, signal = values[which], interpreter.signal(values[1 - which])
+    assert isinstance(weight, WeightValue)
     contracted, batch = sides[1 - which]
-    shape = eqn.invars[1 - which].aval.shape
+    shape = array_type(eqn.invars[1 - which]).shape
     free = [a for a in range(len(shape)) if a not in (*contracted, *batch)]
-    own = [a for a in range(leaf.value.ndim) if a not in sum(sides[which], ())]
-    mine = [OWN] * len(own)
-    place = [OWN] * len(batch) + ([*mine, *free] if which == 0 else [*free, *mine])
-    fan = math.prod(shape[a] for a in contracted)
-    inner = next(iter(contracted), None)
-    make = lambda part: _weighted(walk, eqn, part, signal, place, fan, inner)
-    if leaf.joined is None or leaf.joined[0] not in own:
-        return make(leaf)
+    bound = (*sides[which][0], *sides[which][1])
+    own = [a for a in range(weight.value.ndim) if a not in bound]
+    features = [OWN] * len(own)
+    free_axes = [*features, *free] if which == 0 else [*free, *features]
+    make = lambda part: _weight_output(
+        interpreter, eqn, part, signal,
+        place=[OWN] * len(batch) + free_axes,
+        fan=math.prod(shape[a] for a in contracted),
+        inner=next(iter(contracted), None),
+    )  # fmt: skip
+    if weight.joined is None or weight.joined[0] not in own:
+        return make(weight)
     before = len(batch) + (0 if which == 0 else len(free))
-    return _product_of_joined(walk, eqn, leaf, make, before + own.index(leaf.joined[0]))
+    axis = before + own.index(weight.joined[0])
+    return _product_of_joined(interpreter, eqn, weight, make=make, axis=axis)
 
 
 def _product_of_joined(
-    walk: SampleInterpreter,
-    eqn: Any,
-    leaf: WeightValue,
+    interpreter: SampleInterpreter,
+    eqn: JaxprEqn,
+    weight: WeightValue,
+    *,
     make: Callable[[WeightValue], SampledArray],
     axis: int,
 ) -> SampledArray:
-    """What joined weights make: that of each, known apart where sizes are equal."""
-    assert leaf.joined is not None
-    along, leaves = leaf.joined
-    sizes = [part.value.shape[along] for part in leaves]
-    parts = [make(part) for part in leaves]
-    which = walk.draws.integers(len(parts))
-    found = walk.mixed(parts, which, eqn.outvars[0].aval)
-    assert isinstance(found, SampledArray)
-    other = jnp.roll(found.base, 1)
-    found = found.beside(axis, other)
+    """What joined weights make along `axis`; parts of equal sizes are known apart."""
+    assert weight.joined is not None
+    along, weights = weight.joined
+    sizes = [part.value.shape[along] for part in weights]
+    parts = [make(part) for part in weights]
+    choice = interpreter.source.integers(len(parts))
+    mixture = interpreter.mixed(parts, choice, array_type(eqn.outvars[0]))
+    assert isinstance(mixture, SampledArray)
+    mixture = mixture.with_neighbour(axis, jnp.roll(mixture.base, 1))
     if len(set(sizes)) > 1:
-        return found
+        return mixture
     known = {i * sizes[0]: part for i, part in enumerate(parts)}
-    return found._replace(steps=Steps(axis, sizes[0], known, parts[-1]))
+    return mixture._replace(steps=Steps(axis, sizes[0], known, parts[-1]))
 
 
-def _weighted(
-    walk: SampleInterpreter, eqn: Any, leaf: WeightValue, signal: SampledArray,
-    place: Sequence[int], fan: Any, inner: int | None,
+def _weight_output(
+    interpreter: SampleInterpreter,
+    eqn: JaxprEqn,
+    weight: WeightValue,
+    signal: SampledArray,
+    *,
+    place: Sequence[int],
+    fan: ArrayLike,
+    inner: int | None,
     common: Mapping[int, float] = ALL,
-) -> SampledArray:  # fmt: skip
+) -> SampledArray:
     """What a weight makes of a signal.
 
-    `place` has for each axis of the output the signal's axis, or OWN. `common`: for
-    axes of the signal, which part of the entries two places have in common.
+    `place` has for each axis of the output the signal's axis, or OWN. `inner` is an
+    axis that is summed over. `common` says, for axes of the signal, which part of the
+    weight's entries two places have in common.
     """
     kept = [a for a in place if a != OWN and signal.rows[a] is not None]
     rows = [signal.base, *(signal.row(a) for a in kept)]
-    within = _moments_within(signal, rows, inner) if walk.centred else None
+    within = _moments_within(signal, rows, inner) if interpreter.centred else None
     shared = np.array([1.0, *(common.get(a, 1.0) for a in kept)])
     shared = np.where(np.eye(len(rows)) > 0, 1.0, shared[:, None] * shared)
-    made = walk.product(eqn, leaf, rows, fan, shared, within)
-    found = dict(zip(kept, made[1:], strict=True))
-    size = jnp.sqrt(jnp.mean(jnp.square(made[0])))
-    sizes = zip(place, eqn.outvars[0].aval.shape, strict=True)
+    base, *others = _weight_rows(
+        interpreter, eqn, weight, rows, fan=fan, common=shared, within=within
+    )
+    neighbours = dict(zip(kept, others, strict=True))
+    size, array = jnp.sqrt(jnp.mean(jnp.square(base))), array_type(eqn.outvars[0])
     out = [
-        None if n == 1 else size * walk.draws.normal() if a == OWN else found.get(a)
-        for a, n in sizes
-    ]
-    cast = lambda x: x.astype(eqn.outvars[0].aval.dtype)
-    return SampledArray(made[0], tuple(out)).each(cast)
+        None if n == 1
+        else size * interpreter.source.normal() if a == OWN
+        else neighbours.get(a)
+        for a, n in zip(place, array.shape, strict=True)
+    ]  # fmt: skip
+    return SampledArray(base, tuple(out)).map(lambda x: x.astype(array.dtype))
+
+
+def _weight_rows(
+    interpreter: SampleInterpreter,
+    eqn: JaxprEqn,
+    weight: WeightValue,
+    rows: list[Array],
+    *,
+    fan: ArrayLike,
+    common: Float[np.ndarray, "rows rows"],
+    within: Array | None,
+) -> list[Array]:
+    """Rows of what a weight makes of rows of inputs: `sum over fan of w x`.
+
+    `common` is the part of the weight's entries that two rows have in common. `within`
+    are second moments over different inputs of one sum, which entries that sum to zero
+    take away. A weight that is used again makes of similar inputs something similar to
+    the last time.
+    """
+    moments = second_moments(rows)
+    moments = (moments if within is None else moments - within) * common
+    size = jnp.maximum(moments[0, 0], 0) * jnp.square(weight.factor) * fan
+    variance = interpreter.product_variance(eqn, weight, size)
+    products = gaussian_rows(interpreter.source, moments, variance)
+    last = interpreter.last_products.get(weight.refs)
+    if last is not None and len(last[1]) == len(products):
+        products = correlate_with_last(
+            products, variance,
+            operand=rows[0], last_operand=last[0], last_rows=last[1],
+        )  # fmt: skip
+    interpreter.last_products[weight.refs] = rows[0], products
+    return products
 
 
 def _moments_within(
@@ -109,56 +176,67 @@ def _moments_within(
     return (cross[:, None] + cross[None, :]) / 2
 
 
-def _of_signals(
-    walk: SampleInterpreter, eqn: Any, values: list, sides: list
+def _dot_of_signals(
+    interpreter: SampleInterpreter,
+    eqn: JaxprEqn,
+    values: Values,
+    sides: Sequence[Side],
 ) -> SampledArray:
     """Element by element, then summed over the axes that are contracted."""
-    left, right = (walk.signal(v) for v in values)
-    shapes = [v.aval.shape for v in eqn.invars]
+    left, right = (interpreter.signal(v) for v in values)
+    shapes = [array_type(v).shape for v in eqn.invars]
     free = [
         [a for a in range(len(shape)) if a not in (*contracted, *batch)]
         for shape, (contracted, batch) in zip(shapes, sides, strict=True)
     ]
-    if values[0] is values[1] and free[1]:
-        right = walk.part(walk.part(right, free[1][0], "own"), free[1][0], "other")
-    (inner, batch), (inner_too, batch_too) = sides
-    left = left.over([*batch, *free[0], *[None] * len(free[1]), *inner])
-    right = right.over([*batch_too, *[None] * len(free[0]), *free[1], *inner_too])
+    if values[0] is values[1] and free[1]:  # another row of the same array
+        axis = free[1][0]
+        right = interpreter.part(interpreter.part(right, axis, "own"), axis, "other")
+    (inner, batch), (right_inner, right_batch) = sides
+    left = left.with_axes([*batch, *free[0], *[None] * len(free[1]), *inner])
+    right = right.with_axes(
+        [*right_batch, *[None] * len(free[0]), *free[1], *right_inner]
+    )
     rows = [
         None if x is None and y is None else left.row(a) * right.row(a)
         for a, (x, y) in enumerate(zip(left.rows, right.rows, strict=True))
     ]
-    made = SampledArray(left.base * right.base, tuple(rows))
+    product = SampledArray(left.base * right.base, tuple(rows))
     for a in reversed(inner):
-        made = reduce_axis(walk, "sum", made, len(made.rows) - 1, shapes[0][a])
-    return made.each(lambda x: x.astype(eqn.outvars[0].aval.dtype))
+        last, size = len(product.rows) - 1, shapes[0][a]
+        product = reduce_axis(interpreter, product, last, reduction="sum", size=size)
+    return product.map(lambda x: x.astype(array_type(eqn.outvars[0]).dtype))
 
 
-def convolution_rule(walk: SampleInterpreter, eqn: Any, values: list) -> SampledArray:
+def convolution_rule(
+    interpreter: SampleInterpreter, eqn: JaxprEqn, values: Values
+) -> SampledArray:
     """A convolution with a weight; at borders it has fewer summands."""
-    how, params, leaf = eqn.params["dimension_numbers"], eqn.params, values[1]
-    signal, shape = walk.signal(values[0]), eqn.invars[0].aval.shape
-    if not isinstance(leaf, WeightValue):
-        walk.note(eqn)
-        return walk.fitted(signal, eqn.outvars[0].aval)
-    window = leaf.value.shape
-    steps = zip(
-        how.out_spec[2:], how.lhs_spec[2:], how.rhs_spec[2:],
+    numbers, params, weight = eqn.params["dimension_numbers"], eqn.params, values[1]
+    signal, shape = interpreter.signal(values[0]), array_type(eqn.invars[0]).shape
+    if not isinstance(weight, WeightValue):
+        interpreter.note(eqn)
+        return interpreter.fitted(signal, array_type(eqn.outvars[0]))
+    sizes = weight.value.shape
+    axes = zip(
+        numbers.out_spec[2:], numbers.lhs_spec[2:], numbers.rhs_spec[2:],
         params["window_strides"], params["padding"],
         params["lhs_dilation"], params["rhs_dilation"], strict=True,
     )  # fmt: skip
     place = [OWN] * len(shape)
-    place[how.out_spec[0]] = how.lhs_spec[0]
+    place[numbers.out_spec[0]] = numbers.lhs_spec[0]
     common, profiles = {}, [None] * len(shape)
-    fan = jnp.float32(window[how.rhs_spec[1]])
-    for out, source, inner, *geometry in steps:
-        size = shape[source], window[inner]
-        meets, sums = window_sums(signal.profile(source), *size, *geometry)
+    fan = jnp.float32(sizes[numbers.rhs_spec[1]])
+    for out, source, window_axis, *geometry in axes:
+        window = Window(sizes[window_axis], *geometry)
+        meets, sums = window_sums(signal.profile(source), shape[source], window)
         place[out], common[source] = source, _common_share(meets)
         profiles[out], fan = sums / jnp.mean(sums), fan * jnp.mean(sums)
-    inner = how.lhs_spec[1]
-    made = _weighted(walk, eqn, leaf, signal, place, fan, inner, common)
-    return made._replace(profiles=tuple(profiles))
+    output = _weight_output(
+        interpreter, eqn, weight, signal,
+        place=place, fan=fan, inner=numbers.lhs_spec[1], common=common,
+    )  # fmt: skip
+    return output._replace(profiles=tuple(profiles))
 
 
 def _common_share(meets: Bool[np.ndarray, "places window"]) -> float:

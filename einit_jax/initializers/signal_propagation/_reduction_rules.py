@@ -1,122 +1,175 @@
-"""The rules of reductions: sums, extremes and running sums along an axis."""
+"""Rules of reductions: sums, extremes, windows, running sums, the order along an axis.
+
+`reduce_axis` reduces one axis; the element along it is then a sum or an extreme of
+elements that `_axis_samples` samples.
+"""
 
 import math
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from ...core import JaxprEqn
 from ._axis_samples import average, largest, sample_axis
-from ._interpreter import SampleInterpreter
-from ._samples import SampledArray
-from ._shape_rules import index_rule
+from ._interpreter import PrimitiveRule, SampleInterpreter, Values
+from ._samples import filled
+from ._values import AxisSamples, InterpretedValue, SampledArray, array_type
+
+Reduction = Literal["sum", "max", "min"]
 
 
-def reduction_rule(kind: str) -> Callable:
+def reduction_rule(reduction: Reduction) -> PrimitiveRule:
     """Sums, largest and smallest elements over axes, one axis after the other."""
 
-    def rule(walk: SampleInterpreter, eqn: Any, values: list) -> SampledArray:
-        signal, shape = walk.signal(values[0]), eqn.invars[0].aval.shape
+    def rule(
+        interpreter: SampleInterpreter, eqn: JaxprEqn, values: Values
+    ) -> SampledArray:
+        signal, shape = interpreter.signal(values[0]), array_type(eqn.invars[0]).shape
         for axis in sorted(eqn.params["axes"], reverse=True):
-            signal = reduce_axis(walk, kind, signal, axis, shape[axis])
-        return signal.each(lambda x: x.astype(eqn.outvars[0].aval.dtype))
+            signal = reduce_axis(
+                interpreter, signal, axis, reduction=reduction, size=shape[axis]
+            )
+        return signal.map(lambda x: x.astype(array_type(eqn.outvars[0]).dtype))
 
     return rule
 
 
 def reduce_axis(
-    walk: SampleInterpreter,
-    kind: str,
+    interpreter: SampleInterpreter,
     signal: SampledArray,
     axis: int,
+    *,
+    reduction: Reduction,
     size: int | float,
-    windows: bool = False,
+    keep_axis: bool = False,
 ) -> SampledArray:
-    """`size` elements along an axis as one; with `windows` the axis stays."""
-    how = (axis, size, walk.most, windows)
-    if kind == "sum":
-        return average(walk.draws, signal, *how).each(lambda x: size * x)
-    if kind == "max":
-        return largest(walk.draws, signal, *how)
-    return largest(walk.draws, signal.each(_opposite), *how).each(_opposite)
+    """`size` elements along an axis as one; with `keep_axis` the axis stays.
+
+    Then the neighbour along the axis is the reduction of other elements.
+    """
+    reduce = partial(
+        average if reduction == "sum" else largest,
+        interpreter.source, axis=axis, size=size,
+        max_elements=interpreter.max_elements, keep_axis=keep_axis,
+    )  # fmt: skip
+    if reduction == "sum":
+        return reduce(signal).map(lambda x: size * x)
+    if reduction == "max":
+        return reduce(signal)
+    return reduce(signal.map(_opposite)).map(_opposite)
 
 
 def _opposite(x: Array) -> Array:
     return ~x if x.dtype == bool else -x
 
 
-def window_rule(kind: str) -> Callable:
+def window_rule(reduction: Reduction) -> PrimitiveRule:
     """The same over windows, whose elements are few."""
 
-    def rule(walk: SampleInterpreter, eqn: Any, values: list) -> SampledArray:
-        signal, params = walk.signal(values[0]), eqn.params
-        window, shape = params["window_dimensions"], eqn.invars[0].aval.shape
-        wide = [a for a, n in enumerate(window) if n > 1]
+    def rule(
+        interpreter: SampleInterpreter, eqn: JaxprEqn, values: Values
+    ) -> SampledArray:
+        signal, shape = interpreter.signal(values[0]), array_type(eqn.invars[0]).shape
+        windows = _windows(eqn)
         profiles, size = [signal.profile(a) for a in range(len(shape))], 1.0
-        names = "window_strides", "padding", "base_dilation", "window_dilation"
-        for a in wide:
-            geometry = (params[name][a] for name in names)
-            meets, sums = window_sums(signal.profile(a), shape[a], window[a], *geometry)
-            each = sums / np.maximum(meets.sum(1), 1)
-            profiles[a], size = each / jnp.mean(each), size * meets.sum(1).mean()
-        live = [a for a in wide if signal.rows[a] is not None]
+        for a, window in windows.items():
+            meets, sums = window_sums(signal.profile(a), shape[a], window)
+            means = sums / np.maximum(meets.sum(1), 1)
+            profiles[a], size = means / jnp.mean(means), size * meets.sum(1).mean()
+        live = [a for a in windows if signal.rows[a] is not None]
         if live:
-            signal = reduce_axis(walk, kind, signal, live[0], float(size), True)
+            signal = reduce_axis(
+                interpreter, signal, live[0],
+                reduction=reduction, size=float(size), keep_axis=True,
+            )  # fmt: skip
         for a in live[1:]:  # another window, whichever axis leads to it
-            signal = signal.beside(a, signal.rows[live[0]])
-        signal = signal.each(lambda x: x.astype(eqn.outvars[0].aval.dtype))
+            signal = signal.with_neighbour(a, signal.rows[live[0]])
+        signal = signal.map(lambda x: x.astype(array_type(eqn.outvars[0]).dtype))
         return signal._replace(profiles=tuple(profiles))
 
     return rule
 
 
+class Window(NamedTuple):
+    """How a window moves along one axis."""
+
+    size: int
+    stride: int
+    padding: tuple[int, int]
+    base_dilation: int
+    window_dilation: int
+
+
+def _windows(eqn: JaxprEqn) -> dict[int, Window]:
+    """The windows of a reduction along the axes on which they have several entries."""
+    params = eqn.params
+    windows = zip(
+        params["window_dimensions"], params["window_strides"], params["padding"],
+        params["base_dilation"], params["window_dilation"], strict=True,
+    )  # fmt: skip
+    return {a: Window(*w) for a, w in enumerate(windows) if w[0] > 1}
+
+
 def window_sums(
-    profile: Array | None, size: int, window: int, stride: int,
-    padding: tuple[int, int], base: int, apart: int,
-) -> tuple[Bool[np.ndarray, "places window"], Float[Array, " places"]]:  # fmt: skip
+    profile: Array | None, size: int, window: Window
+) -> tuple[Bool[np.ndarray, "places window"], Float[Array, " places"]]:
     """Which entries of a window meet an input, at each place, and what they sum there.
 
-    `base` and `apart` are the dilations of inputs and of the window.
+    `size` is that of the axis, along which inputs have the profile.
     """
-    at, meets = _window_places(size, window, stride, padding, base, apart)
+    index, meets = _window_indices(size, window)
     profile = jnp.ones(size) if profile is None else profile
-    return meets, jnp.where(meets, profile[jnp.clip(at, 0, size - 1)], 0).sum(1)
+    return meets, jnp.where(meets, profile[jnp.clip(index, 0, size - 1)], 0).sum(1)
 
 
-def _window_places(
-    size: int, window: int, stride: int, padding: tuple[int, int], base: int, apart: int
+def _window_indices(
+    size: int, window: Window
 ) -> tuple[Int[np.ndarray, "places window"], Bool[np.ndarray, "places window"]]:
     """The input that each entry of a window has at each place, and if there is one."""
-    wide, reach = (size - 1) * base + 1, (window - 1) * apart + 1
-    places = max((wide + sum(padding) - reach) // stride + 1, 1)
-    at = np.arange(places)[:, None] * stride - padding[0] + np.arange(window) * apart
-    return at // base, (at >= 0) & (at < wide) & (at % base == 0)
+    base, apart = window.base_dilation, window.window_dilation
+    wide, reach = (size - 1) * base + 1, (window.size - 1) * apart + 1
+    places = max((wide + sum(window.padding) - reach) // window.stride + 1, 1)
+    starts = np.arange(places)[:, None] * window.stride - window.padding[0]
+    index = starts + np.arange(window.size) * apart
+    return index // base, (index >= 0) & (index < wide) & (index % base == 0)
 
 
-def cumulative_rule(function: Callable[[Array], Array]) -> Callable:
-    """Running sums and the like: of the first elements of a line, any number."""
+def cumulative_rule(function: Callable[[Array], Array]) -> PrimitiveRule:
+    """Running sums and the like: those of any number of first elements."""
 
-    def rule(walk: SampleInterpreter, eqn: Any, values: list) -> SampledArray:
-        signal, axis = walk.signal(values[0]), eqn.params["axis"]
-        size = eqn.invars[0].aval.shape[axis]
-        count = min(size, walk.most)
-        elements = sample_axis(walk.draws, signal, axis, count)
-
-        def up_to_any() -> SampledArray:
-            at = walk.draws.integers(count)[None]
-            pick = lambda x: jnp.take_along_axis(function(x), at, 0)[0]
-            return elements.reduced(pick)
-
-        here, there = up_to_any(), up_to_any()
-        found = here.inserted(axis, there.base if size > 1 else None)
+    def rule(
+        interpreter: SampleInterpreter, eqn: JaxprEqn, values: Values
+    ) -> SampledArray:
+        signal, axis = interpreter.signal(values[0]), eqn.params["axis"]
+        size = array_type(eqn.invars[0]).shape[axis]
+        count = min(size, interpreter.max_elements)
+        elements = sample_axis(interpreter.source, signal, axis, count)
+        here, there = (
+            _any_of_first(interpreter, elements, count, function) for _ in range(2)
+        )
+        signal = here.insert_axis(axis, there.base if size > 1 else None)
         longer = size / count if function is running_sum else 1
-        dtype = eqn.outvars[0].aval.dtype
-        return found.each(lambda x: jnp.asarray(longer * x, dtype))
+        dtype = array_type(eqn.outvars[0]).dtype
+        return signal.map(lambda x: jnp.asarray(longer * x, dtype))
 
     return rule
+
+
+def _any_of_first(
+    interpreter: SampleInterpreter,
+    elements: AxisSamples,
+    count: int,
+    function: Callable[[Array], Array],
+) -> SampledArray:
+    """Of a function of elements along an axis any of the first `count` results."""
+    index = interpreter.source.integers(count)[None]
+    pick = lambda x: jnp.take_along_axis(function(x), index, 0)[0]
+    return elements.reduced(pick)
 
 
 def running_sum(x: Array) -> Array:
@@ -134,36 +187,57 @@ def running_max(x: Array) -> Array:
     return jax.lax.cummax(x, axis=0)
 
 
-def scatter_rule(walk: SampleInterpreter, eqn: Any, values: list) -> SampledArray:
-    """As many summands as there are for each element, and the element."""
-    aval, summands = eqn.outvars[0].aval, eqn.invars[2].aval
-    if len(summands.shape) != len(aval.shape) or not aval.shape:
-        walk.note(eqn)
-        return walk.fitted(walk.signal(values[2]), aval)
-    size = max(math.prod(summands.shape) / max(math.prod(aval.shape), 1), 1.0)
-    found = reduce_axis(walk, "sum", walk.signal(values[2]), 0, size, True)
-    start = walk.signal(values[0])
+def scatter_rule(
+    interpreter: SampleInterpreter, eqn: JaxprEqn, values: Values
+) -> SampledArray:
+    """Each element plus as many summands as fall on it."""
+    array, summands = array_type(eqn.outvars[0]), array_type(eqn.invars[2])
+    signal = interpreter.signal(values[2])
+    if len(summands.shape) != len(array.shape) or not array.shape:
+        interpreter.note(eqn)
+        return interpreter.fitted(signal, array)
+    size = max(math.prod(summands.shape) / max(math.prod(array.shape), 1), 1.0)
+    sums = reduce_axis(
+        interpreter, signal, 0, reduction="sum", size=size, keep_axis=True
+    )
+    start = interpreter.signal(values[0])
     rows = [
-        None if n == 1 else found.row(a) + start.row(a)
-        for a, n in enumerate(aval.shape)
+        None if n == 1 else sums.row(a) + start.row(a)
+        for a, n in enumerate(array.shape)
     ]
-    made = SampledArray(found.base + start.base, tuple(rows))
-    return made.each(lambda x: x.astype(aval.dtype))
+    total = SampledArray(sums.base + start.base, tuple(rows))
+    return total.map(lambda x: x.astype(array.dtype))
 
 
-def top_k_rule(walk: SampleInterpreter, eqn: Any, values: list) -> list:
-    """One of the largest elements of a line, and any index."""
-    signal, shape = walk.signal(values[0]), eqn.invars[0].aval.shape
-    count = min(shape[-1], max(walk.most, 2))
-    elements = sample_axis(walk.draws, signal, len(shape) - 1, count)
-    best = max(1, round(eqn.outvars[0].aval.shape[-1] * count / shape[-1]))
+def sort_rule(
+    interpreter: SampleInterpreter, eqn: JaxprEqn, values: Values
+) -> list[InterpretedValue]:
+    """The same elements, in another order."""
+    return [interpreter.signal(v) for v in values]
 
-    def any_of_best() -> SampledArray:
-        at = walk.draws.integers(best)[None]
-        pick = lambda x: jnp.take_along_axis(jnp.sort(x, 0)[::-1], at, 0)[0]
-        return elements.reduced(pick)
 
-    here, there = any_of_best(), any_of_best()
-    beside = there.base if eqn.outvars[0].aval.shape[-1] > 1 else None
-    best_of = here.inserted(len(shape) - 1, beside)
-    return [best_of, index_rule(walk, eqn, values, 1)]
+def top_k_rule(
+    interpreter: SampleInterpreter, eqn: JaxprEqn, values: Values
+) -> list[InterpretedValue]:
+    """One of the largest elements along the last axis, and any index."""
+    signal, shape = interpreter.signal(values[0]), array_type(eqn.invars[0]).shape
+    axis, k = len(shape) - 1, array_type(eqn.outvars[0]).shape[-1]
+    count = min(shape[-1], max(interpreter.max_elements, 2))
+    elements = sample_axis(interpreter.source, signal, axis, count)
+    best = max(1, round(k * count / shape[-1]))
+    descending = lambda x: jnp.sort(x, 0)[::-1]
+    here, there = (
+        _any_of_first(interpreter, elements, best, descending) for _ in range(2)
+    )
+    largest_ones = here.insert_axis(axis, there.base if k > 1 else None)
+    return [largest_ones, index_rule(interpreter, eqn, values, 1)]
+
+
+def index_rule(
+    interpreter: SampleInterpreter, eqn: JaxprEqn, values: Values, out: int = 0
+) -> SampledArray:
+    """Any index, as often as any other."""
+    array, axes = array_type(eqn.outvars[out]), eqn.params.get("axes", (-1,))
+    size = array_type(eqn.invars[0]).shape[axes[0]]
+    index = interpreter.source.integers(size)
+    return filled(interpreter.source, index.astype(array.dtype), array.shape)

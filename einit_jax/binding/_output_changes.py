@@ -1,7 +1,7 @@
 """How far every unit's output moves when parameters take a step.
 
 One forward-mode pass with the step as tangents, at b = c = 1: all units moving together
-give the total update, with each unit's inputs held fixed it is the unit's own. Tangents
+give the total update; with each unit's inputs held fixed it is the unit's own. Tangents
 cannot leave lifted transforms, which drop all collections but `params`; so their
 statistics leave as cotangents, by a backward pass over the tangents that skips the
 units: it carries nothing but zeros from one tap to the next.
@@ -14,10 +14,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 
 from ..core import (
-    Batch,
+    ModelArgs,
     Partition,
     anchor,
     float_leaves,
@@ -28,88 +27,84 @@ from ..core import (
     widen,
 )
 from ..graph import open_to_forward_mode
-from ..units import Unit, UnitKey
-from ._carrying import RIDE, carry_entries
-from ._interception import Call, intercept_units
-from ._objective import Objective, outputs_of, over_mapped_axis
-
-CHANGES = RIDE + "changes"
-
+from ..units import Interception, Objective, Unit, UnitCall, UnitKey
 
 SHRINK = 2.0**-20
 """Keeps squares of large tangents finite in float32; a power of two rounds nothing."""
 
 
 def output_changes(
-    task: Objective,
+    objective: Objective,
     units: tuple[Unit, ...],
+    args: ModelArgs,
+    *,
     outputs: Mapping[UnitKey, jax.Array],
-    params: Any,
     step: list[jax.Array],
-    collections: Mapping,
-    batch: Batch,
-    held: bool = False,
+    inputs_held: bool = False,
 ) -> dict[UnitKey, jax.Array]:
     """The rms of each unit's change, mean square over calls, to first order.
 
     Args:
+        objective: the model; the loss is not used.
+        units: those to be looked at.
+        args: what the model runs on.
         outputs: the factor a of each unit.
         step: how each floating leaf of params moves, in their order.
-        held: whether each unit sees its inputs fixed, and moves by itself.
+        inputs_held: whether each unit sees its inputs fixed, and moves by itself.
     """
-    leaves = Partition(plain(params))
-    narrow = any(u.narrow for u in units)
-    shrink = 1.0 if narrow else SHRINK
+    leaves = Partition(plain(args.params))
+    shrink = 1.0 if any(unit.narrow for unit in units) else SHRINK
     step = [(shrink * widen(t)).astype(t.dtype) for t in step]
     zeros = {
-        u.key: dict.fromkeys(("power", "size"), jnp.zeros_like(outputs[u.key]))
-        for u in units
+        unit.key: dict.fromkeys(("power", "size"), jnp.zeros_like(outputs[unit.key]))
+        for unit in units
     }
 
-    def moved(slots):
+    def moved(sums):
         def forward(*floats):
-            entries = {k: {"output": outputs[k], **slot} for k, slot in slots.items()}
-            if held:  # told by what rides: traces that nn.jit caches know no more
+            entries = {
+                key: {"output": outputs[key], **own} for key, own in sums.items()
+            }
+            if inputs_held:  # told by what is carried: a trace that nn.jit has cached
+                # knows no more
                 entries = {k: {**own, "held": outputs[k]} for k, own in entries.items()}
-            filled = carry_entries(leaves.build(list(floats)), CHANGES, entries)
-            with nn.intercept_methods(intercept_units(CHANGES, _tap_call)):
-                made, _ = outputs_of(task, filled, collections, batch)
-            return float_leaves(made)
+            taps = Interception("changes", entries, _tap_call)
+            filled = args._replace(params=leaves.build(list(floats)))
+            model_outputs, _ = objective.run(filled, taps)
+            return float_leaves(model_outputs)
 
         plainly = open_to_forward_mode(forward, leaves.floats)
         _, tangents = jax.jvp(plainly, tuple(leaves.floats), tuple(step))
         return anchor(tangents)
 
-    sums = over_mapped_axis(task.axis_name, lambda: jax.grad(moved)(zeros))
+    sums = objective.over_axis(lambda: jax.grad(moved)(zeros))
     return {
-        kind: jnp.sqrt(found["power"] / jnp.maximum(found["size"], 1)) / shrink
-        for kind, found in sums.items()
+        key: jnp.sqrt(own["power"] / jnp.maximum(own["size"], 1)) / shrink
+        for key, own in sums.items()
     }
 
 
-def _tap_call(call: Call, entry: Mapping[str, Any]) -> Any:
+def _tap_call(call: UnitCall, entry: Mapping[str, Any]) -> Any:
     """The call's outputs times a, tapped."""
-    inputs = Partition((call.args, dict(call.kwargs)))
     still = jax.lax.stop_gradient if "held" in entry else lambda x: x
-    args, kwargs = inputs.build([still(x) for x in inputs.floats])
-    y = Partition(call.proceed(*args, **kwargs))
+    raw = call.proceed([still(x) for x in call.inputs])
     a = entry["output"].reshape(())
-    outputs = [multiply(t, a) for t in y.floats]
-    slot = {name: entry[name] for name in ("power", "size")}
-    return y.build(_tap(outputs, inputs.floats, slot))
+    outputs = [multiply(t, a) for t in raw]
+    sums = {name: entry[name] for name in ("power", "size")}
+    return call.finish(_tap(outputs, call.inputs, sums))
 
 
 @jax.custom_jvp
-def _tap(outputs, inputs, slot):
-    """The outputs; what they move by is noted in the slot's cotangent."""
+def _tap(outputs, inputs, sums):
+    """The outputs; the squares of what they move by are the cotangents of `sums`."""
     return outputs
 
 
 @_tap.defjvp
 def _tap_jvp(primals, tangents):
-    outputs, _, slot = primals
+    outputs, _, sums = primals
     moved, along, _ = tangents
-    return outputs, _note([jax.lax.stop_gradient(t) for t in moved], along, slot)
+    return outputs, _note([jax.lax.stop_gradient(t) for t in moved], along, sums)
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["known"])
@@ -121,22 +116,22 @@ class Shapes:
 
 
 @jax.custom_vjp
-def _note(moved, along, slot):
+def _note(moved, along, sums):
     """The tangents of the outputs; `along`, those of the inputs, leads to more taps."""
     return moved
 
 
-def _note_forward(moved, along, slot):
+def _note_forward(moved, along, sums):
     power, size = squares(moved)
-    facts = {"power": power, "size": per_call(size, moved)}
-    facts = {name: facts[name].reshape(slot[name].shape) for name in slot}
-    return moved, (facts, Shapes(tuple((t.shape, t.dtype) for t in along)))
+    statistics = {"power": power, "size": per_call(size, moved)}
+    shaped = {name: statistics[name].reshape(sums[name].shape) for name in sums}
+    return moved, (shaped, Shapes(tuple((t.shape, t.dtype) for t in along)))
 
 
 def _note_backward(residual, cotangents):
-    facts, shapes = residual
+    statistics, shapes = residual
     zeros = [jnp.zeros(shape, dtype) for shape, dtype in shapes.known]
-    return [jnp.zeros_like(t) for t in cotangents], zeros, facts
+    return [jnp.zeros_like(t) for t in cotangents], zeros, statistics
 
 
 _note.defvjp(_note_forward, _note_backward)

@@ -1,0 +1,165 @@
+"""Each strategy in turn: timed, measured and trained."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from rich.progress import Progress
+
+from ..core import Batch, ModelArgs, Params, plain, unboxed
+from ..measurement import Measurement, measure
+from ._comparison import Comparison, Trial
+from ._pillar_distances import pillar_distances
+from ._strategies import StartPoint, start_point
+from ._timing import CallCost, median_seconds, time_against
+from ._training_runs import TrainingSetup, plain_gradient
+
+TAIL_SHARE = 10
+"""The loss is the mean over the last steps, one out of so many."""
+
+
+FAILURES = (FloatingPointError, ValueError, NotImplementedError)
+"""What a strategy raises for a model that it cannot initialize."""
+
+
+class StrategyArguments(NamedTuple):
+    """What each strategy is called with, besides a key and options."""
+
+    model: Any
+    params: Params
+    input_fn: Any
+    loss_fn: Callable
+
+
+@dataclass(frozen=True)
+class Comparer:
+    """What is the same for all strategies, and how each becomes a row."""
+
+    arguments: StrategyArguments
+    options: Mapping[str, Any]
+    """Keywords of `measure` that strategies may take, too."""
+    optimizer: optax.GradientTransformation
+    """At learning rate 1."""
+    training: TrainingSetup
+    batch: Batch
+    """For the gradient steps by which costs are counted."""
+
+    def compare(
+        self,
+        strategies: Mapping[str, Callable | None],
+        keys: Sequence[jax.Array],
+        progress: bool,
+    ) -> Comparison:
+        """All strategies, one after the other, with a key for each seed."""
+        steps, seeds = self.training.steps, len(keys)
+        plain_start = StartPoint(self.arguments.params)
+        probes = self._measure(plain_start, keys[0]).probed_paths()
+        step_seconds = median_seconds(self._step)
+        with Progress(transient=True, disable=not progress) as bars:
+            bar = bars.add_task("compare", total=len(strategies) * seeds * steps)
+            trials = []
+            for i, (name, strategy) in enumerate(strategies.items()):
+                bars.update(bar, description=name, completed=i * seeds * steps)
+                trial = self._trial(
+                    name,
+                    strategy,
+                    keys=keys,
+                    probes=frozenset(probes),
+                    tick=partial(bars.advance, bar),
+                )
+                trials.append(trial)
+        return Comparison(
+            trials=tuple(trials),
+            learning_rates=self.training.rates,
+            steps=steps,
+            tail=_tail(steps),
+            seeds=seeds,
+            step_seconds=step_seconds,
+            probes=tuple(probes),
+        )
+
+    def _step(self) -> Any:
+        """The gradient step of the plain model."""
+        params = plain(unboxed(self.arguments.params))
+        args = ModelArgs(params, self.training.collections, self.batch)
+        return plain_gradient(args, None, objective=self.training.objective)
+
+    def _trial(
+        self,
+        name: str,
+        strategy: Callable | None,
+        *,
+        keys: Sequence[jax.Array],
+        probes: frozenset[str],
+        tick: Callable[[], Any],
+    ) -> Trial:
+        """One strategy, all seeds; its error where it cannot do this model."""
+        try:
+            starts, cost = self._starts(name, strategy, keys)
+        except FAILURES as error:
+            first_line, *_ = str(error).splitlines() or [""]
+            why = f"{type(error).__name__}: {first_line}"
+            return Trial(name, np.empty((0, 0)), error=why)
+        pairs = list(zip(starts, keys, strict=True))
+        distances = [
+            pillar_distances(self._measure_own_zeros(start, key, probes))
+            for start, key in pairs
+        ]
+        largest = {n: max(each[n] for each in distances) for n in distances[0]}
+        losses = np.stack([self.training.losses(*pair, tick) for pair in pairs])
+        return Trial(
+            name,
+            losses[..., -_tail(losses.shape[-1]) :].mean(-1),
+            first_seconds=cost.first,
+            seconds=cost.seconds,
+            gradient_steps=cost.steps,
+            start_loss=float(losses[:, 0, 0].mean()),
+            **largest,  # pyright: ignore[reportArgumentType]
+        )
+
+    def _starts(
+        self, name: str, strategy: Callable | None, keys: Sequence[jax.Array]
+    ) -> tuple[list[StartPoint], CallCost]:
+        """Where training starts, for each seed, and what the first start costs."""
+        params = self.arguments.params
+        if strategy is None:
+            return [StartPoint(params)] * len(keys), CallCost(0.0, 0.0, 0.0)
+        calls = [partial(strategy, *self.arguments, key=key) for key in keys]
+        first, cost = time_against(calls[0], self._step)
+        returned = [first, *(call() for call in calls[1:])]
+        return [start_point(name, each, params) for each in returned], cost
+
+    def _measure_own_zeros(
+        self, start: StartPoint, key: jax.Array, probes: frozenset[str]
+    ) -> Measurement:
+        """The pillars; zeros that the strategy itself brought in are not probed."""
+        measurement = self._measure(start, key)
+        if probes.issuperset(measurement.probed_paths()):
+            return measurement
+        return self._measure(start, key, probe=False)
+
+    def _measure(
+        self, start: StartPoint, key: jax.Array, probe: bool = True
+    ) -> Measurement:
+        """The pillars at a start."""
+        model, _, input_fn, loss_fn = self.arguments
+        return measure(
+            model,
+            start.params,
+            input_fn,
+            loss_fn,
+            scales=start.scales,
+            key=key,
+            optimizer=self.optimizer,
+            probe=probe,
+            **self.options,
+        )
+
+
+def _tail(steps: int) -> int:
+    """The number of last steps that the loss is a mean over."""
+    return -(-steps // TAIL_SHARE)

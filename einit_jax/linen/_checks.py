@@ -1,0 +1,51 @@
+"""What is no Linen model, and what is no loss."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from flax import linen as nn
+
+
+def check_module(model: Any) -> None:
+    """Raises where model is no instance of a Linen module."""
+    if isinstance(model, nn.Module):
+        return
+    hint = ""
+    if is_module_type(model):
+        hint = f"; make an instance: {model.__name__}(...)"
+    raise TypeError(
+        f"model is a {type(model).__name__}, expected a flax.linen.Module{hint}"
+    )
+
+
+def is_module_type(value: Any) -> bool:
+    """Whether a value is a class of Linen modules."""
+    return isinstance(value, type) and issubclass(value, nn.Module)
+
+
+def loss_arguments(loss_fn: Callable) -> tuple[str, ...]:
+    """Which of "key" and "inputs" a loss names.
+
+    Raises:
+        TypeError: it is no function, or demands other arguments.
+    """
+    if not callable(loss_fn):
+        raise TypeError(f"loss_fn is {loss_fn!r}, expected a function of the outputs")
+    try:
+        parameters = list(inspect.signature(loss_fn).parameters.values())
+    except ValueError:
+        return ()
+    variadic = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    named = [p for p in parameters[1:] if p.kind not in variadic]
+    bound = getattr(loss_fn, "keywords", {})  # by functools.partial
+    named = [p for p in named if p.name not in bound]
+    wanted = tuple(p.name for p in named if p.name in ("key", "inputs"))
+    extra = [p.name for p in named if p.name not in wanted and p.default is p.empty]
+    if extra or not parameters:
+        raise TypeError(
+            f"loss_fn takes ({', '.join(p.name for p in parameters)}), expected "
+            "(outputs) and, if it needs them, arguments named key and inputs; bind "
+            "others with functools.partial"
+        )
+    return wanted

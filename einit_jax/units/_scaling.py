@@ -1,0 +1,46 @@
+"""The scaled model: each unit's factors in force, `y = G_c(a f(theta, G_b(x)))`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ..core import multiply, path_str, scale_gradient
+from ._protocols import Interception, UnitCall
+from ._scales import FACTORS
+from ._unit import UnitKey
+
+
+def scaling(
+    factors: Mapping[UnitKey, Mapping[str, Any]], unseen: set[UnitKey] | None = None
+) -> Interception:
+    """The interception that puts factors into force.
+
+    Calls of a unit through a method that has no factors are added to `unseen`, for the
+    caller to tell whether they should have some.
+    """
+
+    def otherwise(call: UnitCall) -> None:
+        _check_entries(call)
+        if unseen is not None and call.has_data():
+            unseen.add((call.path, call.method))
+
+    return Interception("scale", factors, _scaled_call, otherwise)
+
+
+def _scaled_call(call: UnitCall, factors: Mapping[str, jax.Array]) -> Any:
+    """`G_c(a f(G_b(x)))` on the floating inputs and outputs of a call."""
+    _check_entries(call)
+    a, b, c = (jnp.reshape(factors[name], ()) for name in FACTORS)
+    outputs = call.proceed([scale_gradient(x, b) for x in call.inputs])
+    return call.finish([scale_gradient(multiply(t, a), c) for t in outputs])
+
+
+def _check_entries(call: UnitCall) -> None:
+    foreign = [name for name in call.entries if not call.has_method(name)]
+    if foreign:
+        raise ValueError(
+            f"scales have an entry {path_str(call.path, foreign[0])!r}: neither a "
+            "module of these params nor a method; tune this model"
+        )
