@@ -6,6 +6,7 @@ activations, gradients and updates in every layer; `plot`, `activation_stats`,
 """
 
 from .core import Inputs as Inputs
+from .core import __version__ as __version__
 from .experiments import Comparison as Comparison
 from .experiments import CoordinateCheck as CoordinateCheck
 from .experiments import compare as compare
@@ -32,3 +33,34 @@ from .reporting import report as report
 from .tuning import fold as fold
 from .tuning import scale_updates as scale_updates
 from .tuning import tune as tune
+
+__all__ = [
+    "ActivationStats",
+    "Comparison",
+    "CoordinateCheck",
+    "History",
+    "HyperCubes",
+    "Inputs",
+    "Measurement",
+    "TrainState",
+    "__version__",
+    "activation_stats",
+    "autoinit",
+    "compare",
+    "coordinate_check",
+    "fans",
+    "fold",
+    "gain",
+    "general_relu",
+    "gradinit",
+    "initialize",
+    "lsuv",
+    "measure",
+    "metainit",
+    "plot",
+    "report",
+    "scale_updates",
+    "scaled",
+    "tune",
+    "unit_params",
+]

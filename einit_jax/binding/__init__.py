@@ -1,4 +1,7 @@
-"""TODO door."""
+"""Which library a model is of, and what every verb does with it first.
+
+Imports `core`, `units`, `graph`, `linen`. Start at `_setup`; `_bind` is the one place
+that chooses."""
 
 from ._bind import bind as bind
 from ._bind import binding_of as binding_of

@@ -1,4 +1,6 @@
-"""TODO door."""
+"""Numbers, trees, batches and optimizers: all that knows no model.
+
+Imports no other room. Start at `_cotangents`: measuring rests on it."""
 
 from ._anderson import AndersonState as AndersonState
 from ._anderson import Stopping as Stopping
@@ -62,3 +64,4 @@ from ._paths import with_leaves as with_leaves
 from ._types import Collections as Collections
 from ._types import JaxprEqn as JaxprEqn
 from ._types import Params as Params
+from ._version import __version__ as __version__

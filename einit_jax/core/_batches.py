@@ -1,22 +1,23 @@
-"""What a model is called with: one batch as positional and keyword arguments."""
+"""What a model is called with: batches of inputs, each with its random keys."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
-from ._types import Collections
+from ._types import Collections, Params
 
 DEFAULT_BATCH_SIZE = 64
 """Passed to an `input_fn` that demands a batch size where the user gives none."""
 
 
-def is_array(leaf: Any) -> bool:
-    """Whether a leaf travels as an array: anything else stays static."""
+def is_array(leaf: object) -> bool:
+    """Whether a leaf is traced as an array; any other leaf is static."""
     return isinstance(leaf, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct)
 
 
@@ -52,19 +53,22 @@ class Inputs:
         parts += [f"{name}={value!r}" for name, value in self.kwargs.items()]
         return f"Inputs({', '.join(parts)})"
 
-    def tree_flatten(self):
+    def tree_flatten(self) -> tuple[tuple[Any, ...], tuple[Any, tuple]]:
+        """The arrays, and what is static: the structure and the other leaves."""
         leaves = self._treedef.flatten_up_to((self.args, self.kwargs))
         pairs = zip(leaves, self._static, strict=True)
         arrays = tuple(leaf for leaf, static in pairs if static is None)
         return arrays, (self._treedef, self._static)
 
     @classmethod
-    def tree_unflatten(cls, aux, arrays):
+    def tree_unflatten(cls, aux: tuple[Any, tuple], arrays: Iterable[Any]) -> "Inputs":
+        """Inputs of arrays, or of what a transformation puts in the place of arrays."""
+        treedef, static = aux
         rest = iter(arrays)
-        leaves = [next(rest) if pair is None else pair[1] for pair in aux[1]]
+        leaves = [next(rest) if pair is None else pair[1] for pair in static]
         inputs = object.__new__(cls)
-        inputs._treedef, inputs._static = aux
-        inputs.args, inputs.kwargs = jax.tree.unflatten(aux[0], leaves)
+        inputs._treedef, inputs._static = treedef, static
+        inputs.args, inputs.kwargs = jax.tree.unflatten(treedef, leaves)
         return inputs
 
 
@@ -73,14 +77,15 @@ class Batch(NamedTuple):
 
     inputs: Inputs
     key: jax.Array
-    """Of the loss."""
+    """The key that the loss gets."""
     rngs: Mapping[str, jax.Array]
+    """A key for each random stream of the model."""
 
 
 class ModelArgs(NamedTuple):
     """All arrays that one run of a model takes; a pytree."""
 
-    params: Any
+    params: Params
     collections: Collections
     batch: Batch
 
@@ -105,11 +110,11 @@ def draw_batches(
     batch_size: int | None = None,
     draws: int = 1,
 ) -> tuple[Batch, ...]:
-    """`draws` batches, each with a key for the loss and one per random stream.
+    """`draws` batches, each with a key for the loss and one for each random stream.
 
     Args:
         input_fn: a function of a key (and of `batch_size`, if it names it), or a batch.
-        key: what all keys are folded from.
+        key: the key that all others are folded from.
         rngs: names of random streams, or keys by name.
         batch_size: passed on where `input_fn` names it.
         draws: the number of batches.
@@ -123,29 +128,44 @@ def draw_batches(
         raise ValueError(f"draws is {draws!r}, expected a positive integer")
     own_keys = dict(rngs) if isinstance(rngs, Mapping) else {}
     names = (rngs,) if isinstance(rngs, str) else tuple(rngs)
-    keys = _batch_keys(key, tuple(dict.fromkeys(("params", *names))), draws)
-    inputs = [_draw_inputs(input_fn, input_key, batch_size) for input_key, *_ in keys]
+    streams = tuple(dict.fromkeys(("params", *names)))
+    keys = _batch_keys(key, streams=streams, draws=draws)
+    drawn = [_draw_inputs(input_fn, own.inputs, batch_size) for own in keys]
     return tuple(
-        Batch(as_inputs(drawn), loss_key, streams | own_keys)
-        for drawn, (_, loss_key, streams) in zip(inputs, keys, strict=True)
+        Batch(as_inputs(inputs), own.loss, own.rngs | own_keys)
+        for inputs, own in zip(drawn, keys, strict=True)
     )
 
 
-@partial(jax.jit, static_argnums=(1, 2))
-def _batch_keys(key: jax.Array, names: tuple[str, ...], draws: int) -> list:
-    """For each draw a key of the inputs, one of the loss, and one per stream."""
+class _BatchKeys(NamedTuple):
+    """The keys of one draw."""
 
-    def keys_of_draw(i):
+    inputs: jax.Array
+    loss: jax.Array
+    rngs: dict[str, jax.Array]
+    """A key for each random stream."""
+
+
+@partial(jax.jit, static_argnames=("streams", "draws"))
+def _batch_keys(
+    key: jax.Array, *, streams: tuple[str, ...], draws: int
+) -> list[_BatchKeys]:
+    """The keys of all draws, folded from one."""
+
+    def keys_of_draw(i: int) -> _BatchKeys:
         inputs, loss, rngs = (
             jax.random.fold_in(jax.random.fold_in(key, i), j) for j in range(3)
         )
-        streams = {name: jax.random.fold_in(rngs, j) for j, name in enumerate(names)}
-        return inputs, loss, streams
+        by_stream = {
+            name: jax.random.fold_in(rngs, j) for j, name in enumerate(streams)
+        }
+        return _BatchKeys(inputs, loss, by_stream)
 
     return [keys_of_draw(i) for i in range(draws)]
 
 
 def _draw_inputs(input_fn: Any, key: jax.Array, batch_size: int | None) -> Any:
+    """What `input_fn` returns for a key, or itself where it is a batch."""
     if not callable(input_fn):
         if batch_size is not None:
             raise ValueError(
@@ -156,28 +176,28 @@ def _draw_inputs(input_fn: Any, key: jax.Array, batch_size: int | None) -> Any:
         parameters = inspect.signature(input_fn).parameters
     except ValueError:
         return input_fn(key)
-    sizes = "batch_size" in parameters
-    if batch_size is not None and not sizes:
+    takes_size = "batch_size" in parameters
+    if batch_size is not None and not takes_size:
         raise ValueError(
             "batch_size is given, but input_fn has no parameter of that name; add it: "
             "input_fn(key, batch_size)"
         )
-    named = {"batch_size": batch_size} if batch_size is not None else {}
-    if sizes and batch_size is None:
+    keywords = {"batch_size": batch_size} if batch_size is not None else {}
+    if takes_size and batch_size is None:
         required = parameters["batch_size"].default is inspect.Parameter.empty
-        named = {"batch_size": DEFAULT_BATCH_SIZE} if required else {}
+        keywords = {"batch_size": DEFAULT_BATCH_SIZE} if required else {}
     try:
-        inspect.signature(input_fn).bind(key, **named)
+        inspect.signature(input_fn).bind(key, **keywords)
     except TypeError as error:
         raise TypeError(
             f"input_fn takes ({', '.join(parameters)}), expected (key) or "
             f"(key, batch_size): {error}"
         ) from None
-    return input_fn(key, **named)
+    return input_fn(key, **keywords)
 
 
 def as_inputs(drawn: Any) -> Inputs:
-    """What was drawn as arguments of one call; a plain tuple holds several."""
+    """What was drawn, as the arguments of one call: a plain tuple holds several."""
     if isinstance(drawn, Inputs):
         return drawn
     if type(drawn) is tuple:
@@ -185,16 +205,19 @@ def as_inputs(drawn: Any) -> Inputs:
     return Inputs(drawn)
 
 
-def describe(tree: Any) -> str:
-    """A pytree with each array shown by dtype and shape."""
-    spec: Callable = lambda x: _Shown(
-        f"{x.dtype}{list(x.shape)}" if hasattr(x, "dtype") else repr(x)
-    )
-    return repr(jax.tree.map(spec, tree))
+def describe(tree: PyTree) -> str:
+    """The text of a pytree in which each array is told by dtype and shape."""
+    return repr(jax.tree.map(_describe_leaf, tree))
 
 
-class _Shown(str):
-    """A string that shows itself without quotes."""
+def _describe_leaf(leaf: Any) -> "_Unquoted":
+    """Dtype and shape of an array; of anything else its `repr`."""
+    is_typed = hasattr(leaf, "dtype")
+    return _Unquoted(f"{leaf.dtype}{list(leaf.shape)}" if is_typed else repr(leaf))
+
+
+class _Unquoted(str):
+    """A string whose `repr` has no quotes."""
 
     def __repr__(self) -> str:
         return str(self)

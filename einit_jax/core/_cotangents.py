@@ -2,9 +2,10 @@
 
 A number that is computed deep inside a model, under any of Flax's lifted transforms,
 has one way out that each of them keeps open: the gradient of an array that goes in
-beside the parameters. Each function here passes arrays on unchanged and gives some argument a
-cotangent of our choice, so that `jax.grad` with respect to it *is* the measurement.
-Calls of one module, layers of a scan and devices of a mesh then add up by themselves.
+beside the parameters. Each function here passes arrays on unchanged and gives some
+argument a cotangent of our choice, so that `jax.grad` with respect to it *is* the
+measurement. Calls of one module, layers of a scan and devices of a mesh then add up by
+themselves.
 """
 
 from collections.abc import Sequence

@@ -17,8 +17,8 @@ Shape = tuple[int, ...]
 def find_lifted_axes(pairs: list[tuple[Shape, Shape]]) -> Shape:
     """The lifted axes that turn shapes outside of transforms into those inside.
 
-    `()` for no lifted axis, `(L,)` for axis 0, `(0, L)` for axis 1. Where two axes would
-    fit, the lower one is taken.
+    `()` for no lifted axis, `(L,)` for axis 0, `(0, L)` for axis 1. Where two axes
+    would fit, the lower one is taken.
     """
     depth = max((len(outer) - len(inner) for outer, inner in pairs), default=0)
     signed = [*range(4), -1, -2, -3]

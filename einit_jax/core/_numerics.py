@@ -1,7 +1,6 @@
 """Arithmetic of the method: root mean squares, and inverses that are safe at zero."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,26 +8,30 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Inexact
 
 
-def is_float(leaf: Any) -> bool:
+def is_float(leaf: object) -> bool:
     """Whether a leaf carries a cotangent: a real or complex floating array."""
     dtype = getattr(leaf, "dtype", None)
     return dtype is not None and jnp.issubdtype(dtype, jnp.inexact)
 
 
-def is_concrete(x: Any) -> bool:
-    """Whether an array has values to look at, outside of every trace."""
+def is_concrete(x: object) -> bool:
+    """Whether the values of an array are known: it is not traced."""
     return not isinstance(x, Tracer)
 
 
 def widen(t: Inexact[Array, "..."]) -> Inexact[Array, "..."]:
-    """At least float32: squares of float16 overflow at 256 and bfloat16 sums stall."""
+    """The array in at least 32 bits.
+
+    Squares of float16 overflow from 256 on, and sums of bfloat16 stop growing.
+    """
     return t.astype(jnp.promote_types(t.dtype, jnp.float32))
 
 
 def squares(leaves: Sequence[Array]) -> tuple[Float[Array, ""], int]:
     """The sum of `|t|^2` over all elements of some arrays, and their number (or 1).
 
-    Kept apart because the compiler then needs no kernel for the quotient of each layer.
+    The two are returned apart, because the compiler then needs no kernel for the
+    quotient of each layer.
     """
     parts = [_square(widen(leaf)).sum() for leaf in leaves if leaf.size]
     total = jnp.asarray(sum(parts), jnp.float32)
@@ -36,6 +39,7 @@ def squares(leaves: Sequence[Array]) -> tuple[Float[Array, ""], int]:
 
 
 def _square(t: Array) -> Array:
+    """`|t|^2`, elementwise."""
     if jnp.iscomplexobj(t):
         return jnp.square(t.real) + jnp.square(t.imag)
     return jnp.square(t)
@@ -51,14 +55,14 @@ def rms(leaves: Sequence[Array], keep: int = 0) -> Float[Array, "..."]:
         return jnp.zeros(leaves[0].shape[:keep] if leaves else (), jnp.float32)
     peaks = [jnp.max(jnp.abs(t), -1) for t in flat]
     peak = jnp.max(jnp.stack(peaks), 0)
-    unit = jnp.where((peak > 0) & jnp.isfinite(peak), peak, 1)
-    squares = [jnp.square(jnp.abs(t / unit[..., None])).sum(-1) for t in flat]
+    divisor = jnp.where((peak > 0) & jnp.isfinite(peak), peak, 1)
+    sums = [jnp.square(jnp.abs(t / divisor[..., None])).sum(-1) for t in flat]
     size = sum(t.shape[-1] for t in flat)
-    return (unit * jnp.sqrt(sum(squares) / size)).astype(jnp.float32)
+    return (divisor * jnp.sqrt(sum(sums) / size)).astype(jnp.float32)
 
 
 def multiply(t: Inexact[Array, "..."], factor: Float[Array, "..."]) -> Array:
-    """`factor * t` computed in at least float32 and given back in the dtype of t."""
+    """`factor * t`, computed in at least float32 and returned in the dtype of t."""
     return (widen(t) * factor).astype(t.dtype)
 
 

@@ -1,49 +1,52 @@
 """Paths into parameter trees, trees with other leaves, and patterns over paths."""
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
 import jax
 from flax import linen as nn
+from jaxtyping import PyTree
 
 Path = tuple[str, ...]
+"""Where a leaf or a module lies: names from the outermost module on."""
 
 
-def plain(tree: Any) -> Any:
+def plain(tree: PyTree) -> PyTree:
     """Nested mappings (`FrozenDict` too) as nested dicts; leaves stay as they are."""
     if isinstance(tree, Mapping):
         return {name: plain(child) for name, child in tree.items()}
     return tree
 
 
-def is_boxed(leaf: Any) -> bool:
+def is_boxed(leaf: object) -> bool:
     """Whether a leaf is an `AxisMetadata` box such as `nn.Partitioned`."""
     return isinstance(leaf, nn.meta.AxisMetadata)
 
 
-def unboxed(tree: Any) -> Any:
-    """The tree with arrays in the place of boxes, in plain dicts."""
+def unboxed(tree: PyTree) -> PyTree:
+    """The tree as plain dicts, with arrays in the place of boxes."""
     return plain(nn.meta.unbox(plain(tree)))
 
 
-def flatten(tree: Any) -> dict[Path, Any]:
+def flatten(tree: PyTree) -> dict[Path, Any]:
     """Leaves by path, in the order in which jax flattens dicts (sorted names).
 
-    Parameters that are themselves pytrees (a tuple of arrays) extend the path by the
-    jax key.
+    Where a parameter is itself a pytree (a tuple of arrays), the keys of its leaves
+    extend the path.
     """
     leaves, _ = jax.tree.flatten_with_path(plain(tree), is_leaf=is_boxed)
     return {key_path(path): leaf for path, leaf in leaves}
 
 
-def key_path(path: tuple) -> Path:
-    """A path of jax keys as names."""
+def key_path(path: tuple[Any, ...]) -> Path:
+    """The names of a path of jax keys."""
     return tuple(key_name(key) for key in path)
 
 
 def key_name(key: Any) -> str:
+    """The name of a jax key: that of a dict or a field, or an index."""
     return str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key))))
 
 
@@ -54,19 +57,19 @@ def path_str(path: Path, method: str = "__call__") -> str:
 
 
 def path_number(path: Path) -> int:
-    """The number of a path, to draw by."""
+    """A hash of a path, the same in every process, to fold into random keys."""
     return zlib.crc32(path_str(path).encode())
 
 
 def path_key(key: jax.Array, path: Path) -> jax.Array:
-    """The key that an array of this path draws by."""
+    """The key by which the array of a path is drawn."""
     return jax.random.fold_in(key, path_number(path))
 
 
-def owner_of(path: Path, known: Mapping[Path, Any], default: Any = None) -> Any:
-    """What is known of the outermost module that a leaf lies in."""
-    above = (path[:i] for i in range(len(path)))
-    return next((known[p] for p in above if p in known), default)
+def owner_of(path: Path, values: Mapping[Path, Any], default: Any = None) -> Any:
+    """The value of the outermost module with a value that a leaf lies in."""
+    modules = (path[:i] for i in range(len(path)))
+    return next((values[module] for module in modules if module in values), default)
 
 
 def is_under(path: Path, root: Path) -> bool:
@@ -74,10 +77,10 @@ def is_under(path: Path, root: Path) -> bool:
     return path[: len(root)] == root
 
 
-def with_leaves(tree: Any, entries: Mapping[Path, Any]) -> Any:
+def with_leaves(tree: PyTree, entries: Mapping[Path, Any]) -> PyTree:
     """The tree with other arrays at some paths, of the same structure and boxes."""
 
-    def pick(path: tuple, leaf: Any) -> Any:
+    def pick(path: tuple[Any, ...], leaf: Any) -> Any:
         value = entries.get(key_path(path))
         if value is None:
             return leaf
@@ -86,20 +89,20 @@ def with_leaves(tree: Any, entries: Mapping[Path, Any]) -> Any:
     return jax.tree.map_with_path(pick, tree, is_leaf=is_boxed)
 
 
-def insert(tree: Mapping, entries: Mapping[Path, Any]) -> dict:
+def insert(tree: Mapping[str, Any], entries: Mapping[Path, Any]) -> dict[str, Any]:
     """A copy of a nested mapping with `entries` put at their paths."""
-    out = plain(tree)
+    copy = plain(tree)
     for path, value in entries.items():
-        node = out
+        node = copy
         for name in path[:-1]:
             node = node.setdefault(name, {})
         node[path[-1]] = value
-    return out
+    return copy
 
 
-def as_patterns(given: str | Sequence[str]) -> tuple[str, ...]:
+def as_patterns(patterns: str | Sequence[str]) -> tuple[str, ...]:
     """One pattern or several, as a tuple."""
-    return (given,) if isinstance(given, str) else tuple(given)
+    return (patterns,) if isinstance(patterns, str) else tuple(patterns)
 
 
 def select_names(
@@ -107,7 +110,7 @@ def select_names(
     include: tuple[str, ...] | None,
     exclude: tuple[str, ...],
 ) -> set[str]:
-    """The names that patterns leave in; `include=None` takes all.
+    """The names that `include` matches and `exclude` does not; None includes all.
 
     Raises:
         ValueError: a pattern matches no name.
@@ -121,7 +124,7 @@ def select_names(
 def match_patterns(
     patterns: Mapping[str, Any], names: Mapping[str, Any], what: str = "unit"
 ) -> dict[str, Any]:
-    """The value of the first pattern that matches each name, where one does.
+    """For each name that a pattern matches, the value of the first such pattern.
 
     Patterns are globs over the whole path (`"blocks_*/Dense_0"`; `*` crosses `/`).
 
@@ -135,8 +138,9 @@ def match_patterns(
                 f"pattern {pattern!r} matches no {what}; the {what}s are: {listing}. "
                 "Patterns are globs over the whole path, such as '*/Dense_0'."
             )
-    first: Callable = lambda name: next(
-        (p for p in patterns if fnmatchcase(name, p)), None
-    )
-    found = {name: first(name) for name in names}
-    return {name: patterns[p] for name, p in found.items() if p is not None}
+    values = {}
+    for name in names:
+        matching = [pattern for pattern in patterns if fnmatchcase(name, pattern)]
+        if matching:
+            values[name] = patterns[matching[0]]
+    return values

@@ -1,4 +1,7 @@
-"""TODO door."""
+"""Training runs side by side: `compare`, `coordinate_check`.
+
+Imports every room but itself; nothing imports it. Start at `_comparer`, or at
+`_coordinate_runs`."""
 
 from ._compare import compare as compare
 from ._comparison import OCTAVE_COLUMNS as OCTAVE_COLUMNS

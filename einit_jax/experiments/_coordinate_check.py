@@ -1,7 +1,7 @@
 """`coordinate_check`: do activations and their changes keep their size over widths?"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -39,36 +39,38 @@ def coordinate_check(
     r"""Activations and their changes in the first steps of training, over widths.
 
     For each width a model is made, initialized and trained for some steps on one batch.
-    After each step t every unit's output is compared with its own at the start, on the
+    After each step t every unit's output is compared with that at the start, on the
     same batch: `size = rms(y_t)`, `change = rms(y_t - y_0)`. A line is fitted through
     `log2 change` over `log2 width`; its slope is the exponent: 0 where the unit learns
     alike at every width (one learning rate serves them all), positive where wide models
     blow up, negative where they stop learning.
 
     Args:
-        model_fn: `model_fn(width)`, a Linen module; of the same units at every width.
+        model_fn: `model_fn(width)` returns a Linen module, with the same units at every
+            width.
         widths: two or more, positive.
         input_fn, loss_fn, batch_size, method, rngs, axis_name: as in `tune`.
         optimizer: a function of the learning rate (`optax.adam`, or a `partial` of it).
         learning_rate: a number, or a function of the width.
-        steps: of training; 0 looks at the initialization alone.
-        seeds: of parameters and batches; sizes are geometric means over them.
+        steps: the number of training steps; 0 looks at the initialization alone.
+        seeds: the number of seeds, of parameters and batches; sizes and changes are
+            geometric means over them.
         tune: whether models are tuned first, with the optimizer, and trained with
             their scales and `scale_updates`; or keywords of `tune`, such as
-            `{"targets": ...}`; or a function of the width that returns them.
+            `{"targets": ...}`; or a function of the width that returns either.
         init_fn: `init_fn(model, key, inputs)` returns variables in the place of
             `model.init(key, *inputs.args, **inputs.kwargs)`.
         key: a random key; default `jax.random.key(0)`.
-        flat: exponents of at most that size are flat.
+        flat: the largest exponent, of either sign, that counts as flat.
         progress: whether a progress bar is shown.
 
     Returns:
         A `CoordinateCheck`: sizes and changes by width, step and row, exponents, a
-        verdict a unit; `str()` is a table, `plot()` the picture.
+        verdict for each unit; `str()` is a table, `plot()` the picture.
 
     Raises:
-        TypeError, ValueError: wrong arguments, as in `tune`; models of different units
-            at different widths.
+        TypeError, ValueError: wrong arguments, as in `tune`; models whose units differ
+            between widths.
         ImportError: from `plot()`, where matplotlib is not installed.
 
     Example:
@@ -106,7 +108,7 @@ def coordinate_check(
             tuning = tune(width) if callable(tune) else tune
             if isinstance(tuning, bool):
                 tuning = {} if tuning else None
-            models = WidthSetup(
+            setup = WidthSetup(
                 width,
                 model_fn(width),
                 input_fn,
@@ -118,8 +120,8 @@ def coordinate_check(
                 tuning=tuning,
                 init_fn=init_fn,
             )
-            for k in keys:
-                yield models.run(k)
+            for seed_key in keys:
+                yield setup.run(seed_key)
 
     total = len(widths) * seeds
     tracked = track(runs(), "coordinate check", total, disable=not progress)
@@ -136,6 +138,7 @@ def _gather_runs(
             _raise_other_units(first, other)
 
     def means(name: str) -> np.ndarray:
+        """The means of a field, by width, step and row."""
         values = np.stack([getattr(run, name) for run in runs]).astype(np.float64)
         with np.errstate(divide="ignore"):
             logs = np.log2(values)
@@ -161,6 +164,7 @@ def _check_coordinate_arguments(
     seeds: Any,
     flat: Any,
 ) -> None:
+    """Raises where an argument of `coordinate_check` is wrong."""
     if is_model_type(type(model_fn)) or not callable(model_fn):
         raise TypeError(
             f"model_fn is a {type(model_fn).__name__}, expected a function of the "
@@ -180,7 +184,8 @@ def _check_coordinate_arguments(
         raise ValueError(f"flat={flat!r}, expected an exponent >= 0")
 
 
-def _raise_other_units(first: CoordinateRun, other: CoordinateRun) -> None:
+def _raise_other_units(first: CoordinateRun, other: CoordinateRun) -> NoReturn:
+    """Raises an error that names the units in which two widths differ."""
     differ = difference(first.paths, other.paths)
     raise ValueError(
         f"the models of width {first.width} and {other.width} have different units, of "

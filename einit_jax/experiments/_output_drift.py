@@ -1,4 +1,4 @@
-"""Two sets of parameters run side by side: how far each unit's outputs are apart.
+"""Two sets of parameters, run side by side: how far each unit's outputs are apart.
 
 Both run under one `vmap` with a name for its axis, so that each call of a unit sees
 what the other one computes, inside of `nn.scan` and all other transforms too.
@@ -24,8 +24,11 @@ from ..core import (
 from ..units import Interception, Objective, Unit, UnitCall, UnitKey, scaling
 
 BOTH = "einit:both"
-"""The mapped axis over the two."""
+"""The name of the mapped axis over the two sets of parameters."""
 DRIFT_STATISTICS = ("calls", "size", "change", "bad")
+
+DriftSums = Mapping[UnitKey, Mapping[str, Array]]
+"""The sum over calls of each of these statistics, for each unit."""
 
 
 def output_drift(
@@ -36,10 +39,10 @@ def output_drift(
     now: Params,
     factors: Mapping[UnitKey, Mapping[str, Any]],
 ) -> dict[UnitKey, dict[str, Float[Array, "..."]]]:
-    """The rms of each unit's outputs with the parameters of now, and of their change.
+    """The rms of each unit's outputs with the parameters `now`, and of their change.
 
-    Mean squares over calls; the change is from the outputs with the parameters in
-    `args`, on the same batch with the same random keys, both under the factors.
+    Squares are averaged over calls. The change is from the outputs with the parameters
+    in `args`, on the same batch with the same random keys; the factors apply to both.
     """
     both = jax.tree.map(lambda a, b: jnp.stack([a, b]), args.params, now)
     zeros = {
@@ -49,28 +52,34 @@ def output_drift(
         for unit in units
     }
 
-    def run(params: Params, sums: Any) -> Array:
+    def run(params: Params, sums: DriftSums) -> Float[Array, ""]:
         # the comparison is the outer one: it sees outputs that are scaled
         comparing = Interception("both", sums, _compare_call)
         filled = args._replace(params=params)
         outputs, _ = objective.run(filled, comparing, scaling(factors))
         return anchor(float_leaves(outputs))
 
-    def run_both(sums: Any) -> Array:
+    def run_both(sums: DriftSums) -> Float[Array, ""]:
         return jnp.sum(jax.vmap(run, axis_name=BOTH)(both, sums))
 
     sums = objective.over_axis(lambda: jax.grad(run_both)(zeros))
-    return {k: _means(jax.tree.map(lambda t: t[1], own)) for k, own in sums.items()}
+    return {
+        k: _rms_over_calls(jax.tree.map(lambda t: t[1], own)) for k, own in sums.items()
+    }
 
 
-def _means(sums: Mapping[str, Array]) -> dict[str, Array]:
+def _rms_over_calls(sums: Mapping[str, Array]) -> dict[str, Array]:
     """Root mean squares over calls; NaN where outputs are not finite."""
     calls = jnp.maximum(sums["calls"], 1)
-    fine = lambda power: jnp.where(sums["bad"] > 0, jnp.nan, jnp.sqrt(power / calls))
-    return {name: fine(sums[name]) for name in ("size", "change")}
+
+    def root(name: str) -> Array:
+        return jnp.where(sums["bad"] > 0, jnp.nan, jnp.sqrt(sums[name] / calls))
+
+    return {name: root(name) for name in ("size", "change")}
 
 
 def _compare_call(call: UnitCall, sums: Mapping[str, Array]) -> Any:
+    """A call that emits its statistics, without any change of its outputs."""
     outputs = call.proceed(call.inputs)
     wide = [widen(jax.lax.stop_gradient(t)) for t in outputs]
     pairs = [jax.lax.all_gather(t, BOTH) for t in wide]

@@ -1,7 +1,7 @@
 """Training by any optimizer from one start, at several learning rates side by side."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from ..core import (
     Batch,
@@ -30,7 +30,7 @@ from ..units import UPDATE, Objective, UnitKey, from_tree, scaling
 from ._strategies import StartPoint
 
 LOOK = 10
-"""After so many steps each, runs that have diverged end."""
+"""After every so many steps, runs that have diverged end."""
 
 
 class TrainingBatch(NamedTuple):
@@ -56,16 +56,17 @@ class TrainingSetup:
     steps: int
     collections: Collections
     draw: Any
-    """Draws inputs, or is a batch; where `paired`, with keywords of the loss."""
+    """A function that draws inputs, or a batch."""
     paired: bool
-    rngs: Any
+    """Whether `draw` returns pairs, of inputs and of keywords of the loss."""
+    rngs: Sequence[str] | Mapping[str, jax.Array]
     batch_size: int | None
 
     def draw_batch(self, key: jax.Array) -> TrainingBatch:
         """The batch of a key.
 
         Raises:
-            TypeError: train returned something else than a pair.
+            TypeError: `train` returned something other than a pair.
         """
         size = self.batch_size if self._takes_size() else None
         (batch,) = draw_batches(self.draw, key, rngs=self.rngs, batch_size=size)
@@ -82,7 +83,7 @@ class TrainingSetup:
         return TrainingBatch(batch, dict(keywords))
 
     def _takes_size(self) -> bool:
-        """Whether `batch_size` is for `draw`, or for `input_fn` alone."""
+        """Whether `batch_size` is passed to `draw`; else it is for `input_fn` alone."""
         return (
             not self.paired or "batch_size" in inspect.signature(self.draw).parameters
         )
@@ -150,8 +151,8 @@ def scaled_loss(
 
 
 def loss_and_gradient(
-    args: ModelArgs, scales: Mapping | None, *, objective: Objective
-) -> tuple[Array, Any]:
+    args: ModelArgs, scales: Mapping[str, Any] | None, *, objective: Objective
+) -> tuple[Array, PyTree]:
     """The loss and its gradient, in the structure of the parameters."""
     leaves = Partition(args.params)
     factors = {} if scales is None else from_tree(scales, args.params)
@@ -163,20 +164,20 @@ def loss_and_gradient(
 
 
 plain_gradient = jax.jit(loss_and_gradient, static_argnames="objective")
-"""The step by which costs are counted."""
+"""The gradient step, compiled: the unit in which costs are counted."""
 
 
 class _Run(NamedTuple):
-    """What training changes."""
+    """What a step of training changes."""
 
-    params: Any
-    state: Any
+    params: PyTree
+    state: optax.OptState
 
 
 def _optimizer_at(
-    optimizer: Any, rate: Any, scales: Mapping | None
+    optimizer: Any, rate: Array, scales: Mapping[str, Any] | None
 ) -> optax.GradientTransformation:
-    """The optimizer at a rate, and the factors of its updates where there are some."""
+    """The optimizer at a rate, then the factors of its updates where there are some."""
     at_rate = static_value(optimizer)(rate)
     if scales is None or all(path[-1] != UPDATE for path in flatten(scales)):
         return at_rate
@@ -184,7 +185,8 @@ def _optimizer_at(
 
 
 @partial(jax.jit, static_argnames="optimizer")
-def _begin_run(rate: Any, start: StartPoint, *, optimizer: Any) -> _Run:
+def _begin_run(rate: Array, start: StartPoint, *, optimizer: Any) -> _Run:
+    """A run before its first step."""
     params = plain(unboxed(start.params))
     return _Run(params, _optimizer_at(optimizer, rate, start.scales).init(params))
 
@@ -195,15 +197,15 @@ def _step_run(
     batch: TrainingBatch,
     *,
     rate: Array,
-    scales: Mapping | None,
+    scales: Mapping[str, Any] | None,
     collections: Collections,
     objective: Objective,
     optimizer: Any,
 ) -> tuple[_Run, Array]:
-    """One step, and the loss before it."""
+    """The run after one step, and the loss before it."""
     objective = objective.with_loss_keywords(batch.loss_keywords)
     args = ModelArgs(run.params, collections, batch.batch)
     value, gradient = loss_and_gradient(args, scales, objective=objective)
-    rule = optax.with_extra_args_support(_optimizer_at(optimizer, rate, scales))
-    change, state = rule.update(gradient, run.state, run.params)
-    return _Run(optax.apply_updates(run.params, change), state), value
+    at_rate = optax.with_extra_args_support(_optimizer_at(optimizer, rate, scales))
+    updates, state = at_rate.update(gradient, run.state, run.params)
+    return _Run(optax.apply_updates(run.params, updates), state), value

@@ -52,7 +52,7 @@ class CouplingWalk:
         key = (id(jaxpr), tuple(seeds))
         if key not in self._couplings:
             coupling = _JaxprScope(self).run(jaxpr, seeds)
-            # The jaxpr is kept beside it: its id could be given to another one else.
+            # The jaxpr is kept as well: no other jaxpr can then have its id.
             self._couplings[key] = (jaxpr, coupling)
         return self._couplings[key][1]
 

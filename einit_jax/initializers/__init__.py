@@ -1,4 +1,8 @@
-"""TODO door."""
+"""Ways to make parameters, a room for each kind of way.
+
+`classic` by rules, `signal_propagation` by analysis, `layerwise` by running the model
+layer by layer, `learned` by descent. `classic` is imported by the three others.
+"""
 
 from .classic import fans as fans
 from .classic import gain as gain

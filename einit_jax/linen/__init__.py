@@ -1,4 +1,7 @@
-"""TODO door."""
+"""The binding to Flax Linen: models traced, run, intercepted, scaled.
+
+Imports `core`, `units`, `graph`; the only room that imports Flax, boxes aside.
+Start at `_objective`, then `_interception`."""
 
 from ._checks import check_module as check_module
 from ._checks import is_module_type as is_module_type

@@ -59,9 +59,8 @@ def trace_call(
     }
     method, rngs = how.pop("method", None), how.pop("rngs", None)
 
-    def run(
-        mark: Callable, params: Params, rest: Any, inputs: Inputs, rngs: Any
-    ) -> Any:
+    def run(mark: Callable, params: Params, *others: Any) -> Any:
+        rest, inputs, rngs = others
         outputs, _ = model.apply(
             {**rest, "params": params},
             *inputs.args,

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from flax import struct
 from flax.training import train_state
 
 
@@ -30,4 +31,5 @@ class TrainState(train_state.TrainState):
         1
     """
 
+    params: Any = struct.field(pytree_node=True)  # Flax says FrozenDict, takes dicts
     scales: Any

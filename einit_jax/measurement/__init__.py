@@ -1,4 +1,7 @@
-"""TODO door."""
+"""What a model does as it stands: `measure`, `plot`, `activation_stats`.
+
+Imports `binding`, `reporting` and what these may, never `tuning`: it judges the sweep.
+Start at `_measure`, then `_observation`."""
 
 from ._activation_stats import ActivationStats as ActivationStats
 from ._activation_stats import activation_stats as activation_stats

@@ -126,10 +126,10 @@ class StatsState:
 
     taps: dict[str, Float[Array, "..."]]
     """One for each unit, zero where it is not to be read in the coming step."""
-    sums: Float[Array, "slots signals rows facts"]
-    count: Int[Array, ""]
+    sums: Float[Array, "*seeds slots signals rows facts"]
+    count: Int[Array, "*seeds"]
     """Updates so far."""
-    stride: Int[Array, ""]
+    stride: Int[Array, "*seeds"]
     """Readings in a slot."""
     layout: TapLayout
 

@@ -217,10 +217,10 @@ class Measurement:
         ]
         total = np.asarray(self.total_update_rms)
         largest = int(np.argmax(np.nan_to_num(total)))
-        held = self.modes()
+        none = {p: "neither " + " nor ".join(names) for p, names in RULE_NAMES.items()}
         rules = [
-            f"{pillar}: {' and '.join(held[pillar]) or 'neither ' + ' nor '.join(names)}"
-            for pillar, names in RULE_NAMES.items()
+            f"{pillar}: {' and '.join(held) or none[pillar]}"
+            for pillar, held in self.modes().items()
         ]
         lines = [
             f"loss {float(self.loss):.4g} on inputs {self.batch}, {self.draws} draw(s)",

@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 
-def check_writable(path: str | os.PathLike) -> Path:
+def check_writable(path: object) -> Path:
     """The path, after a check that a file can be written there.
 
     Raises:

@@ -32,7 +32,7 @@ from ._state import (
 )
 from ._sweep import Settings, Sums
 
-Values = Mapping[UnitKey, Mapping[str, Any]]
+UnitValues = Mapping[UnitKey, Mapping[str, Any]]
 
 
 def local_factors(spec: SweepSpec, state: SolveState, result: PassResult) -> SolveState:
@@ -115,7 +115,7 @@ def region_factors(
 def _carry_potentials(
     spec: SweepSpec,
     settings: Mapping[UnitKey, Settings],
-    factors: Values,
+    factors: UnitValues,
     weights: Mapping[UnitKey, Array],
 ) -> dict[UnitKey, Settings]:
     """The settings with the factors b and c that carry the potentials just found.
@@ -155,11 +155,11 @@ def _keep_better(
     return jax.tree.map(pick, (new, moved), (state.solution, state.moved))
 
 
-def _pick(values: Values, name: str) -> dict[UnitKey, Any]:
+def _pick(values: UnitValues, name: str) -> dict[UnitKey, Any]:
     return {key: own[name] for key, own in values.items()}
 
 
-def _put(values: dict[UnitKey, dict], others: Values) -> None:
+def _put(values: dict[UnitKey, dict], others: UnitValues) -> None:
     """Overwrites what others have, unit by unit."""
     for key, own in others.items():
         values[key] |= own
@@ -206,7 +206,7 @@ class _Turn(NamedTuple):
 
 
 def _search_shared(
-    spec: SweepSpec, search: AndersonState, implied: Values, names: Sequence[str]
+    spec: SweepSpec, search: AndersonState, implied: UnitValues, names: Sequence[str]
 ) -> _Turn:
     """The search after a pass; without shared units it counts passes only."""
     shared = spec.shared

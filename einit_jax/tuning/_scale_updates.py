@@ -1,4 +1,4 @@
-"""Training with scales: updates of any optimizer, and a state that carries scales."""
+"""`scale_updates`: any optimizer's updates times the factors `update` of the units."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -24,36 +24,40 @@ from ..units import UPDATE
 
 
 class ScaleUpdatesState(NamedTuple):
-    """The factor `update` of each module, nested as in `scales`, and of the others."""
+    """The factors that updates are multiplied by, as float32."""
 
     factors: PyTree
+    """The factor `update` of each unit, nested as in `scales`."""
     loose: Array
+    """The factor of parameters that belong to no unit."""
 
 
-def scale_updates(scales: Mapping, *, loose: Any = 1.0) -> optax.GradientTransformation:
+def scale_updates(
+    scales: Mapping[str, Any], *, loose: Any = 1.0
+) -> optax.GradientTransformation:
     r"""Multiplies each unit's updates by its factor `update`: an optax transformation.
 
     `delta theta = -lr * update * u(theta_bar)`, for an optimizer u at learning rate 1:
     with the factors that `tune(..., optimizer=u)` measures, no unit's output moves by
     more than 1 per unit of learning rate at the first step, whatever u makes of the
     size of its gradients. Under `nn.scan` and `nn.vmap` over layers each layer has its
-    own factor. Parameters of no unit have no factor, but `loose`.
+    own factor. Parameters of no unit have the factor `loose`.
 
     It comes last, after the optimizer, and works wherever optax takes a transformation:
     in `chain`, `multi_transform`, `masked` (arrays masked out are left alone),
     `inject_hyperparams`, `MultiSteps`, under schedules. The factors are part of its
-    state, float32, so that they are saved, sharded and donated with it, and so that a
-    train state made inside of `jit` can leave it.
+    state, as float32, so that they are saved, sharded and donated with it, and so that
+    a train state made inside of `jit` can leave it.
 
     Args:
         scales: what `tune` returned with `optimizer=...`.
         loose: the factor of parameters that no unit owns (a raw class token), a number.
-            With 1 over the `loose_update_rms` of `measure(..., optimizer=...)` they
-            move no output by more than 1 either.
+            At 1 over the `loose_update_rms` of `measure(..., optimizer=...)` they move
+            no output by more than 1 either.
 
     Raises:
         TypeError, ValueError: scales have no factors `update`, or (from `init` and
-            `update`) are of no module of the parameters; loose is no number.
+            `update`) belong to no module of the parameters; loose is no number.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp, optax, einit_jax as ei
@@ -79,68 +83,82 @@ def scale_updates(scales: Mapping, *, loose: Any = 1.0) -> optax.GradientTransfo
 
     def update(updates: PyTree, state: Any, params: Any = None) -> Any:
         del params
-        known = _factors_by_module(state.factors, updates)
+        by_module = _factors_by_module(state.factors, updates)
 
-        def scaled(path: tuple, leaf: Any) -> Any:
-            own = owner_of(key_path(path), known, state.loose)
-            return _scale_update(leaf, own) if is_float(leaf) else leaf
+        def scale(path: tuple[Any, ...], leaf: Any) -> Any:
+            factor = owner_of(key_path(path), by_module, state.loose)
+            return _scale_update(leaf, factor) if is_float(leaf) else leaf
 
-        return jax.tree.map_with_path(scaled, updates), state
+        return jax.tree.map_with_path(scale, updates), state
 
     return optax.GradientTransformation(init, update)
 
 
-def _only_updates(scales: Any, path: Path = ()) -> dict:
+def _only_updates(scales: Any, path: Path = ()) -> dict[str, Any]:
     """The factors `update` alone, nested as `scales` are.
 
     Raises:
-        ValueError: a unit without one.
+        TypeError: scales are no nested mapping.
+        ValueError: a unit has no factor `update`.
     """
     if not isinstance(scales, Mapping):
         raise TypeError(
             f"scales are a {type(scales).__name__}, expected the dict that tune "
             "returned"
         )
-    leaves = {n: x for n, x in scales.items() if not isinstance(x, Mapping)}
+    leaves = {
+        name: child for name, child in scales.items() if not isinstance(child, Mapping)
+    }
     if (leaves or not scales) and UPDATE not in leaves:
         raise ValueError(
             f"scales at {path_str(path)!r} have no factor {UPDATE!r}; tune with the "
             "optimizer: ei.tune(..., optimizer=optax.adam(1.0))"
         )
-    own = {n: jnp.asarray(x) for n, x in leaves.items() if n == UPDATE}
-    below = {n: x for n, x in scales.items() if n not in leaves}
-    return own | {n: _only_updates(x, (*path, n)) for n, x in below.items()}
+    own = {UPDATE: jnp.asarray(leaves[UPDATE])} if UPDATE in leaves else {}
+    children = {
+        name: _only_updates(child, (*path, name))
+        for name, child in scales.items()
+        if name not in leaves
+    }
+    return own | children
 
 
-def _check_number(loose: Any) -> None:
+def _check_number(loose: object) -> None:
+    """Raises where `loose` is neither a number nor an array that holds one."""
     if not isinstance(loose, Real | jax.Array) or getattr(loose, "shape", ()):
         raise TypeError(f"loose is {loose!r}, expected a number")
 
 
 def _factors_by_module(
-    factors: Mapping, params: Any, path: Path = ()
+    factors: Mapping[str, Any], updates: PyTree, path: Path = ()
 ) -> dict[Path, Array]:
-    """The factor of each module of params; its methods have one in common.
+    """The factor of each module; the methods of a module have one factor in common.
 
-    What a mask has taken out of params is left out.
+    Modules that a mask has taken out of the updates are left out.
+
+    Args:
+        factors: the factors `update`, nested as in `scales`.
+        updates: updates or parameters, nested as parameters are.
+        path: where in the model both are.
 
     Raises:
-        ValueError: a factor of no module.
+        ValueError: a factor belongs to no module.
     """
-    found = {path: factors[UPDATE]} if UPDATE in factors else {}
+    by_module = {path: factors[UPDATE]} if UPDATE in factors else {}
     methods, foreign = [], []
     for name, child in factors.items():
-        inner = params.get(name) if isinstance(params, Mapping) else None
+        inner = updates.get(name) if isinstance(updates, Mapping) else None
         if isinstance(inner, optax.MaskedNode) or name == UPDATE:
             continue
         if isinstance(inner, Mapping):
-            found |= _factors_by_module(child, inner, (*path, name))
-        elif isinstance(params, Mapping) and set(child) == {UPDATE}:
-            found.setdefault(path, child[UPDATE])
+            by_module |= _factors_by_module(child, inner, (*path, name))
+        elif isinstance(updates, Mapping) and set(child) == {UPDATE}:
+            # no module of the updates, so a method of the module at `path`
+            by_module.setdefault(path, child[UPDATE])
             methods.append(name)
         else:
             foreign.append(name)
-    if methods and set(found) != {path}:  # a unit has no units below it
+    if methods and set(by_module) != {path}:  # a unit has no units below it
         foreign += methods
     if foreign:
         raise ValueError(
@@ -148,11 +166,10 @@ def _factors_by_module(
             "module of these updates: pass updates nested as params are, and scales "
             "that were tuned for this model"
         )
-    return found
+    return by_module
 
 
 def _scale_update(leaf: Array, factor: Array) -> Array:
     """A parameter's update times the factor of its unit, layer by layer."""
-    return multiply(
-        leaf, broadcast_per_layer(factor, leaf.shape, lifted_axes_of(factor.shape))
-    )
+    lifted_axes = lifted_axes_of(factor.shape)
+    return multiply(leaf, broadcast_per_layer(factor, leaf.shape, lifted_axes))

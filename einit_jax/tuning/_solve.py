@@ -1,8 +1,8 @@
 """From sweeps to factors: one pass, or as many as shared units need.
 
 Where regions form a chain, and with `gradients="unit"`, each unit solves its own b and
-c where it stands. Else the sweep carries true gradients times the potentials of the pass
-before (1 at first), and the factors follow from the statistics of all units; with
+c where it stands. Else the sweep carries true gradients times the potentials of the
+pass before (1 at first), and the factors follow from the statistics of all units; with
 `gradients="plain"` the potentials stay 1.
 """
 

@@ -16,7 +16,7 @@ from ._sweep import Settings, Sums, first_settings
 
 @dataclass(frozen=True)
 class SweepSpec:
-    """What a sweep is of: the units with their targets, and the regions between them."""
+    """What a sweep is of: units with their targets, and the regions between them."""
 
     objective: Objective
     stopping: Stopping

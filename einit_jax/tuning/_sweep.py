@@ -5,8 +5,8 @@ measured on input that is right already. On the way back each unit has its param
 gradient, its input gradient and, by a linear transpose of the vjp it has in hand, the
 change of its output by an update. Upstream it passes an input gradient of rms 1, or,
 where branches must not be weighed against each other, one times a factor that it was
-given. The statistics leave as the cotangent of the unit's `Sums`: `jax.grad` of the loss
-with respect to them *is* the table of sums over calls.
+given. The statistics leave as the cotangent of the unit's `Sums`: `jax.grad` of the
+loss with respect to them *is* the table of sums over calls.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,4 +1,6 @@
-"""TODO door."""
+"""The table of units, values per unit, and the seam to neural network libraries.
+
+Imports `core`. Start at `_unit`, then at `_protocols`: what a library has to give."""
 
 from ._columns import UnitRow as UnitRow
 from ._columns import call_order as call_order

@@ -51,7 +51,7 @@ def split_units(
 
 
 def call_order(units: Iterable[Unit]) -> tuple[tuple[str, ...], np.ndarray]:
-    """The paths of all units and layers in call order, and their places in `concat_units`."""
+    """The paths of units and layers in call order; their places in `concat_units`."""
     units = tuple(units)
     nowhere = np.zeros(sum(u.size for u in units), int)
     table, order = unit_rows(units, nowhere, nowhere, nowhere)
@@ -66,8 +66,8 @@ def unit_rows(
 ) -> tuple[list[UnitRow], np.ndarray]:
     """The lines of a table in call order, and the place of each in `concat_units`.
 
-    Units of one lifted stack take turns, layer by layer. The regions are numbers, in the
-    order of `concat_units`.
+    Units of one lifted stack take turns, layer by layer. The regions are numbers, in
+    the order of `concat_units`.
     """
     starts = np.cumsum([0, *(u.size for u in units)])
     places = dict(zip(units, starts, strict=False))

@@ -6,7 +6,7 @@ and imports no Flax.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 from jaxtyping import Array, Float
@@ -15,6 +15,7 @@ from ..core import Batch, Collections, ModelArgs, Params, Path
 from ._unit import ModelGraph, Unit, UnitKey
 
 
+@runtime_checkable
 class UnitCall(Protocol):
     """One call of a unit, about to run, as a pure function of floating arrays.
 
@@ -49,8 +50,8 @@ class UnitCall(Protocol):
     def vjp(self, inputs: list[Array]) -> tuple[list[Array], Callable]:
         """The floating outputs, and the function that transposes the derivative.
 
-        It takes cotangents of the outputs and returns two lists, those of the unit's own
-        parameters and those of the inputs; it is a pytree, and linear.
+        It takes cotangents of the outputs and returns two lists, those of the unit's
+        own parameters and those of the inputs; it is a pytree, and linear.
         """
         ...
 
@@ -87,6 +88,7 @@ class Interception(NamedTuple):
     """Sees the calls of a carrying module through methods without an entry."""
 
 
+@runtime_checkable
 class Objective(Protocol):
     """A model, how it is called, and its loss: all that is static; hashable."""
 

@@ -1,4 +1,7 @@
-"""TODO door."""
+"""Rules by name or formula: `initialize`, `unit_params`, `gain`, `fans`.
+
+Imports `binding` and what it may. Start at `_parameters`, what an array is for, then
+`_presets`."""
 
 from ._fans import fans as fans
 from ._gain import gain as gain

@@ -8,10 +8,12 @@ LAYER_TYPES = ("dense", "conv", "conv_transpose", "embed")
 
 
 class Fans(NamedTuple):
-    """How many numbers each output sums, and in how many sums each input is."""
+    """Fan-in and fan-out of a weight array."""
 
     fan_in: float
+    """How many numbers each output sums."""
     fan_out: float
+    """In how many sums each input is."""
 
 
 def fans(
@@ -33,12 +35,12 @@ def fans(
     | `"embed"` (`Embed`) | entries, features | 1: a look-up sums nothing | features |
 
     Away from borders each number is exact: a strided convolution reads each input in
-    `window / strides` places, a strided transposed one writes each output from as many.
-    `jax.nn.initializers` count otherwise where there are strides or groups (as if there
-    were none in the fan-out), and for `Embed` Flax takes the features as fan-in.
+    `window / strides` places, and a strided transposed one writes each output from as
+    many. `jax.nn.initializers` differ where there are strides or groups, which they do
+    not count in the fan-out; for `Embed`, Flax takes the features as fan-in.
 
     Args:
-        shape: of the array, without axes of lifted layers.
+        shape: of the array, without lifted axes.
         kind: see above; None: "dense" for two axes or with `contracted` or `batched`
             given, else "conv".
         contracted: for "dense", how many axes are summed over.
@@ -47,12 +49,11 @@ def fans(
         strides: for convolutions, of each window axis, or one for all.
 
     Returns:
-        A named tuple `(fan_in, fan_out)` of floats (with strides they may be broken
-        numbers).
+        A named tuple `(fan_in, fan_out)` of floats, which strides can make fractions.
 
     Raises:
         ValueError: unknown kind, too few axes, an axis of size 0, groups that do not
-            divide the outputs, strides of another number than the window has axes.
+            divide the outputs, or not one stride for each axis of the window.
 
     Example:
         >>> import einit_jax as ei
@@ -88,18 +89,20 @@ def fans(
         )
     if groups < 1 or outputs % groups:
         raise ValueError(f"groups={groups!r} do not divide the {outputs} outputs")
-    size, thinned = math.prod(window), math.prod(window) / math.prod(steps)
+    size = math.prod(window)
+    strided_size = size / math.prod(steps)
     if kind == "conv":
-        return Fans(float(size * inputs), thinned * outputs / groups)
-    return Fans(thinned * inputs, float(size * outputs))
+        return Fans(float(size * inputs), strided_size * outputs / groups)
+    return Fans(strided_size * inputs, float(size * outputs))
 
 
 def _dense_fans(shape: tuple[int, ...], contracted: int, batched: int) -> Fans:
+    """The fans of axes in the order batched, contracted, features."""
     if contracted < 1 or batched < 0 or len(shape) <= contracted + batched:
         raise ValueError(
             f"shape {shape} has no axis of features after {batched} batched and "
             f"{contracted} contracted ones; for a bias there are no fans"
         )
-    inner = shape[batched:]
-    into, out = inner[:contracted], inner[contracted:]
-    return Fans(float(math.prod(into)), float(math.prod(out)))
+    matrix = shape[batched:]
+    inputs, features = matrix[:contracted], matrix[contracted:]
+    return Fans(float(math.prod(inputs)), float(math.prod(features)))

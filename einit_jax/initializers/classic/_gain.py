@@ -1,13 +1,13 @@
-"""Activation functions: what they take away, and one that can be centred."""
+"""`gain` of an activation function, and `general_relu`, which can be centred."""
 
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 PRESERVED = ("second_moment", "variance", "gradient")
 
@@ -19,10 +19,11 @@ REACH, GAIN_PANELS, NODES = 14, 64, 8
 def gain(fn: Callable, *, preserve: str = "second_moment") -> float:
     r"""The gain of an activation function: `1 / sqrt(E fn(z)^2)` for `z ~ N(0, 1)`.
 
-    Weights of variance `gain^2 / fan_in` behind `fn` then bring its next inputs back to
-    mean square 1. By composite Gauss-Legendre quadrature in float64, on panels that end
-    at all multiples of 1/64: exact to 1e-9 and better for smooth functions and for
-    kinks at such places, to 1e-5 for other kinks, to 1e-3 for other jumps.
+    Weights of variance `gain^2 / fan_in` behind `fn` then bring the next inputs of `fn`
+    back to mean square 1. The mean is computed in float64, by composite Gauss-Legendre
+    quadrature on panels that end at all multiples of 1/64: exact to 1e-9 and better for
+    smooth functions and for kinks at such places, to 1e-5 for other kinks, to 1e-3 for
+    other jumps.
 
     | `preserve` | gain |
     |---|---|
@@ -37,7 +38,7 @@ def gain(fn: Callable, *, preserve: str = "second_moment") -> float:
 
     Args:
         fn: an elementwise function; of jax for `"gradient"`, else numpy will do.
-        preserve: what is to be kept, see above.
+        preserve: what the gain keeps, see above.
 
     Returns:
         A positive float.
@@ -66,18 +67,18 @@ def gain(fn: Callable, *, preserve: str = "second_moment") -> float:
     z, weights = _quadrature()
     values = _function_values(fn, z, preserve == "gradient")
     if not np.isfinite(values).all():
-        where = float(z[~np.isfinite(values)][0])
-        raise ValueError(f"fn is not finite at {where:.3g}: it has no gain")
+        first = float(z[~np.isfinite(values)][0])
+        raise ValueError(f"fn is not finite at {first:.3g}: it has no gain")
     mean = weights @ values if preserve == "variance" else 0.0
     power = float(weights @ np.square(values - mean))
     if not power > 1e-30:
-        what = {"gradient": "its derivative is", "variance": "it is constant, or"}
-        raise ValueError(f"fn has no gain: {what.get(preserve, 'it is')} zero")
+        reasons = {"gradient": "its derivative is", "variance": "it is constant, or"}
+        raise ValueError(f"fn has no gain: {reasons.get(preserve, 'it is')} zero")
     return power**-0.5
 
 
-def _quadrature() -> tuple[np.ndarray, np.ndarray]:
-    """Nodes, and weights that have the density of the normal distribution in them."""
+def _quadrature() -> tuple[Float[np.ndarray, " nodes"], Float[np.ndarray, " nodes"]]:
+    """Nodes, and weights that include the density of the normal distribution."""
     nodes, weights = np.polynomial.legendre.leggauss(NODES)
     starts = np.arange(-REACH * GAIN_PANELS, REACH * GAIN_PANELS) / GAIN_PANELS
     z = (starts[:, None] + (nodes + 1) / (2 * GAIN_PANELS)).ravel()
@@ -86,25 +87,29 @@ def _quadrature() -> tuple[np.ndarray, np.ndarray]:
     return z, weights / weights.sum()
 
 
-def _function_values(fn: Callable, z: np.ndarray, derivative: bool) -> np.ndarray:
-    """The function's values, or its derivative's, in float64."""
+def _function_values(
+    fn: Callable, z: Float[np.ndarray, " nodes"], derivative: bool
+) -> Float[np.ndarray, " nodes"]:
+    """The values of the function, or of its derivative, in float64."""
     with jax.enable_x64(True):
-        at: Any = jnp.asarray(z, jnp.float64)
+        points = jnp.asarray(z, jnp.float64)
         try:
-            found = (
-                jax.jvp(fn, (at,), (jnp.ones_like(at),))[1] if derivative else fn(at)
-            )
+            if derivative:
+                values = jax.jvp(fn, (points,), (jnp.ones_like(points),))[1]
+            else:
+                values = fn(points)
         except Exception as error:
             raise TypeError(
                 f"fn cannot take an array of float64: {type(error).__name__}: {error}; "
                 "pass an elementwise function of jax, such as flax.linen.relu"
             ) from error
-        if np.shape(found) != z.shape:
+        shape = np.shape(values)
+        if shape != z.shape:
             raise TypeError(
-                f"fn turned an array of shape {z.shape} into one of {np.shape(found)}, "
+                f"fn turned an array of shape {z.shape} into one of {shape}, "
                 "expected an elementwise function"
             )
-        return np.asarray(found, np.float64)
+        return np.asarray(values, np.float64)
 
 
 def general_relu(
@@ -112,13 +117,13 @@ def general_relu(
 ) -> Callable:
     r"""A leaky, shifted, clamped ReLU: `min(max(x, leak x) - sub, max_value)`.
 
-    A ReLU returns no negative numbers, so its mean is far from 0; shifted down by the
-    mean it has for `x ~ N(0, 1)` it is centred. Without a clamp that is
+    A ReLU returns no negative numbers, so its mean is far from 0. Shifted down by its
+    mean for `x ~ N(0, 1)` it is centred; without a clamp that mean is
     `(1 - leak) / sqrt(2 pi)`, about 0.4.
 
     Args:
         leak: the slope below zero, in `[0, 1]`; 0 is the ReLU.
-        sub: what is taken off; None: what makes the mean 0.
+        sub: the number that is subtracted; None: the one that makes the mean 0.
         max_value: the largest value returned, positive; None: no clamp.
 
     Returns:
@@ -143,13 +148,14 @@ def general_relu(
     return partial(_general_relu, leak=leak, sub=sub, max_value=max_value)
 
 
-def _general_relu(x: Any, leak: float, sub: float, max_value: float | None) -> Any:
+def _general_relu(x: Array, leak: float, sub: float, max_value: float | None) -> Array:
+    """The function that `general_relu` returns."""
     y = jnp.maximum(x, leak * x) - sub
     return y if max_value is None else jnp.minimum(y, max_value)
 
 
 def _centre(leak: float, max_value: float | None) -> float:
-    """What makes the mean 0, `s = E min(max(z, leak z), max_value + s)`."""
+    """The s that makes the mean 0: `s = E min(max(z, leak z), max_value + s)`."""
     mean = (1 - leak) / math.sqrt(2 * math.pi)
     if max_value is None:
         return mean

@@ -54,10 +54,10 @@ def initialize(
 
     Weights of layers are drawn in the shape in which Flax's own layers would ask for
     them, `(inputs, outputs)` or `(window, inputs, outputs)`, so that `variance_scaling`
-    counts right: for `DenseGeneral`, attention and raw arrays in an einsum too, axes
-    shared by input and output apart; layers of `nn.scan` and `nn.vmap` each by
-    themselves. What sums over what is read off the model's jaxpr, with `model` and
-    `input_fn`. Without them names and shapes must do: arrays named like biases and
+    counts right: for `DenseGeneral`, attention and raw arrays in an einsum too, without
+    the axes that input and output share. Each layer of `nn.scan` and `nn.vmap` is drawn
+    by itself. With `model` and `input_fn`, the model's jaxpr tells which axes are
+    summed over. Without them names and shapes must do: arrays named like biases and
     gains are these (`bias`, `scale`, ... see `unit_params`), an `embedding` is looked
     up, matrices are `(inputs, outputs)`, four axes and more are convolutions; three
     axes, biases of several axes, module classes and "gpt2" need the model. `fan_in` and
@@ -78,14 +78,14 @@ def initialize(
     | `"uniform"`, `"uniform_half"` | uniform on (0, 1), on +-0.5 | the same |
     | `"zeros"`, `"ones"` | constant | the same |
 
-    Where a preset says no more, biases are 0 and gains 1; what is neither (a class
-    token; raw positions, but for "gpt2") stays. Fans in presets count without strides,
-    and without groups for fan-out, as in all these frameworks; a transposed convolution
-    of PyTorch takes its outputs for its inputs, and so do we. A table used as output
-    weights too is drawn as a table. "gpt2" reads off the jaxpr which weights are
-    residual: those whose product is added to what it was computed from, on the way
-    only biases, gains and dropout; with two a block N is 2 L. Where a branch ends in a
-    normalization, give its weights a rule of their own.
+    Where a preset says no more, biases are 0 and gains 1; arrays that are neither (a
+    class token; raw positions, except with "gpt2") stay. Fans in presets count without
+    strides, and without groups for fan-out, as in all these frameworks; PyTorch takes
+    the outputs of a transposed convolution for its inputs, and so do we. A table used
+    as output weights too is drawn as a table. "gpt2" reads off the jaxpr which weights
+    are residual: those whose product is added to what it was computed from, with only
+    biases, gains and dropout on the way; with two in a block N is 2 L. Where a branch
+    ends in a normalization, give its weights a rule of their own.
 
     Args:
         params: a pytree of arrays (or their shapes), boxed or not; not changed.
@@ -101,7 +101,7 @@ def initialize(
         integers and empty biases stay.
 
     Raises:
-        TypeError: a selector or a value of another kind.
+        TypeError: a selector or a value of a type that is not listed above.
         ValueError: an unknown preset, a rule that matches nothing, an array that no
             rule matches, a model that is needed and not given, an initializer that
             cannot draw an array (orthogonal with one axis), returns another shape or
@@ -122,7 +122,7 @@ def initialize(
     et al., arXiv 1511.06434 ("dcgan"), and GPT-2, 2019, section 2.3. "pytorch",
     "keras", "dcgan" and "gpt2" are checked against these frameworks' own draws
     (`tests/golden`), "lingvo" and "returnn_theano" against their formulas. In PyTorch
-    and Keras attention counts its fans otherwise than dense layers do; here it does
+    and Keras attention counts its fans in another way than dense layers; here it does
     not.
     """  # noqa: E501
     parsed = parse_rules(rules)
@@ -130,7 +130,7 @@ def initialize(
         lacking = "model" if model is None else "input_fn"
         raise ValueError(f"{lacking} is not given; pass both, model and input_fn")
     if model is None:
-        parameters, types = _by_name(params, parsed), {}
+        parameters, module_types = _by_name(params, parsed), {}
     else:
         bound = setup(
             model,
@@ -143,12 +143,12 @@ def initialize(
             collections=collections,
             axis_name=axis_name,
         )
-        parameters, types = parameters_of(bound.objective, bound.arrays.args)
+        parameters, module_types = parameters_of(bound.objective, bound.arrays.args)
     leaves = {
         path: leaf.unbox() if is_boxed(leaf) else leaf
         for path, leaf in flatten(params).items()
     }
-    pairs = match_rules(parsed, parameters, types)
+    pairs = match_rules(parsed, parameters, module_types)
     samplers = {p.path: _sampler(p, rule, leaves[p.path].dtype) for p, rule in pairs}
     samplers = {path: draw for path, draw in samplers.items() if draw is not None}
     for draw in samplers.values():
@@ -165,17 +165,17 @@ def _by_name(params: PyTree, rules: list[Rule]) -> list[Parameter]:
     Raises:
         ValueError: a rule that only the model tells how to apply.
     """
-    needs = wants_model(rules)
-    if needs is not None:
+    rule = wants_model(rules)
+    if rule is not None:
         raise ValueError(
-            f"rule {rule_str(needs)}: only the model tells what it applies to; "
+            f"rule {rule_str(rule)}: only the model tells what it applies to; "
             "pass model=..., input_fn=..."
         )
     return parameters_by_name(params)
 
 
 def _sampler(parameter: Parameter, rule: Rule, dtype: Any) -> Callable | None:
-    """How an array is drawn from the key of all; None where it stays."""
+    """A function of the common key that draws an array; None where the array stays."""
     shape, name = parameter.shape, parameter.name
     if rule.value is None or (0 in shape and parameter.role != "weight"):
         return None
@@ -188,10 +188,12 @@ def _sampler(parameter: Parameter, rule: Rule, dtype: Any) -> Callable | None:
     if value is None:
         return None
     path, init = sampling_key(parameter, value)
-    return lambda key: sample(parameter, rule, init, path_key(key, path), dtype)
+    return lambda key: sample(parameter, rule, init, path_key(key, path), dtype=dtype)
 
 
-def _check_finite(sampled: Mapping[Path, jax.Array], rules: Mapping) -> None:
+def _check_finite(
+    sampled: Mapping[Path, jax.Array], rules: Mapping[Path, Rule]
+) -> None:
     """Raises where a draw is not finite; under `jit` that cannot be known."""
     concrete = {path: x for path, x in sampled.items() if is_concrete(x)}
     flags = _are_finite(list(concrete.values()))
@@ -206,4 +208,5 @@ def _check_finite(sampled: Mapping[Path, jax.Array], rules: Mapping) -> None:
 
 @jax.jit
 def _are_finite(arrays: list[jax.Array]) -> list[jax.Array]:
+    """Whether all elements are finite, of each array."""
     return [jnp.isfinite(x).all() for x in arrays]

@@ -1,4 +1,4 @@
-"""Which rule draws which array, and how."""
+"""The rules of `initialize`: how they are checked, matched with arrays, and read."""
 
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -8,42 +8,45 @@ from typing import Any, NamedTuple
 from ...binding import is_model_type
 from ...core import Path
 from ._parameters import Parameter
-from ._presets import NEEDS_MODEL, PRESETS
+from ._presets import NEEDS_MODEL, PRESETS, RuleValue
 
 
 class Rule(NamedTuple):
-    """What a rule applies to, and what it does there."""
+    """One rule of the user's, which `parse_rules` checks."""
 
     selector: Any
+    """Which arrays it applies to: a glob, a rank, a module class, ..."""
     value: Any
+    """How it draws them: a `RuleValue`, or the name of a preset."""
 
 
-def parse_rules(given: Any) -> list[Rule]:
+def parse_rules(rules: Any) -> list[Rule]:
     """The rules in order, checked as far as they can be without arrays.
 
     Raises:
         TypeError: a selector or a value that is none.
         ValueError: an unknown preset, or no rules.
     """
-    if isinstance(given, str) or callable(given):
-        given = {"*": given}
-    pairs = given.items() if isinstance(given, Mapping) else given
+    if isinstance(rules, str) or callable(rules):
+        rules = {"*": rules}
+    pairs = rules.items() if isinstance(rules, Mapping) else rules
     try:
-        rules = [Rule(*pair) for pair in pairs]
+        parsed = [Rule(*pair) for pair in pairs]
     except TypeError:
         raise TypeError(
-            f"rules are {given!r}, expected a preset's name, an initializer, a mapping "
+            f"rules are {rules!r}, expected a preset's name, an initializer, a mapping "
             "from selectors to values, or a sequence of (selector, value)"
         ) from None
-    if not rules:
+    if not parsed:
         raise ValueError("rules are empty; add a default: {'*': ...}")
-    for rule in rules:
+    for rule in parsed:
         _check_selector(rule.selector)
         _check_value(rule)
-    return rules
+    return parsed
 
 
 def _check_selector(selector: Any) -> None:
+    """Raises a TypeError for what is no selector."""
     pair = isinstance(selector, tuple) and len(selector) == 2
     module, name = selector if pair else (selector, "")
     known = selector is ... or isinstance(selector, str)
@@ -57,6 +60,7 @@ def _check_selector(selector: Any) -> None:
 
 
 def _check_value(rule: Rule) -> None:
+    """Raises for what is no value of a rule."""
     value = rule.value
     if isinstance(value, str) and value not in PRESETS:
         raise ValueError(
@@ -72,7 +76,7 @@ def _check_value(rule: Rule) -> None:
 
 
 def wants_model(rules: Sequence[Rule]) -> Rule | None:
-    """The first rule that only a model can tell how to apply."""
+    """The first rule that cannot be applied without the model."""
     for rule in rules:
         classes = isinstance(rule.selector, type | tuple)
         if classes or (isinstance(rule.value, str) and rule.value in NEEDS_MODEL):
@@ -81,72 +85,80 @@ def wants_model(rules: Sequence[Rule]) -> Rule | None:
 
 
 def match_rules(
-    rules: Sequence[Rule], sites: Sequence[Parameter], types: Mapping[Path, type]
+    rules: Sequence[Rule], parameters: Sequence[Parameter], types: Mapping[Path, type]
 ) -> list[tuple[Parameter, Rule]]:
     """Each array with the first rule that matches it.
 
     Raises:
         ValueError: a rule that matches no array, or an array that no rule matches.
     """
-    shown = ", ".join(s.name for s in sites[:12]) + (", ..." if len(sites) > 12 else "")
+    names = ", ".join(p.name for p in parameters[:12])
+    names += ", ..." if len(parameters) > 12 else ""
     for rule in rules:
-        if not any(_rule_matches(rule.selector, site, types) for site in sites):
+        if not any(_rule_matches(rule.selector, p, types) for p in parameters):
             raise ValueError(
                 f"rule {rule_str(rule)} matches no array; {_hint(rule, types)}the "
-                f"arrays are: {shown}"
+                f"arrays are: {names}"
             )
-    found = []
-    for site in sites:
-        first = (r for r in rules if _rule_matches(r.selector, site, types))
-        rule = next(first, None)
+    matches = []
+    for parameter in parameters:
+        matching = (r for r in rules if _rule_matches(r.selector, parameter, types))
+        rule = next(matching, None)
         if rule is None:
             raise ValueError(
-                f"no rule matches {site.name!r}, of shape {site.shape}; add a default "
-                "last, such as '*': 'lecun_normal', or '*': None to keep what is there"
+                f"no rule matches {parameter.name!r}, of shape {parameter.shape}; "
+                "add a default last, such as '*': 'lecun_normal', or '*': None to keep "
+                "what is there"
             )
-        found.append((site, rule))
-    return found
+        matches.append((parameter, rule))
+    return matches
 
 
 def rule_str(rule: Rule) -> str:
+    """The rule's selector, as error messages show it."""
     name = getattr(rule.selector, "__name__", None)
     return name or repr(rule.selector)
 
 
 def _hint(rule: Rule, types: Mapping[Path, type]) -> str:
+    """What may help a user whose rule matches nothing."""
     if isinstance(rule.selector, str):
         return "patterns are globs over the whole path, such as '*/kernel'; "
     names = ", ".join(sorted({t.__name__ for t in types.values()}))
     return f"the modules are of: {names}; " if names else ""
 
 
-def _rule_matches(selector: Any, site: Parameter, types: Mapping[Path, type]) -> bool:
+def _rule_matches(
+    selector: Any, parameter: Parameter, types: Mapping[Path, type]
+) -> bool:
+    """Whether a selector matches an array; `types` are the classes of modules."""
     if selector is ... or isinstance(selector, str):
-        return fnmatchcase(site.name, "*" if selector is ... else selector)
+        return fnmatchcase(parameter.name, "*" if selector is ... else selector)
     if isinstance(selector, int):
-        return site.rank == selector
+        return parameter.rank == selector
     module, name = selector if isinstance(selector, tuple) else (selector, "*")
     return any(
-        issubclass(types.get(site.path[:i], object), module)
-        and fnmatchcase("/".join(site.path[i:]), name)
-        for i in range(len(site.path))
+        issubclass(types.get(parameter.path[:i], object), module)
+        and fnmatchcase("/".join(parameter.path[i:]), name)
+        for i in range(len(parameter.path))
     )
 
 
-def rule_value(site: Parameter, rule: Rule) -> Any:
-    """What the rule says for the array: a number, an initializer, or None.
+def rule_value(parameter: Parameter, rule: Rule) -> RuleValue:
+    """How the rule draws the array: a number, an initializer, or None.
 
     Raises:
-        ValueError: it hangs on axes that shapes alone do not tell.
+        ValueError: it depends on axes that shapes alone do not tell.
     """
     value = rule.value
-    asks = callable(value) or (isinstance(value, str) and site.role == "weight")
-    if asks and site.axes is None:
+    is_preset = isinstance(value, str)
+    by_fans = callable(value) or (is_preset and parameter.role == "weight")
+    if by_fans and parameter.axes is None:
         raise ValueError(
-            f"rule {rule_str(rule)} draws {site.name!r} by its fans, but only the "
-            f"model tells which axes of {site.shape} it sums over; pass model=..., "
-            "input_fn=..."
+            f"rule {rule_str(rule)} draws {parameter.name!r} by its fans, but only the "
+            f"model tells which axes of {parameter.shape} it sums over; "
+            "pass model=..., input_fn=..."
         )
     if isinstance(value, str):
-        return PRESETS[value](site)
+        return PRESETS[value](parameter)
     return value

@@ -1,8 +1,7 @@
-"""Parameters of unit size, so that one learning rate suits every weight."""
+"""`unit_params`: arrays of unit size, so that one learning rate suits every weight."""
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -52,7 +51,7 @@ def unit_params(
     `a ~ 1 / sqrt(fan_in)`, all weights are of one size, and so one step size suits them
     all. Tune after, not before.
 
-    What an array is, is told by its name, the last of its path: a bias (`bias`,
+    The name of an array, the last of its path, tells what it is: a bias (`bias`,
     `*_bias`, `bias_*`, `b`, `beta`), a gain (`scale`, `*_scale`, `gain`, `g`, `gamma`),
     else a weight. Arrays with fewer than two axes that are none of these, and integers,
     are left as they are.
@@ -62,14 +61,14 @@ def unit_params(
         key: a random key; every array draws by a key of its own path.
         draw: "normal", "truncated_normal" (at two standard deviations), "uniform" on
             +-sqrt(3), or "orthogonal" (times the square root of its longer side; all
-            axes but the last are one).
-        keep: rescale the weights that are there to rms 1, in place of drawing; zeros,
-            biases and gains stay.
+            axes but the last count as one).
+        keep: rescale the weights that are there to rms 1 instead of drawing new ones;
+            zeros, biases and gains stay.
         gains: set gains to 1; by default they stay.
         exclude: glob patterns of array paths that stay (`"*/pos_embedding"`).
         scales: from `tune`, or `scaled(model).init`: tells which axes count the layers
-            of `nn.scan` and `nn.vmap`, each then drawn or rescaled by itself. Needed
-            there for "orthogonal" and for `keep`.
+            of `nn.scan` and `nn.vmap`, so that each layer is drawn or rescaled by
+            itself. Needed there for "orthogonal" and for `keep`.
 
     Returns:
         The same tree with other values, in the same dtypes.
@@ -86,7 +85,7 @@ def unit_params(
         1.00 0.0
 
     Source: P. Bement, empirical_init 0.0.2 (2023), draws weights from N(0, 1) and sets
-    biases to 0; "orthogonal" is of Saxe et al., arXiv 1312.6120.
+    biases to 0; "orthogonal" is from Saxe et al., arXiv 1312.6120.
     """
     if draw not in UNIT_DRAWS:
         raise ValueError(
@@ -95,60 +94,57 @@ def unit_params(
     if key is None and not keep:
         raise ValueError("unit_params needs a key to draw with, or keep=True")
     leaves = flatten(params)
-    names = {path_str(path): path for path in leaves}
-    left = match_patterns(dict.fromkeys(as_patterns(exclude)), names, what="array")
-    lifts = _lifted_axes_by_path(scales, params)
-    how = _rescale_unit if keep else partial(_draw_unit, key, draw, gains)
+    paths_by_name = {path_str(path): path for path in leaves}
+    patterns = dict.fromkeys(as_patterns(exclude))
+    excluded = match_patterns(patterns, paths_by_name, what="array")
+    lifted_axes = _lifted_axes_by_path(scales, params)
     entries = {}
     for path, leaf in leaves.items():
         value = leaf.unbox() if is_boxed(leaf) else leaf
-        if path_str(path) in left or not is_float(value) or not value.size:
+        if path_str(path) in excluded or not is_float(value) or not value.size:
             continue
-        lifted_axes = owner_of(path, lifts, ())
-        role = role_of(path, value.ndim - sum(n > 0 for n in lifted_axes))
-        entries[path] = how(role, path, value, lifted_axes)
+        own_axes = owner_of(path, lifted_axes, ())
+        role = role_of(path, value.ndim - sum(n > 0 for n in own_axes))
+        if role == "weight" and keep:
+            entries[path] = _rescale_weight(value, own_axes)
+        elif role == "weight":
+            assert key is not None
+            entries[path] = _draw_weight(path_key(key, path), draw, value, own_axes)
+        elif role == "bias" and not keep:
+            entries[path] = jnp.zeros_like(value)
+        elif role == "gain" and gains and not keep:
+            entries[path] = jnp.ones_like(value)
     return with_leaves(params, entries)
 
 
-def _rescale_unit(
-    role: str, path: Path, value: Array, lifted_axes: tuple[int, ...]
-) -> Array:
-    """A weight at rms 1 in each layer; zeros, and what is no weight, stay."""
-    if role != "weight":
-        return value
-    layers = len(layer_axes(value.shape, lifted_axes))
-    by = inverse(rms([layers_first(value, lifted_axes)], keep=layers))
-    return multiply(value, broadcast_per_layer(by, value.shape, lifted_axes))
+def _rescale_weight(weight: Array, lifted_axes: tuple[int, ...]) -> Array:
+    """The weight at rms 1 in each layer; zeros stay."""
+    layers = len(layer_axes(weight.shape, lifted_axes))
+    factor = inverse(rms([layers_first(weight, lifted_axes)], keep=layers))
+    return multiply(weight, broadcast_per_layer(factor, weight.shape, lifted_axes))
 
 
-def _draw_unit(
-    key: Any,
-    draw: Any,
-    gains: bool,
-    role: str,
-    path: Path,
-    value: Array,
-    lifted_axes: tuple[int, ...],
+def _draw_weight(
+    key: jax.Array, draw: str, old: Array, lifted_axes: tuple[int, ...]
 ) -> Array:
-    """A new array in the place of one, by its role."""
-    if role == "bias":
-        return jnp.zeros_like(value)
-    if role == "gain" and gains:
-        return jnp.ones_like(value)
-    if role != "weight":
-        return value
-    key = path_key(key, path)
-    if draw != "orthogonal":
-        # with a fan-in of 1 the variance is 1
-        init = initializers.variance_scaling(1.0, "fan_in", draw)
-        return init(key, (1, value.size), value.dtype).reshape(value.shape)
-    layers = layer_axes(value.shape, lifted_axes)
-    sizes = layers_first(value, lifted_axes).shape
+    """A weight of rms 1, in the shape and dtype of an old one."""
+    if draw == "orthogonal":
+        return _draw_orthogonal(key, old, lifted_axes)
+    # with a fan-in of 1 the variance is 1
+    distribution: Any = draw
+    init = initializers.variance_scaling(1.0, "fan_in", distribution)
+    return init(key, (1, old.size), old.dtype).reshape(old.shape)
+
+
+def _draw_orthogonal(key: jax.Array, old: Array, lifted_axes: tuple[int, ...]) -> Array:
+    """An orthogonal matrix for each layer, all axes but the last one taken as one."""
+    layers = layer_axes(old.shape, lifted_axes)
+    sizes = layers_first(old, lifted_axes).shape
     outer, shape = sizes[: len(layers)], sizes[len(layers) :]
-    count = math.prod(outer)
     longer = max(shape[-1], math.prod(shape[:-1]))
     init = initializers.orthogonal(longer**0.5)
-    each = jax.vmap(lambda k: init(k, shape, value.dtype))(jax.random.split(key, count))
+    keys = jax.random.split(key, math.prod(outer))
+    each = jax.vmap(lambda k: init(k, shape, old.dtype))(keys)
     return jnp.moveaxis(each.reshape(*outer, *shape), range(len(layers)), layers)
 
 

@@ -1,21 +1,23 @@
-"""The layers of a model: units with weights, and the arrays that size their outputs."""
+"""The layers of a model: units with weights, and orthonormal draws of these weights."""
 
 from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.nn import initializers
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from ...core import Path, inner_axes, is_under, path_number, path_str
+from ...graph import ParameterAxes
 from ...units import Unit
 from ..classic import Parameter, Rule, sample
 
 
 class Layer(NamedTuple):
-    """A module with weights, as all of its methods use them."""
+    """A module with weights, with all the methods through which it is called."""
 
     path: Path
     units: tuple[Unit, ...]
@@ -26,11 +28,16 @@ class Layer(NamedTuple):
     channels: tuple[Path, int] | None
     """The one bias that adds to the last axes of the output, and how many these are."""
     cell: bool
-    """Whether it is a recurrent cell in one piece: its gates bound its output."""
+    """Whether it is a whole recurrent cell, whose gates bound its output."""
 
     @property
     def name(self) -> str:
         return self.units[0].name
+
+    @property
+    def lifted_axes(self) -> tuple[int, ...]:
+        """The lifted axes of its units, which share one path."""
+        return self.units[0].lifted_axes
 
     @property
     def shared(self) -> bool:
@@ -39,31 +46,40 @@ class Layer(NamedTuple):
 
 
 def layers_among(
-    units: Mapping[Unit, float], sites: Iterable[Parameter]
+    units: Mapping[Unit, float], parameters: Iterable[Parameter]
 ) -> tuple[Layer, ...]:
-    """The layers among some units with their targets, in call order."""
-    methods: dict[Path, list[Unit]] = {}
+    """The layers among units, which come with their targets, in call order."""
+    units_by_path: dict[Path, list[Unit]] = {}
     for unit in units:
-        methods.setdefault(unit.path, []).append(unit)
-    inside: dict[Path, list[Parameter]] = {path: [] for path in methods}
-    for site in sites:
-        for path in methods:
-            if is_under(site.path, path):
-                inside[path].append(site)
+        units_by_path.setdefault(unit.path, []).append(unit)
+    inside: dict[Path, list[Parameter]] = {path: [] for path in units_by_path}
+    for parameter in parameters:
+        for path in units_by_path:
+            if is_under(parameter.path, path):
+                inside[path].append(parameter)
     return tuple(
-        _make_layer(path, tuple(called), units[called[0]], inside[path])
-        for path, called in methods.items()
-        if any(site.role == "weight" for site in inside[path])
+        _make_layer(tuple(own), inside[path], target=units[own[0]])
+        for path, own in units_by_path.items()
+        if any(parameter.role == "weight" for parameter in inside[path])
     )
 
 
 def _make_layer(
-    path: Path, units: tuple[Unit, ...], target: float, sites: list[Parameter]
+    units: tuple[Unit, ...], parameters: list[Parameter], *, target: float
 ) -> Layer:
-    of = lambda role: tuple(site.path for site in sites if site.role == role)
-    cell = any(site.gate and is_under(site.gate.cell, path) for site in sites)
-    channels = _channels(units, [site for site in sites if site.role == "bias"])
-    return Layer(path, units, target, of("weight"), of("bias"), channels, cell)
+    """The layer of all units of one path, and of the parameters under it."""
+    path = units[0].path
+    weights = [p for p in parameters if p.role == "weight"]
+    biases = [p for p in parameters if p.role == "bias"]
+    return Layer(
+        path,
+        units,
+        target,
+        weights=tuple(weight.path for weight in weights),
+        biases=tuple(bias.path for bias in biases),
+        channels=_channels(units, biases),
+        cell=any(p.gate and is_under(p.gate.cell, path) for p in parameters),
+    )
 
 
 def _channels(
@@ -79,58 +95,73 @@ def _channels(
     return (bias.path, len(shape)) if shape and fits else None
 
 
+class _DrawType(NamedTuple):
+    """Weights for which these are equal are drawn by one program."""
+
+    shape: tuple[int, ...]
+    axes: ParameterAxes | None
+    """Without what does not decide how an array is drawn."""
+    dtype: DTypeLike
+
+
 def sample_orthonormal(
     layers: tuple[Layer, ...],
-    sites: Mapping[Path, Parameter],
-    leaves: Mapping[Path, Any],
+    parameters: Mapping[Path, Parameter],
+    leaves: Mapping[Path, Array],
     key: jax.Array,
 ) -> dict[Path, Array]:
-    """Weights with orthonormal rows or columns, each by the key of its path.
+    """Weights with orthonormal rows or columns, and biases of zeros.
 
-    Those that are alike are drawn by one program: factoring matrices takes long to
-    compile.
+    Each weight is drawn by the key of its path. Weights that are alike are drawn by one
+    program, because programs that factor matrices take long to compile.
     """
-    found = {
+    sampled = {
         path: jnp.zeros_like(leaves[path]) for layer in layers for path in layer.biases
     }
-    alike: dict[Any, list[Parameter]] = {}
+    alike: dict[_DrawType, list[Parameter]] = {}
     for layer in layers:
-        for site in (sites[path] for path in layer.weights):
-            _check_orthonormal(site)
-            what = (site.shape, _sampling_axes(site), leaves[site.path].dtype)
-            alike.setdefault(what, []).append(site)
-    for (*_, dtype), group in alike.items():
-        names = jnp.array([path_number(site.path) for site in group], "uint32")
-        draw = partial(_sample_orthonormal, group[0], dtype, key)
-        made = jax.lax.map(draw, names) if len(group) > 1 else [draw(names[0])]
-        found |= {site.path: x for site, x in zip(group, made, strict=True)}
-    return found
+        for weight in (parameters[path] for path in layer.weights):
+            _check_orthonormal(weight)
+            dtype = leaves[weight.path].dtype
+            draw_type = _DrawType(weight.shape, _sampling_axes(weight), dtype)
+            alike.setdefault(draw_type, []).append(weight)
+    for draw_type, group in alike.items():
+        numbers = jnp.array([path_number(weight.path) for weight in group], "uint32")
+        draw = partial(_sample_weight, group[0], draw_type.dtype, key)
+        arrays = jax.lax.map(draw, numbers) if len(group) > 1 else [draw(numbers[0])]
+        pairs = zip(group, arrays, strict=True)
+        sampled |= {weight.path: array for weight, array in pairs}
+    return sampled
 
 
-def _sampling_axes(site: Parameter) -> Any:
-    """What decides how an array is drawn."""
-    return site.axes and site.axes._replace(residual=False, fan_out=0.0, fan_in=0.0)
+def _sampling_axes(weight: Parameter) -> ParameterAxes | None:
+    """What decides how a weight is drawn: its axes, without residual and fans."""
+    return weight.axes and weight.axes._replace(residual=False, fan_out=0.0, fan_in=0.0)
 
 
-def _sample_orthonormal(
-    site: Parameter, dtype: Any, key: jax.Array, name: Array
+def _sample_weight(
+    weight: Parameter, dtype: DTypeLike, key: jax.Array, number: Array
 ) -> Array:
-    """Each layer of a stack by itself; in 32 bits or more: 16 cannot be factored."""
+    """One weight, each layer of a stack by itself, by the number of its path.
+
+    In 32 bits or more, for matrices of 16 bits cannot be factored.
+    """
     init, wide = initializers.orthogonal(), jnp.promote_types(dtype, jnp.float32)
-    own = jax.random.fold_in(key, name)
-    return sample(site, Rule("*", init), init, own, wide).astype(dtype)
+    own = jax.random.fold_in(key, number)
+    return sample(weight, Rule("*", init), init, own, dtype=wide).astype(dtype)
 
 
-def _check_orthonormal(site: Parameter) -> None:
-    """Raises where nothing orthonormal has this shape."""
-    where = f"{site.name!r} has shape {site.shape}"
-    unit = path_str(site.path[:-1])
-    if site.looked_up and site.rank < 2:
+def _check_orthonormal(weight: Parameter) -> None:
+    """Raises where nothing orthonormal has the shape of a weight."""
+    weight_and_shape = f"{weight.name!r} has shape {weight.shape}"
+    unit = path_str(weight.path[:-1])
+    if weight.looked_up and weight.rank < 2:
         raise ValueError(
-            f"{where}: one axis cannot be orthonormal; keep what is there: "
+            f"{weight_and_shape}: one axis cannot be orthonormal; keep what is there: "
             f"orthogonal=False, or exclude={unit!r}"
         )
-    if 0 in site.shape:
+    if 0 in weight.shape:
         raise ValueError(
-            f"{where}: there is nothing to draw; leave it out: exclude={unit!r}"
+            f"{weight_and_shape}: there is nothing to draw; leave it out: "
+            f"exclude={unit!r}"
         )

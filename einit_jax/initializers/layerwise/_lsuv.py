@@ -1,6 +1,6 @@
-"""`lsuv`: layer-sequential unit variance, for all layers in one sweep."""
+"""`lsuv`: layer-sequential unit variance, for all layers in one pass."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,7 @@ from ...core import (
 from ...linen import Model
 from ...units import Objective, UnitSelection, unit_selection
 from ..classic import parameters_in, place_like
-from ._layers import layers_among, sample_orthonormal
+from ._layers import Layer, layers_among, sample_orthonormal
 from ._passes import layer_pass
 from ._progress import Progress, start_progress
 
@@ -48,60 +48,60 @@ def lsuv(
     r"""Layer-sequential unit variance: orthonormal weights, then outputs of variance 1.
 
     Layer by layer, on a batch, the weights W are divided by the standard deviation of
-    what they make of input that is right already:
+    the output that they give for input that is right already:
 
         W <- W sqrt(target / Var[f(W, x)])        Var over all elements of the output
 
-    In the paper that is a run of the model for each layer; here one pass solves all:
-    each layer hands on its output right, as it will be. A second pass checks that on
-    the weights found, for the plain model.
+    In the paper that is a run of the model for each layer; here one pass solves all
+    layers, because each hands on its output as it will be. A second pass checks the
+    result with the new weights in the plain model.
 
     A *layer* is a unit (see `tune`) with weights: arrays that sum over their input or
-    that are looked up (Dense, Conv, Embed, attention's projections, ...). What has
-    none, such as normalization with its gains, is left as it is, and so are parameters
-    that belong to no unit and units that the batch does not reach.
+    that are looked up (Dense, Conv, Embed, attention's projections, ...). Units without
+    weights, such as normalization with its gains, are left as they are; so are
+    parameters that belong to no unit, and units that the batch does not reach.
 
     - Where the output does not follow the size of the weights (weights that act twice,
       an activation inside of the unit) further passes search for the factor. An error
-      tells where there is none.
-    - Weights used several times (shared layers, steps of time, a table that is
+      names the units for which there is none.
+    - Weights used several times (shared layers, time steps, a table that serves as
       output weights too) have one factor, for the variance over all these calls; it
       takes further passes.
     - A recurrent cell in one piece (`nn.OptimizedLSTMCell`) is drawn, not scaled: its
-      gates bound its output, and large weights would but close them. The gates of
+      gates bound its output, and large weights would only close them. The gates of
       `nn.LSTMCell` are layers like others.
-    - Of no variance (a head that starts at zero and is kept, constant input; a
-      deviation under 1e-4 of the mean) the factor is 1; likewise of a layer that no
-      gradient reaches back to (`stop_gradient`): no pass sees it.
+    - Where an output has no variance (a head that starts at zero and is kept, constant
+      input; a deviation under 1e-4 of the mean) the factor is 1; likewise for a layer
+      that no gradient reaches back to (`stop_gradient`): no pass sees it.
 
     Args:
         model, params, input_fn, key, batch_size, method, rngs, collections, axis_name:
             as in `tune`. The key draws the weights too.
-        loss_fn: not used; here for the signature that all strategies share.
+        loss_fn: not used; it is here for the signature that all strategies share.
         target: the variance of each layer's output (not its deviation), or patterns
             with their variances (first match; 1 for others).
         center: set biases such that each channel has mean 0 over the batch, before the
-            variance is taken: `b = -mean / deviation`. That is where one bias adds to
-            the last axes of the output; layers without bias are scaled only.
+            variance is taken: `b = -mean / deviation`. This applies where one bias adds
+            to the last axes of the output; other layers are scaled only.
         orthogonal: draw weights anew, with orthonormal rows or columns (those of a
             convolution as a matrix `(window and inputs, features)`), and set biases
             to 0. False keeps what is there and scales it, biases too.
         include, exclude: glob patterns over unit paths; other units keep what they
             have.
-        max_sweeps: most passes; 1 leaves the check out.
-        tolerance: how far `Var / target` may be from 1, each layer by itself, and
+        max_sweeps: the largest number of passes; 1 leaves the check out.
+        tolerance: how far `Var / target` may be from 1, for each layer by itself, and
             twice the channel means from 0, in deviations.
 
     Returns:
-        A tree like params, of the same dtypes, boxes and shardings, for the model as it
-        is.
+        A tree like params, of the same dtypes, boxes and shardings, for the unmodified
+        model.
 
     Raises:
-        TypeError, ValueError: as in `tune`; of a target that is not positive; of
-            weights that cannot be orthonormal (one axis); afterwards, of layers whose
-            output cannot be brought to its variance. The message says what to type.
+        TypeError, ValueError: as in `tune`; a target is not positive; weights cannot be
+            orthonormal (one axis); afterwards, the output of some layers cannot be
+            brought to its variance. The message says what to type.
         FloatingPointError: an output is not finite. Under an outer `jit` nothing that
-            depends on values is refused.
+            depends on values raises.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp, einit_jax as ei
@@ -114,9 +114,9 @@ def lsuv(
 
     Source: D. Mishkin and J. Matas, arXiv 1511.06422, section 3 (algorithm 1; there
     until `|Var - 1| < 0.1`), with orthonormal draws of A. Saxe et al., arXiv 1312.6120;
-    `center` is the initialization by data of T. Salimans and D. Kingma, arXiv
-    1602.07868, section 3. There it is one run of the model a layer, and embeddings,
-    shared weights and recurrence are not spoken of.
+    `center` is the data-dependent initialization of T. Salimans and D. Kingma, arXiv
+    1602.07868, section 3. There it takes one run of the model for each layer, and
+    embeddings, shared weights and recurrence are not treated.
     """
     del loss_fn
     _check_flags(center=center, orthogonal=orthogonal)
@@ -153,13 +153,13 @@ def lsuv(
         )
         progress = _run_passes(one_pass, progress)
         progress.check(stopping)
-    leaves, arrays = flatten(unboxed(params)), {**sampled, **progress.found}
+    leaves, arrays = flatten(unboxed(params)), {**sampled, **progress.best_arrays}
     placed = {path: place_like(x, leaves[path]) for path, x in arrays.items()}
     return with_leaves(params, placed)
 
 
 def _check_flags(**flags: Any) -> None:
-    """Raises of what is no plain yes or no."""
+    """Raises where a flag is neither True nor False."""
     for name, flag in flags.items():
         if not isinstance(flag, bool):
             raise TypeError(f"{name} is {flag!r}, expected True or False")
@@ -175,7 +175,7 @@ def _start_compiled(
     orthogonal: bool,
     center: bool,
 ) -> tuple[dict[Path, Array], Progress]:
-    """The draws of all layers, and those that passes are to scale."""
+    """The arrays of cells, which are not scaled, and the start of the passes."""
     graph = objective.trace(args)
     parameters = parameters_in(graph)
     units = selection.among(graph.units)
@@ -189,12 +189,21 @@ def _start_compiled(
     if orthogonal:
         by_path = {parameter.path: parameter for parameter in parameters}
         leaves |= sample_orthonormal(layers, by_path, leaves, key)
-    arrays_of = lambda some: {
-        path: leaves[path] for layer in some for path in (*layer.weights, *layer.biases)
-    }
     cells = tuple(layer for layer in layers if layer.cell)
     scaled = tuple(layer for layer in layers if not layer.cell)
-    return arrays_of(cells), start_progress(scaled, arrays_of(scaled), center)
+    progress = start_progress(scaled, _arrays_of(scaled, leaves), center=center)
+    return _arrays_of(cells, leaves), progress
+
+
+def _arrays_of(
+    layers: Iterable[Layer], leaves: Mapping[Path, Array]
+) -> dict[Path, Array]:
+    """The weights and biases of some layers."""
+    return {
+        path: leaves[path]
+        for layer in layers
+        for path in (*layer.weights, *layer.biases)
+    }
 
 
 _layer_pass_compiled = jax.jit(layer_pass, static_argnames=("objective", "stopping"))
@@ -203,10 +212,10 @@ _layer_pass_compiled = jax.jit(layer_pass, static_argnames=("objective", "stoppi
 def _run_passes(
     one_pass: Callable[[Progress], Progress], progress: Progress
 ) -> Progress:
-    """Passes until the variances are right.
+    """The progress after passes until the variances are right.
 
-    One after the other, from here, where that can be told; under an outer trace in a
-    loop of the compiler's, in which convolutions run many times slower on a CPU.
+    They are dispatched one by one where values are known. Under an outer trace they are
+    a `while_loop`, in which convolutions run many times slower on a CPU.
     """
     progress = one_pass(progress)
     if not is_concrete(progress.more):

@@ -1,12 +1,12 @@
-"""One pass over all layers that solves, one that checks, more where that fails."""
+"""One pass over all layers that solves, one that checks, more where the check fails."""
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from ...core import (
     ModelArgs,
@@ -19,7 +19,7 @@ from ...core import (
     plain,
     with_leaves,
 )
-from ...units import Objective, concat_units
+from ...units import Objective, UnitKey, concat_units
 from ._layers import Layer
 from ._moments import (
     LayerMoments,
@@ -33,13 +33,13 @@ from ._progress import FURTHEST, Progress, largest_miss, to_reals
 def layer_pass(
     progress: Progress, args: ModelArgs, *, objective: Objective, stopping: Stopping
 ) -> Progress:
-    """One pass through the model, and what follows from it."""
+    """One pass through the model, and the progress that follows from it."""
     layers, centred = progress.layers, progress.centred
-    params = plain(with_leaves(args.params, progress.at(progress.search.at)))
-    filled = args._replace(params=params)
+    arrays = progress.arrays_at(progress.search.at)
+    filled = args._replace(params=plain(with_leaves(args.params, arrays)))
     channels = {layer.path: layer.channels[1] for layer in centred if layer.channels}
 
-    def loss(sums: dict) -> Array:
+    def loss(sums: dict[UnitKey, dict[str, Array]]) -> Float[Array, ""]:
         entries = {
             key: {"goal": progress.goals[key[0]], "sums": own}
             for key, own in sums.items()
@@ -48,7 +48,7 @@ def layer_pass(
         return anchor(float_leaves(outputs))
 
     zeros = {
-        unit.key: empty_moment_sums(args.params, layer, layer in centred)
+        unit.key: empty_moment_sums(args.params, layer, centred=layer in centred)
         for layer in layers
         for unit in layer.units
     }
@@ -57,8 +57,10 @@ def layer_pass(
     return _next_progress(progress, stopping, moments)
 
 
-def _joint_moments(layer: Layer, sums: Mapping) -> LayerMoments:
-    """Of all methods of a layer together."""
+def _joint_moments(
+    layer: Layer, sums: Mapping[UnitKey, Mapping[str, Array]]
+) -> LayerMoments:
+    """The moments of a layer over all of its methods together."""
     each = [sums[unit.key] for unit in layer.units]
     return layer_moments(layer, jax.tree.map(lambda *s: sum(s[1:], s[0]), *each))
 
@@ -67,21 +69,24 @@ def _next_progress(
     progress: Progress, stopping: Stopping, moments: Mapping[Path, LayerMoments]
 ) -> Progress:
     """What the next pass tries, after what this one missed."""
-    miss = _gather_misses(progress, lambda layer: _misses(layer, moments[layer.path]))
-    alone = _gather_misses(progress, lambda layer: _alone(layer, moments[layer.path]))
+    layers, count = progress.layers, progress.factor_count
+    misses = {layer.path: _misses(layer, moments[layer.path]) for layer in layers}
+    miss = _as_unknowns(progress, misses)
+    masks = {layer.path: _unshared(layer, moments[layer.path]) for layer in layers}
+    unshared = _as_unknowns(progress, masks)
     search, _ = anderson_step(progress.search, miss, largest_miss(stopping))
     start = jnp.where(search.passes == 1, search.best, progress.start)
-    far, count = jnp.abs(search.best - start), progress.count
+    distance = jnp.abs(search.best - start)
     settled = search.error <= largest_miss(stopping)
-    settled &= jnp.all(far[:count] <= FURTHEST)
-    # what is left of a layer's miss is its own, and gone with a last step, but where
-    # calls share the weights
-    best = search.best - alone * search.miss
-    held = start + jnp.clip(best - start, -FURTHEST, FURTHEST)
+    settled &= jnp.all(distance[:count] <= FURTHEST)
+    # where no calls share the weights, what is left of a layer's miss is its own: one
+    # last step removes it
+    best = search.best - unshared * search.miss
+    clipped = start + jnp.clip(best - start, -FURTHEST, FURTHEST)
     return replace(
         progress,
-        found=progress.at(best.at[:count].set(held[:count])),
-        goals={la.path: _goal(la, moments[la.path]) for la in progress.layers},
+        best_arrays=progress.arrays_at(best.at[:count].set(clipped[:count])),
+        goals={layer.path: _goal(layer, moments[layer.path]) for layer in layers},
         search=search,
         start=start,
         miss=miss,
@@ -90,41 +95,59 @@ def _next_progress(
     )
 
 
-def _gather_misses(progress: Progress, value: Any) -> Array:
-    """A number for each factor, and one for each channel that is centred."""
-    found = {layer.path: value(layer) for layer in progress.layers}
+class _LayerValues(NamedTuple):
+    """A layer's values for its unknowns."""
+
+    factor: Array
+    """A number for each layer of a stack, as carried."""
+    channels: Array
+    """Numbers in the shape of the bias, where channels are centred."""
+
+
+def _as_unknowns(
+    progress: Progress, values: Mapping[Path, _LayerValues]
+) -> Float[Array, " n"]:
+    """The values of all layers in the order of the search's unknowns."""
     units = [layer.units[0] for layer in progress.layers]
-    columns = [concat_units(units, {u.key: found[u.path][0] for u in units})]
+    factors = {unit.key: values[unit.path].factor for unit in units}
+    columns = [concat_units(units, factors)]
     for layer in progress.centred:
         assert layer.channels is not None
         bias = progress.arrays[layer.channels[0]]
-        columns.append(to_reals(found[layer.path][1], bias))
+        columns.append(to_reals(values[layer.path].channels, bias))
     return jnp.concatenate(columns)
 
 
-def _misses(layer: Layer, seen: LayerMoments) -> tuple[Array, Array]:
-    """Half the logarithm of the variance over its target, 0 where there is none; and
-    the means in deviations."""
-    there = ~(seen.variance <= 0)
-    variance = jnp.where(there, seen.variance, layer.target)
-    deviation = broadcast_per_layer(
-        jnp.sqrt(variance), seen.mean.shape, layer.units[0].lifted_axes
-    )
-    return 0.5 * jnp.log(variance / layer.target), seen.mean / deviation
+def _misses(layer: Layer, moments: LayerMoments) -> _LayerValues:
+    """Half the logarithm of the variance over its target, and means in deviations.
 
-
-def _alone(layer: Layer, seen: LayerMoments) -> tuple[Array, Array]:
-    """1 where no calls share the weights, else 0."""
-    value = 0.0 if layer.shared else 1.0
-    of = lambda t: jnp.full(t.shape, value, jnp.float32)
-    return of(seen.variance), of(seen.mean) * (1 + 1j)
-
-
-def _goal(layer: Layer, seen: LayerMoments) -> Array:
-    """A layer that is called once goes on to hand on what is right.
-
-    The miss of each is then its own. Not where that cannot be told: shared calls have
-    one factor, and what no gradient reaches back to (behind `stop_gradient`) keeps 1.
+    The former is 0 where there is no variance.
     """
-    alone = seen.seen & (not layer.shared)
+    varies = ~(moments.variance <= 0)
+    variance = jnp.where(varies, moments.variance, layer.target)
+    deviation = broadcast_per_layer(
+        jnp.sqrt(variance), moments.mean.shape, layer.lifted_axes
+    )
+    return _LayerValues(
+        factor=0.5 * jnp.log(variance / layer.target),
+        channels=moments.mean / deviation,
+    )
+
+
+def _unshared(layer: Layer, moments: LayerMoments) -> _LayerValues:
+    """1 where no calls share the weights, else 0; in both parts of complex numbers."""
+    value = 0.0 if layer.shared else 1.0
+    full = lambda t: jnp.full(t.shape, value, jnp.float32)
+    return _LayerValues(full(moments.variance), full(moments.mean) * (1 + 1j))
+
+
+def _goal(layer: Layer, moments: LayerMoments) -> Array:
+    """The variance at which a layer hands on its output in later passes; 0: as it is.
+
+    A layer that is called once hands on its target, so that the miss of each layer is
+    its own. A layer of shared calls, which have one factor, hands on what its weights
+    make; so does one that no gradient reaches back to (behind `stop_gradient`), whose
+    factor stays 1.
+    """
+    alone = moments.reached & (not layer.shared)
     return jnp.where(alone, jnp.float32(layer.target), 0.0)

@@ -1,11 +1,11 @@
-"""Where the passes over a model's layers have come to, and the weights that go with it.
+"""What the passes over a model's layers have reached, and the arrays that go with it.
 
-The unknowns of the search are the logarithms of the factors, of all layers one after
-the other, and behind them, where channels are centred, what is added to the biases, in
-deviations of the output.
+The unknowns of the search are the logarithms of the factors of all layers, one after
+the other; behind them, where channels are centred, comes what is added to the biases,
+in standard deviations of the output.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import jax
@@ -28,82 +28,89 @@ from ._layers import Layer
 FURTHEST = float(np.log(10))
 """How far further passes may take the logarithm of a factor from the first one.
 
-Beyond, an output only seems to follow: a tanh inside of a unit comes within 1% of its
-bound at 60 times the weights.
+Beyond that, an output only seems to follow: a tanh inside of a unit comes within 1% of
+its bound at 60 times the weights.
 """
 
 
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=[
-        "arrays", "found", "goals", "search", "start", "miss", "settled", "more",
+        "arrays", "best_arrays", "goals", "search", "start", "miss", "settled", "more",
     ],
     meta_fields=["layers", "center"],
 )  # fmt: skip
 @dataclass(frozen=True)
 class Progress:
-    """What the passes hand on."""
+    """What one pass hands to the next; a pytree."""
 
     layers: tuple[Layer, ...]
     center: bool
     arrays: dict[Path, Array]
-    """Weights and biases as drawn, or as they were."""
-    found: dict[Path, Array]
-    """The same where the search has done best."""
+    """Weights and biases as drawn, or as the user gave them."""
+    best_arrays: dict[Path, Array]
+    """The same arrays where the search has done best."""
     goals: dict[Path, Array]
     """The variance at which a layer hands on its output; 0: it hands it on as it is."""
     search: AndersonState
     start: Float[Array, " n"]
-    """What the first pass implied."""
+    """The unknowns that the first pass implied."""
     miss: Float[Array, " n"]
     """Half the logarithm of each variance over its target, and means in deviations."""
     settled: Bool[Array, ""]
+    """Whether the best pass missed little enough, not too far from the start."""
     more: Bool[Array, ""]
+    """Whether another pass is to be made."""
 
     @property
     def centred(self) -> tuple[Layer, ...]:
         """The layers whose channels are centred."""
-        return tuple(la for la in self.layers if self.center and la.channels)
+        return tuple(
+            layer for layer in self.layers if self.center and layer.channels is not None
+        )
 
     @property
-    def count(self) -> int:
+    def factor_count(self) -> int:
         """The number of factors."""
         return sum(layer.units[0].size for layer in self.layers)
 
-    def at(self, point: Array) -> dict[Path, Array]:
+    def arrays_at(self, point: Float[Array, " n"]) -> dict[Path, Array]:
         """The weights and biases at a point of the search."""
-        factors, found = self.factors(point), {}
+        factors = self._factors(point)
+        arrays = {}
         for layer in self.layers:
-            by, lifted_axes = factors[layer.path], layer.units[0].lifted_axes
+            factor = factors[layer.path]
             for path in (*layer.weights, *layer.biases):
                 x = self.arrays[path]
-                found[path] = multiply(x, broadcast_per_layer(by, x.shape, lifted_axes))
-        ends = np.cumsum([self.count, *map(self.width, self.centred)])
+                per_layer = broadcast_per_layer(factor, x.shape, layer.lifted_axes)
+                arrays[path] = multiply(x, per_layer)
+        ends = np.cumsum([self.factor_count, *map(self._bias_width, self.centred)])
         for layer, start, end in zip(self.centred, ends, ends[1:], strict=False):
             assert layer.channels is not None
-            path = layer.channels[0]
-            shift = _from_reals(point[start:end], found[path])
-            added = found[path] + layer.target**0.5 * shift
-            found[path] = added.astype(found[path].dtype)
-        return found
+            path, _ = layer.channels
+            shift = _from_reals(point[start:end], arrays[path])
+            added = arrays[path] + layer.target**0.5 * shift
+            arrays[path] = added.astype(arrays[path].dtype)
+        return arrays
 
-    def factors(self, point: Array) -> dict[Path, Array]:
-        """The factors at a point of the search, as they ride."""
-        by = jnp.exp(point[: self.count])
-        columns = split_units([layer.units[0] for layer in self.layers], {"by": by})
-        return {path: own["by"] for (path, _), own in columns.items()}
+    def _factors(self, point: Float[Array, " n"]) -> dict[Path, Array]:
+        """The factors at a point of the search, as they are carried."""
+        factors = jnp.exp(point[: self.factor_count])
+        units = [layer.units[0] for layer in self.layers]
+        columns = split_units(units, {"factor": factors})
+        return {path: own["factor"] for (path, _), own in columns.items()}
 
-    def width(self, layer: Layer) -> int:
+    def _bias_width(self, layer: Layer) -> int:
         """The number of unknowns of a layer's bias."""
         assert layer.channels is not None
         bias = self.arrays[layer.channels[0]]
         return bias.size * (2 if jnp.iscomplexobj(bias) else 1)
 
     def check(self, stopping: Stopping) -> None:
-        """Raises where passes came to no good end; under an outer trace, nothing."""
+        """Raises where the passes have not settled; not under an outer trace."""
         if not is_concrete(self.more):
             return
-        names, miss = self._names(), np.array(self.miss)
+        names, miss = self.unknown_names(), np.array(self.miss)
         if not np.isfinite(miss).all():
             raise FloatingPointError(
                 f"non-finite activations at unit {names[~np.isfinite(miss)][0]!r}; "
@@ -112,13 +119,14 @@ class Progress:
             )
         if self.settled or stopping.max_passes == 1:
             return
+        log_growth = np.array(self.search.best - self.start)[: self.factor_count]
         far = ~(np.abs(miss) <= largest_miss(stopping))
-        far[: self.count] |= np.abs(self.grown()) > FURTHEST
-        rows = [n for n in range(self.count) if names[n] in set(names[far])]
-        ratio, grown = np.exp(2 * miss), np.exp(np.abs(self.grown()))
+        far[: self.factor_count] |= np.abs(log_growth) > FURTHEST
+        ratio, growth = np.exp(2 * miss), np.exp(np.abs(log_growth))
+        rows = [n for n in range(self.factor_count) if names[n] in set(names[far])]
         listing = ", ".join(
             f"{names[n]} (variance {ratio[n]:.3g} of its target, weights changed "
-            f"{grown[n]:.3g}-fold)"
+            f"{growth[n]:.3g}-fold)"
             for n in rows
         )
         raise ValueError(
@@ -127,43 +135,50 @@ class Progress:
             f"they are: exclude={names[far][0]!r}; or raise max_sweeps"
         )
 
-    def grown(self) -> np.ndarray:
-        """How far each factor is from the one that the first pass implied."""
-        return np.array(self.search.best - self.start)[: self.count]
-
-    def _names(self) -> np.ndarray:
-        """The layer that each unknown is of."""
-        sizes = [layer.units[0].size for layer in self.layers]
-        every = (*self.layers, *self.centred)
-        names = np.array([layer.name for layer in every], object)
-        return np.repeat(names, [*sizes, *map(self.width, self.centred)])
+    def unknown_names(self) -> np.ndarray:
+        """The name of the layer that each unknown belongs to."""
+        names = [layer.name for layer in (*self.layers, *self.centred)]
+        factor_counts = [layer.units[0].size for layer in self.layers]
+        counts = [*factor_counts, *map(self._bias_width, self.centred)]
+        return np.repeat(np.array(names, object), counts)
 
 
 def start_progress(
-    layers: tuple[Layer, ...], arrays: dict[Path, Array], center: bool
+    layers: tuple[Layer, ...], arrays: dict[Path, Array], *, center: bool
 ) -> Progress:
-    """Before the first pass, in which every call hands on what is right."""
-    ride = lambda layer: jnp.ones(layer.units[0].carried_shape, jnp.float32)
-    goals = {layer.path: layer.target * ride(layer) for layer in layers}
-    given, no = (layers, center, arrays, arrays, goals), jnp.array(False)
-    empty = Progress(*given, anderson_init(0), jnp.zeros(0), jnp.zeros(0), no, ~no)
-    zeros = jnp.zeros(len(empty._names()), jnp.float32)
-    return Progress(*given, anderson_init(len(zeros)), zeros, zeros, no, ~no)
+    """The progress before the first pass, in which all calls have goals."""
+    ones = lambda layer: jnp.ones(layer.units[0].carried_shape, jnp.float32)
+    settled = jnp.array(False)
+    progress = Progress(
+        layers,
+        center,
+        arrays=arrays,
+        best_arrays=arrays,
+        goals={layer.path: layer.target * ones(layer) for layer in layers},
+        search=anderson_init(0),
+        start=jnp.zeros(0),
+        miss=jnp.zeros(0),
+        settled=settled,
+        more=~settled,
+    )
+    zeros = jnp.zeros(len(progress.unknown_names()), jnp.float32)
+    return replace(progress, search=anderson_init(len(zeros)), start=zeros, miss=zeros)
 
 
 def largest_miss(stopping: Stopping) -> float:
-    """The largest miss that will do."""
+    """The largest miss at which a pass counts as right."""
     return float(np.log1p(stopping.tolerance) / 2)
 
 
-def to_reals(mean: Array, like: Array) -> Array:
-    """Numbers for the channels of a bias, as unknowns."""
-    parts = [jnp.real(mean), jnp.imag(mean)][: 2 if jnp.iscomplexobj(like) else 1]
+def to_reals(mean: Array, bias: Array) -> Float[Array, " n"]:
+    """The means of a bias's channels as unknowns, imaginary parts behind real ones."""
+    parts = [jnp.real(mean), jnp.imag(mean)][: 2 if jnp.iscomplexobj(bias) else 1]
     return jnp.concatenate([part.ravel() for part in parts]).astype(jnp.float32)
 
 
-def _from_reals(values: Array, like: Array) -> Array:
-    if jnp.iscomplexobj(like):
+def _from_reals(values: Float[Array, " n"], bias: Array) -> Array:
+    """Unknowns as an array in the shape of a bias, complex where the bias is."""
+    if jnp.iscomplexobj(bias):
         real, imag = jnp.split(values, 2)
         values = real + 1j * imag
-    return values.reshape(like.shape)
+    return values.reshape(bias.shape)

@@ -9,40 +9,42 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ...core import Batch, is_concrete
 
 REPORTS = 100
-"""About so many times the host is told how far a descent is."""
+"""About how many times `progress` is called in one descent."""
 
 
 @dataclass(frozen=True)
 class Descent:
-    """What is descended, how, and not below what: all that is static."""
+    """The function, the optimizer and the bound of a descent: all that is static."""
 
     function: Callable
     """`function(sizes, data, batch, next_batch)` returns a value and a gradient."""
     optimizer: optax.GradientTransformation
     least: float
-    """Sizes stay above this part of what they start from."""
+    """The least size, over the size at the start."""
 
 
 class DescentState(NamedTuple):
-    """Between two steps."""
+    """What one step of a descent hands to the next."""
 
     sizes: Float[Array, " n"]
     safe: Float[Array, " n"]
     """The last sizes at which value and gradient were finite."""
-    memory: Any
+    memory: optax.OptState
     value: Float[Array, ""]
+    """The value before the last step."""
     fine: Bool[Array, ""]
+    """Whether that value and its gradient were finite."""
 
 
 def descend(
     descent: Descent,
     sizes: Float[Array, " n"],
-    data: Any,
+    data: PyTree,
     pool: Batch,
     *,
     steps: int,
@@ -50,12 +52,12 @@ def descend(
 ) -> Float[Array, " n"]:
     """The sizes after some steps of the optimizer; batches of the pool take turns.
 
-    A step that arrives where value or gradient is not finite is taken back, and the
-    optimizer forgets. `progress(step, steps, value)` is called on the host.
+    A step to where value or gradient is not finite is taken back, and the optimizer
+    starts anew. `progress(step, steps, value)` is called on the host.
 
     Raises:
         ValueError: the function cannot be differentiated.
-        FloatingPointError: it is not finite where it starts.
+        FloatingPointError: value or gradient is not finite at the start.
     """
     one, memory = jnp.ones((), jnp.float32), descent.optimizer.init(sizes)
     state = DescentState(sizes, sizes, memory, one, one > 0)
@@ -99,7 +101,7 @@ def check_descent_settings(
 
 
 def _check_twice_differentiable(descent: Descent, arrays: tuple) -> None:
-    """Raises where the function cannot be traced; the trace itself is kept by jax."""
+    """Raises where the function cannot be traced; jax keeps the trace for the steps."""
     try:
         span, state, first, data, pool = arrays
         _take_steps.trace(
@@ -119,13 +121,13 @@ def _take_steps(
     state: DescentState,
     *,
     first: Float[Array, " n"],
-    data: Any,
+    data: PyTree,
     pool: Batch,
     descent: Descent,
 ) -> DescentState:
-    """The steps of a span, from its first to before its last.
+    """The state after the steps of a span, which does not include its end.
 
-    The compiler does not know these numbers, so that one program serves all spans.
+    The compiler does not know the numbers of the span, so that one program serves all.
     """
     count = jax.tree.leaves(pool)[0].shape[0]
 

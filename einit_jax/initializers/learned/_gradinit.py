@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from ...binding import setup
 from ...core import Batch, Params, Path, first_step, squares, stack_batches, with_leaves
@@ -24,11 +24,10 @@ from ._rescaling import (
 )
 
 DECREASE = 0.1
-"""Of the loss, by a first step, to first order: `eta |g|_p^p`."""
-
+"""By how much a first step lowers the loss, to first order: `eta |g|_p^p`."""
 
 TINY = 1e-4
-"""Elements of a stand-in for a gradient: clipping leaves it as it is."""
+"""Each element of a stand-in for a gradient, so small that it is not clipped."""
 
 
 def gradinit(
@@ -55,24 +54,25 @@ def gradinit(
 ) -> PyTree:
     r"""Parameters times a factor each, for the least loss after one training step.
 
-    With one positive factor alpha for each array (weights, biases, gains; one for each
-    layer of lifted ones) and the first step A of the optimizer that you will train
-    with:
+    Let alpha be one positive factor for each array (weights, biases, gains; one for
+    each layer of lifted ones), and A the first step of the optimizer that you will
+    train with:
 
         min over alpha of  L(B'; theta + A(g))    subject to  |g|_p <= gamma
         theta = alpha theta_0,    g = grad L(B; theta)
 
-    A step where `|g|_p > gamma` descends the norm of the gradient, any other the loss
-    after the optimizer's step, both by Adam. B' is half B: the mean of the losses on B
-    and on the next batch. p = 2 for optimizers whose first step grows with the gradient
-    (SGD, momentum), and A is differentiated through; p = 1 for those that take no
-    notice of its size (Adam, Lion, Muon), whose A is taken as constant: that of Adam is
-    a sign, nearly, and has no derivative. Which of them yours is, is found by trying.
+    A step where `|g|_p > gamma` descends the norm of the gradient, any other step the
+    loss after the optimizer's step, both by Adam. B' is half B: the loss there is the
+    mean of the losses on B and on the next batch. p = 2 for optimizers whose first step
+    grows with the gradient (SGD, momentum), and A is differentiated through; p = 1 for
+    those whose first step does not (Adam, Lion, Muon), and A is taken as constant: that
+    of Adam is nearly a sign, which has no derivative. Two trial steps tell which kind
+    yours is.
 
     **Slow**: a step costs four to five gradient steps, two to three while the norm is
     above gamma, so the default costs some 900, where `tune` costs 3.
 
-    It finds a near minimum. Where one step does not gain much over a constant output,
+    It finds a minimum nearby. Where one step does not gain much over a constant output,
     that may be to shrink all arrays together: a plain chain that trains as it is may
     train worse afterwards.
 
@@ -80,24 +80,24 @@ def gradinit(
         model, params, input_fn, loss_fn, key, batch_size, method, rngs, collections,
             axis_name: as in `tune`.
         include: patterns of array paths that get a factor; None: all.
-        exclude: patterns of arrays that keep theirs at 1.
-        draws: batches, which take turns.
-        steps: of the descent.
-        learning_rate: of Adam, for the factors.
+        exclude: patterns of arrays whose factor stays 1.
+        draws: the number of batches, which take turns.
+        steps: the number of steps of the descent.
+        learning_rate: that of Adam, for the factors.
         optimizer: what you will train with, at your learning rate (without a warmup,
-            whose first step is nothing); None: `optax.sgd(0.1)`.
-        gamma: the largest norm of the gradient. None: where the optimizer's step lowers
-            the loss, to first order, by 0.1 (the paper's 1 for SGD at 0.1; 100 for Adam
-            at 0.001, whose norm is a sum over all parameters).
+            whose first step is zero); None: `optax.sgd(0.1)`.
+        gamma: the largest norm of the gradient. None: the norm at which the optimizer's
+            step lowers the loss, to first order, by 0.1 (the paper's 1 for SGD at 0.1;
+            100 for Adam at 0.001, whose norm is a sum over all parameters).
         alpha_min: the least factor.
-        progress: `progress(step, steps, value)`, about a hundred times, the first after
-            one step; value is what that step descends: the loss after a training step,
-            or the norm where it is above gamma. None: silent.
+        progress: `progress(step, steps, value)` is called about a hundred times, first
+            after one step; value is what that step descends: the loss after a training
+            step, or the norm where it is above gamma. None: silent.
 
     Returns:
         A tree like params, for the unmodified model. Arrays of zeros stay zero, and
         what they hide from the gradient (all blocks of an adaLN-zero model) stays as it
-        was. The bound is aimed at, not assured: give more steps where it does not hold.
+        was. The bound is not guaranteed: give more steps where it does not hold.
 
     Raises:
         TypeError, ValueError: as in `tune`; wrong numbers, patterns without a match, a
@@ -118,7 +118,7 @@ def gradinit(
     Source: C. Zhu et al., GradInit, arXiv 2102.08098, algorithm 1. There, the steps are
     those of plain SGD and of signs; here, of any optax optimizer. There, half of the
     rows of B' are those of B; here, batches are taken whole, for not every input has
-    rows. There, norms and losses are descended by Adams of their own.
+    rows. There, norms and losses have an Adam each.
     """
     check_descent_settings(
         steps,
@@ -168,30 +168,32 @@ def gradinit(
 
 @cache
 def _sgd() -> optax.GradientTransformation:
+    """The same object each time, so that compiled programs are used again."""
     return optax.sgd(0.1)
 
 
 @cache
 def _adam(learning_rate: float) -> optax.GradientTransformation:
-    """The same object for the same number, so that programs are kept."""
+    """The same object for the same number, so that compiled programs are used again."""
     return optax.adam(learning_rate)
 
 
 def _step_norm(
-    optimizer: optax.GradientTransformation, params: Any
+    optimizer: optax.GradientTransformation, params: Params
 ) -> tuple[int, float]:
-    """The norm that bounds gradients, and the size of a step for a gradient of 1.
+    """The p of the norm that bounds gradients, and the step for a gradient of 1.
 
-    The norm is 2 where twice the gradient gives twice the step, 1 where it gives the
-    same; in between, what is nearer.
+    p is 2 where twice the gradient gives twice the step, 1 where it gives the same
+    step; in between, whichever is nearer.
     """
 
     def size(scale: float) -> Array:
         like = jax.tree.map(jnp.ones_like, params)
-        gradient = [jnp.full_like(v, scale * TINY) for v in float_arrays(like).values()]
-        still = [jnp.zeros_like(g) for g in gradient]
-        moves = [first_step(optimizer, like, like, g) for g in (gradient, still)]
-        pairs = zip(*moves, strict=True)  # what moves without a gradient is no matter
+        gradient = [jnp.full_like(x, scale * TINY) for x in float_arrays(like).values()]
+        zeros = [jnp.zeros_like(g) for g in gradient]
+        moves = [first_step(optimizer, like, like, g) for g in (gradient, zeros)]
+        # a step that is taken without a gradient (weight decay) does not count
+        pairs = zip(*moves, strict=True)
         total, count = squares([a - b for a, b in pairs])
         return jnp.sqrt(total / count)
 
@@ -224,6 +226,7 @@ class _Step:
     def __call__(
         self, factors: Array, variables: Variables, batch: Batch, next_batch: Batch
     ) -> tuple[Array, Array]:
+        """The value on a batch and the next one, and its gradient."""
         batches = batch, next_batch
         inside = lambda: self._value_and_gradient(factors, variables, batches)
         return self.rescaling.objective.over_axis(inside)
@@ -231,7 +234,7 @@ class _Step:
     def _value_and_gradient(
         self, factors: Array, variables: Variables, batches: tuple[Batch, Batch]
     ) -> tuple[Array, Array]:
-        """One reverse pass through the gradient serves both kinds of steps."""
+        """The value and its gradient; one reverse pass serves both kinds of steps."""
 
         def point(factors: Array) -> _Point:
             arrays = self.rescaling.arrays(variables.params, factors)
@@ -245,7 +248,8 @@ class _Step:
         value, cotangent = jax.lax.cond(above, norm, after, here)
         return value, back(cotangent)[0]
 
-    def _norm(self, here: _Point) -> Array:
+    def _norm(self, here: _Point) -> Float[Array, ""]:
+        """The p-norm of the gradient."""
         gradient = list(here.gradient.values())
         if self.power == 2:
             return jnp.sqrt(squares(gradient)[0])

@@ -1,4 +1,4 @@
-"""`metainit`: norms of weights by which gradient descent keeps its gradient."""
+"""`metainit`: norms of weights at which a descent step changes the gradient little."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ def metainit(
     optimizer: optax.GradientTransformation | None = None,
     progress: Callable[[int, int, float], Any] | None = None,
 ) -> PyTree:
-    r"""Weights of other norms, such that a step of gradient descent keeps its gradient.
+    r"""Weights of other norms, such that a step of descent changes the gradient little.
 
     Minimizes the *gradient quotient*, with the gradient g and the Hessian H of the loss
     in all floating parameters, N of them, over the norms of the weight arrays alone:
@@ -58,16 +58,16 @@ def metainit(
 
     `g - H g` is, to first order, the gradient after one step of learning rate 1; GQ is
     0 where the loss is linear, and 1 where gradients have vanished. Each weight keeps
-    its direction: `W = norm W_0 / |W_0|`, a norm for each layer of lifted ones
+    its direction: `W = norm W_0 / |W_0|`, with a norm for each layer of lifted ones
     (`nn.scan`). The descent is that of the sign of the gradient with momentum.
 
     **Slow**: a step costs six to seven gradient steps (a product with the Hessian, and
-    back through it), so the default costs some 1300, where `tune` costs 3; and what it
-    compiles is several times a gradient step's program.
+    back through it), so the default costs some 1300, where `tune` costs 3; and the
+    program that it compiles is several times that of a gradient step.
 
-    Gradients far below epsilon count as vanished, whatever they would be good for: at
-    32 plain layers the default takes many more steps than 200 to find some. In shallow
-    networks a small GQ is had by small weights, which learn slowly at first.
+    Gradients far below epsilon count as vanished, however useful they may be: at 32
+    plain layers it takes many more steps than 200 to bring them above it. In shallow
+    networks small weights suffice for a small GQ, and these learn slowly at first.
 
     Args:
         model, params, input_fn, loss_fn, key, batch_size, method, rngs, collections,
@@ -75,16 +75,16 @@ def metainit(
         include: patterns of array paths (`"*/kernel"`) that change; None: the weights,
             all arrays of two and more axes (lifted ones aside) that are called neither
             bias nor scale.
-        exclude: patterns of arrays that do not.
-        draws: batches, which take turns.
-        steps: of the descent.
+        exclude: patterns of arrays that do not change.
+        draws: the number of batches, which take turns.
+        steps: the number of steps of the descent.
         learning_rate: by how much a step changes a norm.
-        momentum: of that; the change tends to `learning_rate / (1 - momentum)`.
+        momentum: with it, that change tends to `learning_rate / (1 - momentum)`.
         epsilon: see above.
         optimizer: an optax transformation in the place of sign and momentum; it sees
-            one vector, of all norms.
-        progress: `progress(step, steps, value)`, about a hundred times, the first after
-            one step; value is GQ before the step. None: silent.
+            one vector of all norms.
+        progress: `progress(step, steps, value)` is called about a hundred times, first
+            after one step; value is GQ before the step. None: silent.
 
     Returns:
         A tree like params, for the unmodified model; biases, gains and arrays of zeros
@@ -152,7 +152,10 @@ def metainit(
 
 @cache
 def signs(learning_rate: float, momentum: float) -> optax.GradientTransformation:
-    """Descent by signs with momentum; the same object, so that programs are kept."""
+    """Descent by signs with momentum.
+
+    The same numbers give the same object, so that compiled programs are used again.
+    """
     return optax.chain(optax.scale_by_sign(), optax.sgd(learning_rate, momentum))
 
 
@@ -184,41 +187,46 @@ class _Quotient:
         return self.rescaling.objective.over_axis(inside)
 
 
-def gradient_quotient(function: Callable, at: Any, epsilon: float) -> Float[Array, ""]:
+def gradient_quotient(
+    function: Callable, at: PyTree, epsilon: float
+) -> Float[Array, ""]:
     """`mean |(g - H g) / (g + e) - 1|` over all elements, e = epsilon signed like g.
 
     `g - H g` is, to first order, the gradient after a step of learning rate 1. Written
     as `|(H g + e) / (g + e)|`, which is the same and cancels nothing: 0 where the
-    function is linear, 1 where the gradient is nothing beside epsilon. Real and
+    function is linear, 1 where the gradient vanishes against epsilon. Real and
     imaginary parts count as elements of their own.
 
     Args:
-        function: of a pytree like `at`, returns a real scalar.
+        function: a function of a pytree like `at` that returns a real scalar.
         at: a pytree of floating arrays.
     """
     leaves, tree = jax.tree.flatten(at)
     whole = lambda parts: function(jax.tree.unflatten(tree, map(_join_parts, parts)))
-    gradient, along = jax.linearize(
+    gradient, directional = jax.linearize(
         jax.grad(whole), [_real_parts(leaf) for leaf in leaves]
     )
     # forward mode, not a second reverse one: a custom rule may give the gradient a
     # derivative that is not symmetric
-    products = jax.tree.leaves(along(gradient))
+    products = jax.tree.leaves(directional(gradient))
     gradients = jax.tree.leaves(gradient)
     pairs = zip(gradients, products, strict=True)
     sums = [_sum_quotients(g, h, epsilon) for g, h in pairs]
     return jnp.sum(jnp.stack(sums)) / sum(g.size for g in gradients)
 
 
-def _sum_quotients(gradient: Array, product: Array, epsilon: float) -> Array:
+def _sum_quotients(gradient: Array, product: Array, epsilon: float) -> Float[Array, ""]:
+    """The quotients of one array, summed; the product is that with the Hessian."""
     g, h = widen(gradient), widen(product)
     e = jnp.where(g < 0, -epsilon, epsilon)
     return jnp.sum(jnp.abs((h + e) / (g + e)))
 
 
 def _real_parts(leaf: Array) -> tuple[Array, ...]:
+    """A real array by itself, or both parts of a complex one."""
     return (leaf.real, leaf.imag) if jnp.iscomplexobj(leaf) else (leaf,)
 
 
 def _join_parts(parts: tuple[Array, ...]) -> Array:
+    """The array that `_real_parts` took apart."""
     return jax.lax.complex(*parts) if len(parts) == 2 else parts[0]

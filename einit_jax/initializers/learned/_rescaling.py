@@ -1,9 +1,9 @@
-"""Parameter arrays times a number each, and the loss of the model that has them."""
+"""A model as a function of sizes: each of its arrays is multiplied by a number."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,26 +36,29 @@ from ...units import Objective
 
 
 class Variables(NamedTuple):
-    """What a model has besides its batch."""
+    """A model's parameters and its further collections; a pytree."""
 
-    params: Any
+    params: Params
     collections: Collections
 
 
 @dataclass(frozen=True)
 class ScaledArray:
-    """An array that has a size, or one for each layer, in a vector of sizes."""
+    """An array with a size, or one for each layer, in a vector of all sizes."""
 
     path: Path
     lifted_axes: tuple[int, ...]
     start: int
+    """Where its sizes begin in the vector."""
 
     @property
     def layers(self) -> tuple[int, ...]:
+        """The sizes of the lifted axes."""
         return tuple(n for n in self.lifted_axes if n)
 
     @property
     def stop(self) -> int:
+        """Where its sizes end in the vector."""
         return self.start + int(np.prod(self.layers, dtype=int))
 
     def sizes_of(self, sizes: Float[Array, " n"], shape: tuple[int, ...]) -> Array:
@@ -73,28 +76,28 @@ class Rescaling:
     scaled_arrays: tuple[ScaledArray, ...]
 
     def arrays(self, params: Params, factors: Float[Array, " n"]) -> dict[Path, Array]:
-        """All floating arrays, at least float32, the scaled ones times their factor.
+        """All floating arrays in at least 32 bits, the scaled ones times their factor.
 
-        A factor of 1 leaves them bit for bit.
+        A factor of 1 leaves an array as it is, bit for bit.
         """
-        arrays = {path: widen(v) for path, v in float_arrays(params).items()}
+        arrays = {path: widen(x) for path, x in float_arrays(params).items()}
         for scaled in self.scaled_arrays:
             value = arrays[scaled.path]
-            own = scaled.sizes_of(factors, value.shape)
-            arrays[scaled.path] = multiply(value, own)
+            factor = scaled.sizes_of(factors, value.shape)
+            arrays[scaled.path] = multiply(value, factor)
         return arrays
 
     def loss(
         self, arrays: Mapping[Path, Array], variables: Variables, batch: Batch
     ) -> Float[Array, ""]:
-        """The loss of the variables with other arrays, in the same dtypes."""
+        """The loss with other arrays in the variables, in the dtypes of these."""
         params = restore_arrays(variables.params, arrays)
         args = ModelArgs(params, variables.collections, batch)
         outputs, _ = self.objective.run(args)
         return self.objective.loss(outputs, batch).astype(jnp.float32)
 
     def sizes(self, params: Params) -> Float[Array, " n"]:
-        """The norm of each scaled array, of each layer by itself."""
+        """The norm of each scaled array, one for each layer."""
         arrays = float_arrays(params)
         norms = []
         for scaled in self.scaled_arrays:
@@ -130,6 +133,7 @@ def pool_batches(batches: Sequence[Batch]) -> Batch:
 
 
 def _batch_shapes(batch: Batch) -> tuple:
+    """The structure of a batch, and the shapes and dtypes of its arrays."""
     leaves, tree = jax.tree.flatten(batch)
     return tree, [(jnp.shape(x), jnp.result_type(x)) for x in leaves]
 
@@ -137,19 +141,19 @@ def _batch_shapes(batch: Batch) -> tuple:
 def float_arrays(params: Params) -> dict[Path, Array]:
     """The floating arrays of params by path, without boxes."""
     leaves = flatten(unboxed(params))
-    return {path: jnp.asarray(v) for path, v in leaves.items() if is_float(v)}
+    return {path: jnp.asarray(x) for path, x in leaves.items() if is_float(x)}
 
 
-def restore_arrays(params: Params, arrays: Mapping[Path, Array]) -> Any:
+def restore_arrays(params: Params, arrays: Mapping[Path, Array]) -> Params:
     """Params with other values, in their dtypes and boxes."""
-    own = flatten(unboxed(params))
-    return with_leaves(params, {p: v.astype(own[p].dtype) for p, v in arrays.items()})
+    old = flatten(unboxed(params))
+    return with_leaves(params, {p: x.astype(old[p].dtype) for p, x in arrays.items()})
 
 
 def make_rescaling(
     objective: Objective,
     args: ModelArgs,
-    wanted: Callable[[Path, int], bool],
+    by_default: Callable[[Path, int], bool],
     *,
     include: str | Sequence[str] | None,
     exclude: str | Sequence[str],
@@ -158,33 +162,42 @@ def make_rescaling(
 
     Args:
         objective: the model and its loss.
-        args: what it runs on; it is traced.
-        wanted: of a path and a number of axes, without lifted ones: whether the array
-            gets a factor where `include` is None.
+        args: the arrays that the model runs on; it is traced.
+        by_default: a function of a path and a number of axes, without lifted ones:
+            whether the array gets a factor where `include` is None.
         include, exclude: patterns of array paths.
 
     Raises:
-        TypeError, ValueError: as `Objective.trace`; a pattern without a match, no array
-            left.
+        TypeError, ValueError: as `Objective.trace`; a pattern matches no array, or no
+            array is left.
     """
     units, arrays = objective.trace(args).units, float_arrays(args.params)
-    of_units = {unit.path: unit.lifted_axes for unit in units}
-    lifted = {path: owner_of(path, of_units, ()) for path in arrays}
-    axes = {p: v.ndim - sum(n > 0 for n in lifted[p]) for p, v in arrays.items()}
+    unit_axes = {unit.path: unit.lifted_axes for unit in units}
+    lifted_axes = {path: owner_of(path, unit_axes, ()) for path in arrays}
     names = {path_str(path): path for path in arrays}
-    chosen = lambda patterns: set(
-        match_patterns(dict.fromkeys(as_patterns(patterns)), names, what="array")
-    )
-    kept = {name for name, path in names.items() if wanted(path, axes[path])}
-    kept = kept if include is None else chosen(include)
-    kept -= chosen(exclude)
+    if include is None:
+        kept = set()
+        for name, path in names.items():
+            rank = arrays[path].ndim - sum(n > 0 for n in lifted_axes[path])
+            if by_default(path, rank):
+                kept.add(name)
+    else:
+        kept = _matching(include, names)
+    kept -= _matching(exclude, names)
     if not kept:
         raise ValueError(
             "include and exclude leave no array to resize; the arrays are: "
             f"{', '.join(names)}"
         )
-    scaled, start = [], 0
-    for path in (path for name, path in names.items() if name in kept):
-        scaled.append(ScaledArray(path, lifted[path], start))
-        start = scaled[-1].stop
-    return Rescaling(objective, tuple(scaled))
+    scaled_arrays, start = [], 0
+    for name, path in names.items():
+        if name in kept:
+            scaled_arrays.append(ScaledArray(path, lifted_axes[path], start))
+            start = scaled_arrays[-1].stop
+    return Rescaling(objective, tuple(scaled_arrays))
+
+
+def _matching(patterns: str | Sequence[str], names: Mapping[str, Path]) -> set[str]:
+    """The names of arrays that some pattern matches."""
+    values = dict.fromkeys(as_patterns(patterns))
+    return set(match_patterns(values, names, what="array"))

@@ -1,4 +1,7 @@
-"""TODO door."""
+"""`autoinit`: a jaxpr is interpreted on samples in the place of arrays.
+
+Imports `binding` and what it may, and `classic`. Start at `_samples`, then
+`_interpreter`; rules for primitives are listed in `_rule_table`."""
 
 from ._autoinit import autoinit as autoinit
 from ._autoinit import sample_weights as sample_weights

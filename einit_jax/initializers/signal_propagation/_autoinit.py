@@ -1,7 +1,6 @@
 """`autoinit`: weights scaled by what interpreting the model's jaxpr predicts."""
 
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import Any
@@ -161,8 +160,7 @@ def autoinit(
             f"estimators are given for {', '.join(prediction.missed)}, which the model "
             "has not; name module classes or primitives of its jaxpr (jax.make_jaxpr)"
         )
-    reached = {ref.path for ref in prediction.variances}
-    _warn(prediction.passed, traced.parameters, reached)
+    prediction.warn(traced.parameters)
     return sample_weights(
         prediction.variances,
         traced,
@@ -239,7 +237,7 @@ def _sample_one(
         key = path_key(key, parameter.path)
         dtype = jnp.promote_types(value.dtype, jnp.float32)
         rule = Rule(f"distribution={distribution!r}", init)
-        weights = sample(parameter, rule, init, key, dtype)
+        weights = sample(parameter, rule, init, key, dtype=dtype)
     several = math.prod(value.shape[a] for a in axes.contracted) > 1
     if zero_mean and several and not axes.looked_up:
         weights = weights - jnp.mean(weights, axes.contracted, keepdims=True)
@@ -247,36 +245,6 @@ def _sample_one(
         return weights
     size = jnp.mean(jnp.square(jnp.abs(weights)), inner, keepdims=True)
     return weights * jnp.sqrt(inverse(size))
-
-
-def _warn(
-    passed: Mapping[str, str],
-    parameters: Mapping[Path, Parameter],
-    reached: set[Path],
-) -> None:
-    """Says what was passed through, and which weights stay."""
-    if passed:
-        named = ", ".join(
-            f"{name!r} at {module or '.'}" for name, module in passed.items()
-        )
-        warnings.warn(
-            f"autoinit has no rule for the primitives {named}, and let their first "
-            "operand pass unchanged; give it one: estimators={'name': lambda mean, "
-            "variance: (mean, variance)}",
-            stacklevel=3,
-        )
-    left = [
-        parameter.name
-        for path, parameter in parameters.items()
-        if parameter.role == "weight" and path not in reached
-    ]
-    if left:
-        warnings.warn(
-            f"autoinit saw nothing multiplied with {', '.join(left[:8])}, which stay "
-            "as they are: something transforms them before, or the batch does not "
-            "reach them; draw them by initialize",
-            stacklevel=3,
-        )
 
 
 def _check_settings(

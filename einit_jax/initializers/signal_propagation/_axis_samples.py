@@ -76,7 +76,7 @@ def sample_axis(
 def _sample_origin(
     source: SampleSource, signal: SampledArray, axis: int, count: int
 ) -> AxisSamples:
-    """The elements that made the signal, under the function that made it of them."""
+    """The function of the signal's origin, of elements of the origin's operands."""
     origin, rows = signal.origin, []
     assert origin is not None
     operands = [sample_axis(source, x, axis, count) for x in origin.operands]

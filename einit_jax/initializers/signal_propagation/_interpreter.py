@@ -10,7 +10,7 @@ Every equation is read, none is run on arrays. An equation's outputs are made fr
 - only constants as operands: the primitive itself;
 - else the first floating operand passes, and `autoinit` warns that it did.
 
-How rules are written, and where to add one, is told in `_rule_table`.
+`_rule_table` tells how rules are written, and where to add one.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -1,5 +1,6 @@
 """What weights meet in a model, predicted by interpreting its jaxpr on samples."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -92,6 +93,32 @@ class Prediction(NamedTuple):
     """Primitives without a rule, and the module that has each."""
     missed: tuple[str, ...]
     """Estimators for what the model does not have."""
+
+    def warn(self, parameters: Mapping[Path, Parameter]) -> None:
+        """Says what was passed through, and which weights stay."""
+        if self.passed:
+            named = ", ".join(
+                f"{name!r} at {module or '.'}" for name, module in self.passed.items()
+            )
+            warnings.warn(
+                f"autoinit has no rule for the primitives {named}, and let their first "
+                "operand pass unchanged; give it one: estimators={'name': lambda mean, "
+                "variance: (mean, variance)}",
+                stacklevel=3,
+            )
+        reached = {ref.path for ref in self.variances}
+        left = [
+            parameter.name
+            for path, parameter in parameters.items()
+            if parameter.role == "weight" and path not in reached
+        ]
+        if left:
+            warnings.warn(
+                f"autoinit saw nothing multiplied with {', '.join(left[:8])}, which "
+                "stay as they are: something transforms them before, or the batch does "
+                "not reach them; draw them by initialize",
+                stacklevel=3,
+            )
 
 
 class TracedModel(NamedTuple):
