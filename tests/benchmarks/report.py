@@ -1,9 +1,18 @@
-"""How the numbers of a benchmark read: a table, with the target beside each number."""
+"""What all benchmarks share: their command line, and how their numbers read."""
 
+import argparse
 from collections.abc import Iterable, Mapping
 
 from rich.console import Console
 from rich.table import Table
+
+
+def parser_of(doc: str | None) -> argparse.ArgumentParser:
+    """A command line with the first line of the docstring, and `--tiny`."""
+    parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
+    text = "small networks and few steps: whether it runs at all, in seconds"
+    parser.add_argument("--tiny", action="store_true", help=text)
+    return parser
 
 
 def verdict(value: float, target: float, style: str = ".2f") -> str:

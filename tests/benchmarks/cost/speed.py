@@ -1,6 +1,6 @@
 """What tuning costs, in gradient steps of the same model.
 
-    JAX_PLATFORMS=cpu python -m tests.benchmarks.speed [--deepest 256] [--skip-cold]
+    python -m tests.benchmarks.cost.speed [--deepest 256] [--skip-cold]
 
 The sweep is the jitted function inside `tune(like="original")`: one forward and one
 backward pass. `tune` is the whole call with its defaults, exact gradients and total
@@ -9,24 +9,23 @@ medians of calls that take turns; `least` is the ratio of the least times, which
 users of the machine disturb less.
 """
 
-import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 from unittest import mock
 
 import jax
 
 import einit_jax as ei
-from einit_jax import _tune
-from einit_jax.core import draw_batches
 from einit_jax.graph import find_regions
-from einit_jax.linen import make_objective, trace_model
+from einit_jax.tuning import _tune
 from einit_jax.units import ModelGraph
-from tests.benchmarks import networks
-from tests.benchmarks.families import Residual
-from tests.benchmarks.networks import Plain, Scanned, dense, vision
-from tests.benchmarks.report import show, verdict
-from tests.benchmarks.timing import compilations, medians, seconds
-from tests.cases import Job, cross_entropy
+from tests.benchmarks.cost import networks
+from tests.benchmarks.cost.networks import Plain, Scanned, dense, vision
+from tests.benchmarks.cost.timing import compilations, medians, seconds
+from tests.benchmarks.report import parser_of, show, verdict
+from tests.benchmarks.training.families import Residual
+from tests.support.cases import Job, cross_entropy
+from tests.support.checks import traced
 
 DEPTHS = (4, 16, 64, 256)
 KEY = jax.random.key(2)
@@ -44,6 +43,11 @@ def jobs(deepest: int) -> Iterator[tuple[str, Job]]:
     yield "ResNet", vision(networks.ResNet())
 
 
+def tiny_jobs() -> Iterator[tuple[str, Job]]:
+    yield "MLP 3", dense(Plain(3, 16), 8)
+    yield "scanned MLP 3", dense(Scanned(3), 8)
+
+
 def step_arguments(job: Job) -> tuple:
     x = job.input_fn(jax.random.key(1))
     return job.params, job.options.get("collections", {}), x, KEY
@@ -56,11 +60,13 @@ def tuning(job: Job, like: str | None = None) -> Callable:
     return lambda: ei.tune(job.model, params, x, job.loss_fn, **options)
 
 
-def sweep_arguments(job: Job, like: str | None) -> tuple:
+def sweep_arguments(job: Job, like: str | None) -> Any:
     """What `tune` passes to the function it has jitted."""
-    with mock.patch.object(_tune, "_tune", wraps=_tune._tune) as sweep:
+    with mock.patch.object(
+        _tune, "_tune_compiled", wraps=_tune._tune_compiled
+    ) as sweep:
         tuning(job, like)()
-    return sweep.call_args.args
+    return sweep.call_args
 
 
 def contenders(job: Job) -> dict[str, Callable]:
@@ -69,26 +75,30 @@ def contenders(job: Job) -> dict[str, Callable]:
     of_sweep = sweep_arguments(job, "original")
     return {
         "step": lambda: step(*of_step),
-        "sweep": lambda: _tune._tune(*of_sweep),
+        "sweep": lambda: _tune._tune_compiled(*of_sweep.args, **of_sweep.kwargs),
         "tune": tuning(job),
     }
 
 
-def memory(jitted: Callable, arguments: tuple) -> int:
+def memory(jitted: Callable, *arguments: Any, **static: Any) -> int:
     """Bytes that the compiled program holds at once."""
-    m = jitted.lower(*arguments).compile().memory_analysis()
+    m = jitted.lower(*arguments, **static).compile().memory_analysis()
     return m.temp_size_in_bytes + m.argument_size_in_bytes + m.output_size_in_bytes
 
 
-def warm(name: str, job: Job, ratios: dict[str, float]) -> dict[str, str]:
+def warm(
+    name: str, job: Job, ratios: dict[str, float], rounds: tuple[int, int]
+) -> dict[str, str]:
     """A row on second calls; notes the ratio of `tune` to the step."""
     calls = contenders(job)
     for call in calls.values():
         jax.block_until_ready(call())
     slowest = max(seconds(call) for call in calls.values())
-    middle, least = medians(calls, rounds=max(11, min(201, int(6 / slowest))))
-    used = memory(_tune._tune, sweep_arguments(job, None))
-    used /= memory(networks.gradient_step(job), step_arguments(job))
+    fewest, most = rounds
+    middle, least = medians(calls, max(fewest, min(most, int(6 / slowest))))
+    of_sweep = sweep_arguments(job, None)
+    used = memory(_tune._tune_compiled, *of_sweep.args, **of_sweep.kwargs)
+    used /= memory(networks.gradient_step(job), *step_arguments(job))
     compiled = compilations(calls["tune"])
     ratio = middle["sweep"] / middle["step"]
     ratios[name] = middle["tune"] / middle["step"]
@@ -115,14 +125,12 @@ def cold(name: str, job: Job) -> dict[str, str]:
     }
 
 
-def region_seconds() -> float:
-    """The median time to find the regions of a residual MLP of 300 units."""
-    model, x = Residual(149, 8), jax.random.normal(KEY, (4, 64))
+def region_seconds(units: int) -> float:
+    """The median time to find the regions of a residual MLP."""
+    model, x = Residual(units // 2 - 1, 8), jax.random.normal(KEY, (4, 64))
     params = jax.eval_shape(model.init, KEY, x)["params"]
-    (batch,) = draw_batches(x, KEY, (), None, 1)
-    objective = make_objective(model, cross_entropy, None, None)
-    graph = trace_model(objective, params, {}, batch)
-    assert len(graph.units) == 300
+    graph = traced(Job(model, params, x, cross_entropy))
+    assert len(graph.units) == units
     middle, _ = medians({"regions": lambda: _regions(graph)}, rounds=11)
     return middle["regions"]
 
@@ -131,21 +139,24 @@ def _regions(graph: ModelGraph) -> int:
     return find_regions(graph, graph.units).count
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+def main(words: Sequence[str] | None = None) -> None:
+    parser = parser_of(__doc__)
     parser.add_argument("--deepest", type=int, default=DEPTHS[-1])
     parser.add_argument("--skip-cold", action="store_true")
-    given = parser.parse_args()
+    given = parser.parse_args(words)
+    built = list(tiny_jobs() if given.tiny else jobs(given.deepest))
+    rounds, units = ((1, 2), 4) if given.tiny else ((11, 201), 300)
     if not given.skip_cold:
-        slow = ("MLP 64", *SCANS)
-        show("first call", [cold(n, job) for n, job in jobs(64) if n in slow])
+        slow = [job for job in built if given.tiny or job[0] in ("MLP 64", *SCANS)]
+        show("first call", [cold(*job) for job in slow])
     ratios: dict[str, float] = {}
-    rows = [warm(name, job, ratios) for name, job in jobs(given.deepest)]
+    rows = [warm(name, job, ratios, rounds) for name, job in built]
     show("second call, over a gradient step", rows)
     if "MLP 256" in ratios:
         grown = verdict(ratios["MLP 256"] / ratios["MLP 16"], DEEP)
         print(f"tune at 256 layers over tune at 16 <= {DEEP}: {grown}")
-    print(f"regions of 300 units, s <= {REGIONS}: {verdict(region_seconds(), REGIONS)}")
+    found = verdict(region_seconds(units), REGIONS)
+    print(f"regions of {units} units, s <= {REGIONS}: {found}")
 
 
 if __name__ == "__main__":

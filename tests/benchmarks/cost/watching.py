@@ -1,6 +1,6 @@
 """What watching a training step costs, in training steps of the plain model.
 
-    JAX_PLATFORMS=cpu python -m tests.benchmarks.watching [--rounds 100]
+    python -m tests.benchmarks.cost.watching [--rounds 100]
 
 A step is jitted as a whole: `value_and_grad`, Adam, `apply_updates`, the update of the
 statistics; the state of the statistics is donated. "every" reads in each step; "off" is
@@ -8,9 +8,8 @@ a step in which taps are switched off; "input" reads inputs in each step. Calls 
 turns, a different one first each round; ratios are medians of those within a round.
 """
 
-import argparse
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,10 +17,10 @@ import jax
 import optax
 
 import einit_jax as ei
-from tests.benchmarks.carrying import in_turn, training_step
-from tests.benchmarks.networks import Plain, Scanned, ViT, dense, vision
-from tests.benchmarks.report import show, verdict
-from tests.cases import Job
+from tests.benchmarks.cost.carrying import in_turn, training_step
+from tests.benchmarks.cost.networks import Plain, Scanned, ViT, dense, vision
+from tests.benchmarks.report import parser_of, show, verdict
+from tests.support.cases import Job
 
 WATCH, OFF, RATE, NEVER = 1.15, 1.01, 1e-3, 10**6
 KEY = jax.random.key(2)
@@ -31,6 +30,7 @@ JOBS = {
     "scanned 256x16, batch 256": lambda: dense(Scanned(16, 256), 256),
     "small ViT": lambda: vision(ViT()),
 }
+TINY = {"MLP 16x3": lambda: dense(Plain(3, 16), 8)}
 
 
 def watched(job: Job, **options: Any) -> Callable:
@@ -79,11 +79,12 @@ def row(name: str, job: Job, rounds: int) -> dict[str, str]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+def main(words: Sequence[str] | None = None) -> None:
+    parser = parser_of(__doc__)
     parser.add_argument("--rounds", type=int, default=100)
-    rounds = parser.parse_args().rounds
-    rows = (row(name, build(), rounds) for name, build in JOBS.items())
+    given = parser.parse_args(words)
+    rounds, jobs = (2, TINY) if given.tiny else (given.rounds, JOBS)
+    rows = (row(name, build(), rounds) for name, build in jobs.items())
     show("training steps, watched over plain", rows)
 
 

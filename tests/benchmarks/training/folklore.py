@@ -1,6 +1,6 @@
 """What courses teach of initialization, measured again.
 
-    JAX_PLATFORMS=cpu python -m tests.benchmarks.folklore [--seeds 10] [--steps 2400]
+    python -m tests.benchmarks.training.folklore [--seeds 10] [--steps 2400]
 
 1. A classifier with two hidden layers of 256 and 128 units, ReLU, Adam at 0.001,
    batches of 50, biases 0, by how its weights are drawn: accuracy on images that it was
@@ -13,8 +13,7 @@
    defaults lose them.
 """
 
-import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -25,7 +24,7 @@ import optax
 
 import einit_jax as ei
 from einit_jax._demo import cross_entropy
-from tests.benchmarks.report import show
+from tests.benchmarks.report import parser_of, show
 
 RATE, BATCH, HELD_OUT = 1e-3, 50, 5
 PUBLISHED = {  # accuracy in percent, from the worst to the best
@@ -36,6 +35,8 @@ PUBLISHED = {  # accuracy in percent, from the worst to the best
     "N(0, 1/n)": "84.7",
     "general rule": "85.2 to 85.8",
 }
+SIZES = (64, 256, 1024, 4096)
+ACTS = ("relu", "tanh", "gelu", "silu", "selu", "sigmoid", "softplus")
 CHANCE = 2
 """So many of them teach nothing; their order is that of noise."""
 
@@ -99,12 +100,11 @@ def accuracies(name: str, seeds: int, steps: int) -> np.ndarray:
     return np.asarray(jax.jit(jax.vmap(trained))(keys))
 
 
-def classifiers(seeds: int, steps: int) -> Iterator[dict[str, str]]:
+def classifiers(names: list[str], seeds: int, steps: int) -> Iterator[dict[str, str]]:
     """A line a draw, and whether it is where it is meant to be among the others."""
-    found = {name: 100 * accuracies(name, seeds, steps) for name in PUBLISHED}
+    found = {name: 100 * accuracies(name, seeds, steps) for name in names}
     means = {name: float(a.mean()) for name, a in found.items()}
     spread = {name: float(a.std()) / seeds**0.5 for name, a in found.items()}
-    names = list(PUBLISHED)
     for i, name in enumerate(names):
         below = names[i - 1] if i >= CHANCE else ""
         gap = means[name] - means.get(below, 0.0)
@@ -125,8 +125,8 @@ def _verdict(gap: float, error: float) -> str:
     return "same" if gap > 0 else "OTHER"
 
 
-def moments() -> Iterator[dict[str, str]]:
-    for n in (64, 256, 1024, 4096):
+def moments(sizes: Sequence[int]) -> Iterator[dict[str, str]]:
+    for n in sizes:
         keys = jax.random.split(jax.random.key(n))
         x = jax.random.normal(keys[0], (512, n))
         w = jax.random.normal(keys[1], (n, 512))
@@ -140,7 +140,7 @@ def moments() -> Iterator[dict[str, str]]:
         }
 
 
-def products(wide: int = 512, count: int = 50) -> Iterator[dict[str, str]]:
+def products(wide: int, count: int) -> Iterator[dict[str, str]]:
     for name, scale in {"1": 1.0, "0.01": 0.01, "1/sqrt(n)": wide**-0.5}.items():
         keys = jax.random.split(jax.random.key(1), count + 1)
         y = jax.random.normal(keys[0], (wide,))
@@ -155,11 +155,11 @@ def products(wide: int = 512, count: int = 50) -> Iterator[dict[str, str]]:
         yield {"weights times": name, f"after {count}": what or f"{sizes[-1]:.2g}"}
 
 
-def depths() -> Iterator[dict[str, str]]:
+def depths(names: Sequence[str], sizes: Sequence[int]) -> Iterator[dict[str, str]]:
     """The rms of the last activations of chains, as Flax draws them and by AutoInit."""
     x = jax.random.normal(jax.random.key(0), (64, 64))
-    for act in ("relu", "tanh", "gelu", "silu", "selu", "sigmoid", "softplus"):
-        for depth in (5, 20, 50):
+    for act in names:
+        for depth in sizes:
             model = Chain(getattr(nn, act), depth)
             params = model.init(jax.random.key(1), x)["params"]
             size = lambda p, model=model: float(jnp.sqrt(jnp.mean(jnp.square(
@@ -185,16 +185,21 @@ class Chain(nn.Module):
         return nn.Dense(256)(x)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+def main(words: Sequence[str] | None = None) -> None:
+    parser = parser_of(__doc__)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--steps", type=int, default=2400)
-    given = parser.parse_args()
-    show("second moment of x @ w", moments())
-    show("products with N(0, 1) matrices of 512 x 512", products())
-    show("rms of the last outputs over depth", depths())
+    given = parser.parse_args(words)
+    if given.tiny:
+        given.seeds, given.steps = 1, 2
+    acts, deep = (ACTS[:1], (2,)) if given.tiny else (ACTS, (5, 20, 50))
+    wide, count = (64, 50) if given.tiny else (512, 50)
+    names = list(PUBLISHED)[: 3 if given.tiny else None]
+    show("second moment of x @ w", moments([64] if given.tiny else SIZES))
+    show(f"products with N(0, 1) matrices of {wide} x {wide}", products(wide, count))
+    show("rms of the last outputs over depth", depths(acts, deep))
     title = f"accuracy on held-out digits, {given.steps} steps, {given.seeds} seeds"
-    show(title, classifiers(given.seeds, given.steps))
+    show(title, classifiers(names, given.seeds, given.steps))
 
 
 if __name__ == "__main__":

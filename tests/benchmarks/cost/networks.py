@@ -8,8 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from tests.cases import Job, cross_entropy, make, normal
-from tests.published import PreActBlock
+from tests.support.cases import Job, cross_entropy, make, normal
+from tests.support.models.convolutional import PreActBlock
 
 ACTIVATIONS = {"tanh": jnp.tanh, "relu": nn.relu}
 

@@ -1,6 +1,6 @@
 """How much each layer and the logits change in the first steps, over widths.
 
-    JAX_PLATFORMS=cpu python -m tests.benchmarks.coordinates [--optimizers SGD Adam]
+    python -m tests.benchmarks.accuracy.coordinates [--optimizers SGD Adam]
 
 The coordinate check of mup (Yang and Hu, arXiv 2011.14522), `ei.coordinate_check`: the
 change of outputs after 1 and 5 steps on one batch of digits, tanh and ReLU MLPs of 4
@@ -9,8 +9,7 @@ at every width. "Small head" aims at readouts of rms 1 / sqrt(width), as mup doe
 others at 1.
 """
 
-import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,8 +18,8 @@ import optax
 
 import einit_jax as ei
 from einit_jax._demo import cross_entropy, digits
-from tests.benchmarks.families import Chain, Residual
-from tests.benchmarks.report import show, verdict
+from tests.benchmarks.report import parser_of, show, verdict
+from tests.benchmarks.training.families import Chain, Residual
 
 WIDTHS = (64, 128, 256, 512, 1024)
 FLAT = 1.5
@@ -69,14 +68,17 @@ def table(label: str, check: ei.CoordinateCheck) -> Iterator[dict[str, str]]:
             }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+def main(words: Sequence[str] | None = None) -> None:
+    parser = parser_of(__doc__)
     parser.add_argument("networks", nargs="*", metavar="network", default=[*NETWORKS])
     parser.add_argument("--optimizers", nargs="*", default=[*RATES])
     parser.add_argument("--methods", nargs="*", default=[*METHODS])
     parser.add_argument("--widths", nargs="*", type=int, default=[*WIDTHS])
     parser.add_argument("--seeds", type=int, default=3)
-    given = parser.parse_args()
+    given = parser.parse_args(words)
+    if given.tiny:
+        given.networks, given.optimizers = given.networks[:1], given.optimizers[:1]
+        given.methods, given.widths, given.seeds = [*METHODS][::3], [8, 16], 1
     for name in given.networks:
         for optimizer in given.optimizers:
             rows = [

@@ -1,6 +1,6 @@
 """What networks without normalization learn, by how they were initialized.
 
-    JAX_PLATFORMS=cpu python -m tests.benchmarks.trainability [network ...] [--seeds 3]
+    python -m tests.benchmarks.training.trainability [network ...] [--seeds 3]
 
 Digits; each initialization at its own best learning rate, a power of two, searched as
 in `transfer`. "Kaiming", "Glorot" and "orthogonal" draw every kernel anew, at the fans
@@ -13,9 +13,8 @@ last step, at the rate with the least loss.
 Tied are losses within 10% of the best one, or within its standard deviation over seeds.
 """
 
-import argparse
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from itertools import product
 from math import prod
@@ -32,8 +31,8 @@ from jax.nn import initializers
 
 import einit_jax as ei
 from einit_jax._demo import cross_entropy, digits
-from tests.benchmarks import families, transfer
-from tests.benchmarks.report import show
+from tests.benchmarks.report import parser_of, show
+from tests.benchmarks.training import families, transfer
 
 NETWORKS: dict[str, nn.Module] = {
     **{
@@ -181,8 +180,8 @@ def ranked(records: list[dict]) -> Iterator[dict[str, str]]:
             }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+def main(words: Sequence[str] | None = None) -> None:
+    parser = parser_of(__doc__)
     parser.add_argument("networks", nargs="*", metavar="network", default=[*NETWORKS])
     parser.add_argument("--methods", nargs="*", choices=METHODS, default=METHODS)
     parser.add_argument("--optimizers", nargs="*", default=["Adam", "SGD"])
@@ -190,7 +189,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--out", type=Path, help="append records as JSON lines")
     parser.add_argument("--read", type=Path, nargs="*", help="show records of --out")
-    given = parser.parse_args()
+    given = parser.parse_args(words)
+    if given.tiny:
+        NETWORKS["tanh MLP 3"] = families.Chain(3, 16, "tanh")
+        given.networks, given.optimizers = ["tanh MLP 3"], ["SGD"]
+        given.methods, given.seeds, given.steps = ["orthogonal", ORTHOGONAL], 1, 2
     texts = [path.read_text() for path in given.read or ()]
     records = [json.loads(line) for text in texts for line in text.splitlines()]
     todo = product(given.networks, given.optimizers, given.methods)

@@ -1,22 +1,21 @@
 """How close to 1 the three pillars end, on the tuned batch and on fresh ones.
 
-    JAX_PLATFORMS=cpu python -m tests.benchmarks.accuracy [--deepest 64]
+    python -m tests.benchmarks.accuracy.pillars [--deepest 64]
 
 Plain networks of width 256 on random inputs and labels, batch 256. A fresh batch has
 fresh labels too; a unit's rms is averaged over ten of them.
 """
 
-import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
 
 import einit_jax as ei
-from tests.benchmarks.networks import ACTIVATIONS, Plain, dense
-from tests.benchmarks.report import show, verdict
-from tests.benchmarks.timing import compilations
-from tests.cases import Job
+from tests.benchmarks.cost.networks import ACTIVATIONS, Plain, dense
+from tests.benchmarks.cost.timing import compilations
+from tests.benchmarks.report import parser_of, show, verdict
+from tests.support.cases import Job
 
 DEPTHS = (4, 16, 64)
 PILLARS = {
@@ -85,11 +84,13 @@ def networks(deepest: int) -> Iterator[tuple[str, Job]]:
                 yield f"{activation} {depth}", dense(model, batch=256)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+def main(words: Sequence[str] | None = None) -> None:
+    parser = parser_of(__doc__)
     parser.add_argument("--deepest", type=int, default=DEPTHS[-1])
     same, fresh, draws, compiled = [], [], [], 0
-    for name, job in networks(parser.parse_args().deepest):
+    given = parser.parse_args(words)
+    tiny = [("tanh 3", dense(Plain(3, 16), batch=8))]
+    for name, job in tiny if given.tiny else networks(given.deepest):
         model = {"network": name}
         scales = ei.tune(*job[:4], key=KEY, **ORIGINAL)
         same.append(model | same_row(measured(job, scales, KEY)))

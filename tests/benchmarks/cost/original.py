@@ -1,6 +1,6 @@
 """Side by side with the PyTorch original, empirical_init 0.0.2.
 
-    JAX_PLATFORMS=cpu python -m tests.benchmarks.original [--deepest 64]
+    python -m tests.benchmarks.cost.original [--deepest 64]
 
 Needs `pip install torch` and `pip install --no-deps empirical_init==0.0.2`. Both tune
 the network of the original's own test, and tanh networks of width 128, at batch 64. The
@@ -8,11 +8,11 @@ original's pillars are computed in float64; the gradient of the first unit's inp
 which it leaves alone, is left out. It draws weights anew and has no batch of its own.
 """
 
-import argparse
 import contextlib
 import copy
 import io
 import itertools
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -21,11 +21,11 @@ import numpy as np
 import torch
 
 import einit_jax as ei
-from tests.benchmarks.networks import Plain
-from tests.benchmarks.report import show, verdict
-from tests.benchmarks.theirs import Theirs, pillars_of_theirs, tune_theirs
-from tests.benchmarks.timing import medians
-from tests.cases import Job, cross_entropy, make, normal
+from tests.benchmarks.cost.networks import Plain
+from tests.benchmarks.cost.theirs import Theirs, pillars_of_theirs, tune_theirs
+from tests.benchmarks.cost.timing import medians
+from tests.benchmarks.report import parser_of, show, verdict
+from tests.support.cases import Job, cross_entropy, make, normal
 
 DEPTHS = (4, 16, 64)
 ROUNDS = 3
@@ -112,15 +112,16 @@ def spread(columns: np.ndarray) -> dict[str, str]:
     return row
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+def main(words: Sequence[str] | None = None) -> None:
+    parser = parser_of(__doc__)
     parser.add_argument("--deepest", type=int, default=DEPTHS[-1])
-    deepest = parser.parse_args().deepest
+    given = parser.parse_args(words)
+    depths = [2] if given.tiny else [d for d in DEPTHS if d <= given.deepest]
     torch.manual_seed(0)
     torch.set_num_threads(1)  # at these sizes several times faster than two
     with contextlib.redirect_stdout(io.StringIO()):
         built = {"original's test": own_network()}
-        built |= {f"tanh {d}": tanh_network(d) for d in DEPTHS if d <= deepest}
+        built |= {f"tanh {d}": tanh_network(d) for d in depths}
     show("wall time of tuning", [times(name, *b) for name, b in built.items()])
     found = itertools.chain(*[ends(name, *b) for name, b in built.items()])
     show("rms: least, median and largest unit; fresh: mean over 10 batches", found)

@@ -1,6 +1,6 @@
 """What carrying the scales costs in training, in training steps of the plain model.
 
-    JAX_PLATFORMS=cpu python -m tests.benchmarks.carrying [--rounds 200]
+    python -m tests.benchmarks.cost.carrying [--rounds 200]
 
 A step is jitted as a whole: `value_and_grad`, Adam, `apply_updates`, nothing donated.
 "scaled" carries the scales, "updates" has `scale_updates` in the optimizer as well, and
@@ -9,9 +9,8 @@ take turns, a different one first each round. Ratios are over the plain model's 
 the median of those within a round, and the ratio of the medians.
 """
 
-import argparse
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,10 +18,10 @@ import jax
 import optax
 
 import einit_jax as ei
-from tests.benchmarks.networks import Plain, ViT, dense, vision
-from tests.benchmarks.report import show, verdict
-from tests.benchmarks.timing import seconds
-from tests.cases import Job
+from tests.benchmarks.cost.networks import Plain, ViT, dense, vision
+from tests.benchmarks.cost.timing import seconds
+from tests.benchmarks.report import parser_of, show, verdict
+from tests.support.cases import Job
 
 CARRY, FOLDED, RATE = 1.03, 1.0, 1e-3
 KEY = jax.random.key(2)
@@ -89,11 +88,16 @@ def row(name: str, job: Job, rounds: int) -> dict[str, str]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+def main(words: Sequence[str] | None = None) -> None:
+    parser = parser_of(__doc__)
     parser.add_argument("--rounds", type=int, default=200)
-    rounds = parser.parse_args().rounds
-    jobs = {"MLP 16": dense(Plain(16)), "ViT": vision(ViT())}
+    given = parser.parse_args(words)
+    jobs = (
+        {"MLP 3": dense(Plain(3, 16), 8)}
+        if given.tiny
+        else {"MLP 16": dense(Plain(16)), "ViT": vision(ViT())}
+    )
+    rounds = 2 if given.tiny else given.rounds
     rows = [row(name, job, rounds) for name, job in jobs.items()]
     show("a training step, over that of the plain model", rows)
 

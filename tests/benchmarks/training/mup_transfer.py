@@ -1,6 +1,6 @@
 """The learning-rate transfer of mup (Yang and Hu, arXiv 2203.03466), beside ours.
 
-    JAX_PLATFORMS=cpu python -m tests.benchmarks.mup_transfer [--seeds 3] [--out FILE]
+    python -m tests.benchmarks.training.mup_transfer [--seeds 3] [--out FILE]
 
 Needs `pip install torch mup`. Chains in PyTorch on the data, batch, steps and loss of
 `transfer`, whose `--read` shows the records of both. "mup" is He's initialization, zero
@@ -12,10 +12,9 @@ grid. The loss is unimodal in log2 of the rate near its best, so each next width
 at the best of the one before, and walks until two rates on either side are worse.
 """
 
-import argparse
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise, product
 from pathlib import Path
@@ -27,8 +26,8 @@ import torch
 from torch import nn
 
 from einit_jax._demo import digits
-from tests.benchmarks.report import show
-from tests.benchmarks.transfer import BATCH, TAIL, summary
+from tests.benchmarks.report import parser_of, show
+from tests.benchmarks.training.transfer import BATCH, TAIL, summary
 
 WIDTHS, BASE = (32, 64, 128, 256, 512, 1024), 32
 PATIENCE, BLOWN = 100, 3.0
@@ -125,8 +124,8 @@ def measured(given: Any) -> Iterator[dict]:
             }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+def main(words: Sequence[str] | None = None) -> None:
+    parser = parser_of(__doc__)
     parser.add_argument("--widths", type=int, nargs="*", default=WIDTHS)
     for name, values in {"optimizers": OPTIMIZERS, "methods": GRID}.items():
         parser.add_argument(f"--{name}", nargs="*", choices=values, default=[*values])
@@ -134,7 +133,9 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--activation", choices=ACTIVATIONS, default="relu")
     parser.add_argument("--out", type=Path, help="append records as JSON lines")
-    given = parser.parse_args()
+    given = parser.parse_args(words)
+    if given.tiny:
+        given.widths, given.depth, given.seeds, given.steps = [32, 64], 2, 1, 2
     torch.set_num_threads(given.threads)
     records = []
     for record in measured(given):

@@ -1,14 +1,14 @@
 """What `autoinit` predicts beside what is measured, unit by unit.
 
-    python -m tests.benchmarks.estimates [name ...] [--draws 100] [--units]
+    python -m tests.benchmarks.accuracy.estimates [name ...] [--draws 100] [--units]
 
 For each network the second moments of all units are predicted once; then weights are
 drawn many times and the network is run. The numbers are ratios, measured (median and
 mean over draws) over predicted.
 """
 
-import argparse
 import time
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -17,14 +17,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from einit_jax.core import draw_batches, path_str
+from einit_jax.binding import setup, sum_of_means
+from einit_jax.core import path_str
 from einit_jax.initializers.signal_propagation import (
     PropagationSpec,
     predict_variances,
     sample_weights,
     trace_for_propagation,
 )
-from einit_jax.linen import any_output, make_objective
+from tests.benchmarks.report import parser_of
 
 HEAD = 128
 """Outputs: with ten the second moment of one draw is known to a half."""
@@ -144,12 +145,11 @@ def ratios(model: nn.Module, x: jax.Array, draws: int) -> tuple[dict, float]:
     """Measured over predicted second moments, (draws,), by unit; and the seconds."""
     params = jax.eval_shape(model.init, jax.random.key(0), x)["params"]
     params = jax.tree.map(lambda p: jnp.ones(p.shape, p.dtype), params)
-    task = make_objective(model, any_output, None, None)
-    (batch,) = draw_batches(x, jax.random.key(0), (), None, 1)
-    of = trace_for_propagation(task, params, {}, batch)
-    asked = PropagationSpec(1.0, None, False, 8192, 16, ())
+    objective, arrays = setup(model, params, x, sum_of_means)
+    traced = trace_for_propagation(objective, arrays.args)
+    spec = PropagationSpec(1.0, None, False, 8192, 16, ())
     start = time.perf_counter()
-    found = predict_variances(of, jax.random.key(0), asked)
+    found = predict_variances(traced, jax.random.key(0), spec)
     seconds = time.perf_counter() - start
     want = {
         path_str(*kind): float(np.mean([m.second for m in calls]))
@@ -157,7 +157,9 @@ def ratios(model: nn.Module, x: jax.Array, draws: int) -> tuple[dict, float]:
     }
 
     def one(key):
-        drawn = sample_weights(found.variances, of, "normal", False, key)
+        drawn = sample_weights(
+            found.variances, traced, key, distribution="normal", zero_mean=False
+        )
         _, seen = model.apply({"params": drawn}, x, capture_intermediates=True)
         return {
             path_str(path[:-1]): jnp.mean(jnp.square(jnp.stack(values)))
@@ -179,17 +181,20 @@ def _captured(tree, path=()):
             yield from _captured(value, (*path, name))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
+def main(words: Sequence[str] | None = None) -> None:
+    parser = parser_of(__doc__)
     parser.add_argument("names", nargs="*")
     parser.add_argument("--draws", type=int, default=100)
     parser.add_argument("--units", action="store_true")
-    options = parser.parse_args()
+    options = parser.parse_args(words)
     print(f"{'network':14}{'units':>6}{'seconds':>9}{'worst median':>14}{'mean':>8}")
-    for name, (model, kind) in NETWORKS.items():
+    networks, draws = NETWORKS, options.draws
+    if options.tiny:
+        networks, draws = {"MLP relu": (Chain(nn.relu, 32), "vectors")}, 4
+    for name, (model, kind) in networks.items():
         if options.names and name not in options.names:
             continue
-        found, seconds = ratios(model, batch_of(kind), options.draws)
+        found, seconds = ratios(model, batch_of(kind), draws)
         medians = {u: float(np.median(r)) for u, r in found.items()}
         worst = max(medians, key=lambda u: abs(medians[u] - 1))
         mean = float(np.mean(found[worst]))

@@ -1,6 +1,6 @@
 """Which learning rate is best, and how good it is, over depths and widths.
 
-    JAX_PLATFORMS=cpu python -m tests.benchmarks.transfer [family ...] [--seeds 3]
+    python -m tests.benchmarks.training.transfer [family ...] [--seeds 3]
 
 Digits or modular sums, any optimizer of optax, the same steps for all. The loss is the
 mean over the last 20 steps and the seeds; the learning rates are powers of two. All
@@ -9,9 +9,8 @@ tries a whole grid, each next one two rates on either side of the best one befor
 while the best rate is the last one tried on its side, three more beyond.
 """
 
-import argparse
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,13 @@ import optax
 
 import einit_jax as ei
 from einit_jax._demo import cross_entropy
-from tests.benchmarks.families import FAMILIES, Transformer, data_of, initialized
-from tests.benchmarks.report import show
+from tests.benchmarks.report import parser_of, show
+from tests.benchmarks.training.families import (
+    FAMILIES,
+    Transformer,
+    data_of,
+    initialized,
+)
 
 BATCH, TOKENS_BATCH, TAIL = 64, 32, 20
 AROUND, BEYOND, MOST = 2, 3, 24
@@ -184,8 +188,8 @@ def summary(records: list[dict]) -> Iterator[dict[str, str]]:
         }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+def main(words: Sequence[str] | None = None) -> None:
+    parser = parser_of(__doc__)
     parser.add_argument("families", nargs="*", metavar="family", default=list(FAMILIES))
     parser.add_argument("--methods", nargs="*", help="of those of the family")
     parser.add_argument("--optimizers", nargs="*", default=["SGD", "momentum"])
@@ -195,7 +199,10 @@ def main() -> None:
     parser.add_argument("--largest", type=int, default=2048)
     parser.add_argument("--out", type=Path, help="append records as JSON lines")
     parser.add_argument("--read", type=Path, nargs="*", help="show records of --out")
-    given = parser.parse_args()
+    given = parser.parse_args(words)
+    if given.tiny:
+        given.families, given.methods = ["chain tanh"], [PLAIN, "exact, total"]
+        given.largest, given.seeds, given.steps = 2, 1, 2
     records = []
     if given.read:
         lines = [line for path in given.read for line in path.read_text().splitlines()]

@@ -1,12 +1,13 @@
 """All strategies of `compare` on networks without normalization, on digits.
 
-    JAX_PLATFORMS=cpu python -m tests.benchmarks.initializers [network ...]
+    python -m tests.benchmarks.training.initializers [network ...]
 
 One table a network; the figures with `--figures FOLDER`. Each strategy at its own best
 learning rate, batches of 64 (32 for sequences), the same ones for all.
 """
 
 import argparse
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +17,8 @@ import jax
 import einit_jax as ei
 from einit_jax._demo import MLP, cross_entropy, digits
 from einit_jax.experiments import default_strategies
-from tests.benchmarks import families, transfer
+from tests.benchmarks.report import parser_of
+from tests.benchmarks.training import families, transfer
 
 BATCH, SEQUENCES = 64, 32
 
@@ -57,6 +59,8 @@ def compared(name: str, given: argparse.Namespace) -> ei.Comparison:
         "metainit": ei.metainit,
         "gradinit": ei.gradinit,
     }
+    if given.tiny:
+        strategies = dict([*strategies.items()][-3:])
     x, labels = train(key)
     params = families.initialized(model, x, given.seed)
     return ei.compare(
@@ -66,15 +70,18 @@ def compared(name: str, given: argparse.Namespace) -> ei.Comparison:
     )  # fmt: skip
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+def main(words: Sequence[str] | None = None) -> None:
+    parser = parser_of(__doc__)
     parser.add_argument("networks", nargs="*", metavar="network", default=[*NETWORKS])
     parser.add_argument("--optimizer", choices=transfer.OPTIMIZERS, default="Adam")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--figures", type=Path, help="a folder for the figures")
-    given = parser.parse_args()
+    given = parser.parse_args(words)
+    if given.tiny:
+        NETWORKS["MLP 3"] = MLP(3, 16)
+        given.networks, given.steps, given.seeds = ["MLP 3"], 2, 1
     for name in given.networks:
         found = compared(name, given)
         print(f"\n{name}, {given.optimizer}\n{found}", flush=True)

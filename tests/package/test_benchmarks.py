@@ -1,0 +1,69 @@
+"""Each benchmark runs, small, and shows what it is to show."""
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted((ROOT / "tests" / "benchmarks").glob("*/*.py"))
+SCRIPTS = {
+    f"{file.parent.name}.{file.stem}": text
+    for file in FILES
+    if "__main__" in (text := file.read_text())
+}
+ELSEWHERE = {"torch", "mup", "empirical_init"}
+"""What some need and the tests do not install."""
+SHOWN = {
+    "accuracy.coordinates": ["tanh 4, Flax default, SGD: head", "largest / smallest"],
+    "accuracy.estimates": ["worst median", "MLP relu"],
+    "accuracy.pillars": ["tanh 3", "on the batch that was tuned", "of measure <= 0"],
+    "cost.carrying": ["MLP 3", "of medians"],
+    "cost.original": ["original", "einit_jax, fresh"],
+    "cost.speed": ["first call", "second call", "scanned MLP 3", "regions of 4 units"],
+    "cost.watching": ["MLP 16x3", "plain"],
+    "training.folklore": ["second moment", "overflows", "AutoInit", "all 1"],
+    "training.initializers": ["MLP 3, Adam", "gradinit", "least loss"],
+    "training.mup_transfer": ["torch default", "log2 best rate"],
+    "training.trainability": ["tanh MLP 3", "tuned, orthogonal", "best"],
+    "training.transfer": ["chain tanh", "exact, total", "log2 best rate"],
+}
+
+
+def test_every_benchmark_is_known():
+    assert SHOWN.keys() == SCRIPTS.keys()
+
+
+def test_what_is_written_of_benchmarks_and_tests_is_there():
+    """In the README and the notebooks."""
+    files = [ROOT / "README.md", *(ROOT / "notebooks").glob("*.ipynb")]
+    text = "".join(file.read_text() for file in files)
+    named = set(re.findall(r"tests\.benchmarks\.([a-z_.]*[a-z_])", text))
+    assert named
+    assert named <= SCRIPTS.keys(), named - SCRIPTS.keys()
+    paths = set(re.findall(r"\btests/[\w/]+(?:\.py)?", text))
+    assert not [path for path in paths if not (ROOT / path).exists()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHOWN)
+def test_benchmark_runs(name, tmp_path, capsys):
+    """What is written reads back as what was shown."""
+    try:
+        main = importlib.import_module(f"tests.benchmarks.{name}").main
+    except ModuleNotFoundError as error:
+        if error.name not in ELSEWHERE:
+            raise
+        pytest.skip(f"needs {error.name}")
+    records = tmp_path / "records"
+    writes = '"--out"' in SCRIPTS[name]
+    main(["--tiny", *(["--out", str(records)] if writes else [])])
+    shown = capsys.readouterr().out
+    words = " ".join(shown.split())
+    assert not [word for word in SHOWN[name] if word not in words], shown
+    if writes:
+        assert records.read_text().count("\n") >= 2
+    if '"--read"' in SCRIPTS[name]:
+        main(["--read", str(records)])
+        assert capsys.readouterr().out == shown
