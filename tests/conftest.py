@@ -20,39 +20,57 @@ if jaxlib_version.startswith("0.10."):
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-# Signatures are checked, shapes and dtypes included; not those of the public verbs,
-# which are called with wrong arguments on purpose and refuse them in their own words.
+# All signatures are checked, shapes and dtypes included; see `refuses` of checks.py.
 from jaxtyping import install_import_hook  # noqa: E402
 
-CHECKED = (
-    "_math", "_search", "_lift", "_paths", "_hook", "_graph", "_units", "_regions",
-    "_potentials", "_plan", "_probe", "_sweep", "_observe", "_measurement", "_changes",
-    "_state", "_settle", "_looks", "_solve", "_updates", "_optimizer", "_options",
-    "_fold", "_unit_params", "_demo", "_tables", "_figures", "_taps", "_places",
-    "_history", "_charts", "_spread", "_pair", "_page", "_views", "_uses", "_geometry",
-    "_roles", "_sites", "_presets", "_rules", "_draws", "_quotient", "_descent",
-    "_resize", "_cost", "_strategies", "_learning", "_comparison", "_panels", "_jobs",
-    "_signals", "_elements", "_values", "_estimate", "_moving", "_loops", "_sums",
-    "_products", "_estimators", "_predict", "_layers", "_variances", "_sequential",
-    "_orthonormal", "_progress",
-)  # fmt: skip
-install_import_hook([f"einit_jax.{name}" for name in CHECKED], "beartype.beartype")
+import tests.support.typechecker  # noqa: E402, F401
 
-import itertools  # noqa: E402
+install_import_hook("einit_jax", "tests.support.typechecker.typechecker")
+
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
+from xdist.scheduler import LoadScopeScheduling  # noqa: E402
 
-# Tracing makes many objects that live: looking among them for garbage takes 5%.
-gc.set_threshold(50_000)
+from tests.support.models import CASES  # noqa: E402
 
-FORGET = 25
-_count = itertools.count(1)
+# Tracing makes many objects that live: looking among all of them for garbage takes a
+# third of the time, so that is done where programs are forgotten, and not in between.
+gc.set_threshold(50_000, 20, 1_000_000)
+
+
+def group_of(nodeid: str) -> str:
+    """The tests of one model, and those of one file, share what they have compiled."""
+    file, _, test = nodeid.partition("::")
+    name = test.partition("[")[2].removesuffix("]")
+    if name in CASES:
+        return name
+    alone = file.startswith(("einit_jax/", "tests/package/"))
+    return nodeid if alone else file
+
+
+class ByGroup(LoadScopeScheduling):
+    """The tests of a group run one after the other, on one worker."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return group_of(nodeid)
+
+
+def pytest_xdist_make_scheduler(config, log):
+    """In the place of marks: xdist 3.8 does not see them with pytest 9.2."""
+    return ByGroup(config, log) if config.getvalue("dist") == "loadgroup" else None
+
+
+FORGET = 50
+_since: list[str] = []
 
 
 @pytest.fixture(autouse=True)
-def forget_programs():
+def forget_programs(request):
     """Compiled programs hold memory maps, of which a process may have some 65000."""
-    yield
-    if next(_count) % FORGET == 0:
+    nodeid = request.node.nodeid
+    if len(_since) >= FORGET and group_of(_since[-1]) != group_of(nodeid):
         jax.clear_caches()
+        gc.collect()
+        _since.clear()
+    _since.append(nodeid)
