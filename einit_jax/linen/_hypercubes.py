@@ -95,5 +95,5 @@ def _wired(x: Array, dim: int) -> Array:
     and the backward pass scatters nothing.
     """
     cube = x.reshape(*x.shape[:-2], *[2] * dim, x.shape[-1])
-    seen = [jnp.flip(cube, -2 - bit).reshape(x.shape) for bit in range(dim)]
-    return jnp.stack([*seen, x], -2)
+    flipped = [jnp.flip(cube, -2 - bit).reshape(x.shape) for bit in range(dim)]
+    return jnp.stack([*flipped, x], -2)

@@ -153,20 +153,20 @@ def _measure_compiled(
         return jax.lax.map(on, stack_batches(arrays.batches))
 
     try:
-        seen = observed(observer)
+        observation = observed(observer)
     except ValueError:  # branches of nn.cond cannot capture: their trees would differ
-        seen = observed(replace(observer, capture=False))
+        observation = observed(replace(observer, capture=False))
     about = {
         "probed": jnp.array(list(probed.values()), bool),
         "probes": tuple(map(path_str, probed)),
         "batch": describe(arrays.batches[0].inputs),
         "by": "SGD" if optimizer is None else "the optimizer",
     }
-    return _table(graph, seen, factors, about)
+    return _table(graph, observation, factors, about)
 
 
 def _table(
-    graph: ModelGraph, seen: Observed, factors: Factors, about: Mapping[str, Any]
+    graph: ModelGraph, observation: Observed, factors: Factors, about: Mapping[str, Any]
 ) -> Measurement:
     """The table of a measurement, from statistics per draw: whole columns at once.
 
@@ -179,7 +179,7 @@ def _table(
 
     def column(*names: str) -> Float[Array, "draws rows"]:
         pick = lambda value: reduce(getitem, names, value)
-        tree = {key: pick(value) for key, value in seen.statistics.items()}
+        tree = {key: pick(value) for key, value in observation.statistics.items()}
         return jax.vmap(partial(concat_units, units))(tree)[:, order]
 
     def factor(name: str) -> Float[Array, " rows"]:
@@ -229,11 +229,11 @@ def _table(
         output_deviation=_deviation(strength),
         input_grad_deviation=_deviation(back_rms),
         update_deviation=_deviation(update),
-        loss=jnp.mean(seen.loss),
-        loose_update_rms=_typical(seen.raw_change),
+        loss=jnp.mean(observation.loss),
+        loose_update_rms=_typical(observation.raw_change),
         rows_of=tuple(rows),
         loose=tuple(map(path_str, graph.raw_parameters)),
-        draws=seen.loss.shape[0],
+        draws=observation.loss.shape[0],
         loss_region=regions.loss,
         **about,
     )

@@ -153,9 +153,9 @@ def _tapped_forward(spec, leaves, tap):
 
 
 def _tapped_backward(spec, residual, cotangents):
-    seen, tap = residual
-    back = _read_leaves(spec, cotangents, tap)
-    return cotangents, jnp.concatenate([seen, back]).reshape(tap.shape)
+    forward, tap = residual
+    backward = _read_leaves(spec, cotangents, tap)
+    return cotangents, jnp.concatenate([forward, backward]).reshape(tap.shape)
 
 
 _tapped.defvjp(_tapped_forward, _tapped_backward)

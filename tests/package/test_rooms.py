@@ -42,6 +42,7 @@ RULES: dict[str, rooms.Rule] = {
     "top": rooms.top,
     "names": rooms.names,
     "positions": rooms.positions,
+    "words": rooms.words,
 }
 
 
@@ -116,6 +117,9 @@ BREAKS = [
     ("positions", {"up/_x.py": "class C:\n def m(self, a, b, c, d, e): ..."}, "m take"),
     ("positions", {"up/_x.py": "class C:\n @staticmethod\n def m(a, b, c, d, e): ..."},
      "m takes 5"),
+    ("words", {"up/_x.py": "def _f(x, *, task=None): ..."}, "task has the word task"),
+    ("words", {"up/_x.py": "def f():\n _is_lift, b = 1, 2"}, "_is_lift has the word"),
+    ("words", {"up/_x.py": "class Gauge: ..."}, "Gauge has the word gauge"),
 ]  # fmt: skip
 
 

@@ -28,7 +28,8 @@ LARGE = {"vit", "gpt2", "dit", "mlp_mixer", "seq2seq", "seq2seq_sampled", "unet"
 # Their traps lie in what is found and tuned; read and derived they are as others are.
 ALIKE = {"deep_nesting", "nn_jit", "rnn_lstm", "rnn_optimized_lstm", "cell_passed_in",
          "keywords", "key_input", "uint8_images", "float16", "frozen_dict", "vae",
-         "mnist_cnn"}  # fmt: skip
+         "mnist_cnn", "zero_gain_resnet", "rnn_gru", "cell_beside_rnn", "nn_jit_cached",
+         "masked_attention", "remat_scan"}  # fmt: skip
 
 
 def every(slow: Collection[str] = LARGE) -> pytest.MarkDecorator:

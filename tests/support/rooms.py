@@ -13,6 +13,8 @@ ROOM_FILES = 12
 """The door among them."""
 FILE_LINES, DOOR_LINES, POSITIONAL = 300, 3, 4
 TOP = {"__init__.py", "__main__.py", "_demo.py", "py.typed"}
+RETIRED = {"effort", "gauge", "lift", "made", "meant", "ride", "riding", "task"}
+"""Words of our own, for which the field or the code has a plainer one."""
 FLAX = ("linen/", "core/_paths.py", "_demo.py")
 CUSTOM = {"custom_vjp", "custom_jvp", "defvjp", "defjvp", "defjvps"}
 FUNCTIONS = ast.FunctionDef | ast.AsyncFunctionDef
@@ -238,3 +240,18 @@ def positions(package: Path) -> Iterator[str]:
             count -= id(node) in owners and "staticmethod" not in decorators
             if count > POSITIONAL:
                 yield f"{file}:{node.lineno}: {node.name} takes {count} by position"
+
+
+def words(package: Path) -> Iterator[str]:
+    """Nothing that the package names has a word that was given up."""
+    for file, tree in sources(package).items():
+        for node in ast.walk(tree):
+            name = ""
+            if isinstance(node, FUNCTIONS | ast.ClassDef):
+                name = node.name
+            elif isinstance(node, ast.arg):
+                name = node.arg
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                name = node.id
+            for word in sorted(RETIRED & set(name.lower().split("_"))):
+                yield f"{file}:{node.lineno}: {name} has the word {word}"
