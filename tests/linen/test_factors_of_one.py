@@ -6,10 +6,10 @@ import numpy as np
 
 import einit_jax as ei
 from tests.support.cases import Case
-from tests.support.checks import applied, every, scales_of
+from tests.support.checks import ALIKE, applied, every, scales_of
 
 
-@every()
+@every(ALIKE)
 def test_factors_of_one_change_nothing(case: Case):
     """Bit by bit, written collections included."""
     job = case.build()

@@ -51,7 +51,7 @@ def test_lazy_init_takes_a_shape_for_the_input():
 # Factors of 1.
 
 
-@VARIED
+@some(*VARIED)
 def test_ones_leave_outputs_and_gradients_to_the_bit(case: Case):
     """With factors of 1: same outputs, same state, same gradients of the params."""
     job = case.build()

@@ -8,7 +8,6 @@ import einit_jax as ei
 from tests.support.cases import Case, Job
 from tests.support.checks import (
     ALIKE,
-    LARGE,
     batch_of,
     every,
     mapped,
@@ -43,7 +42,7 @@ def readings(job: Job, **options) -> ei.History:
     return stats.value(jax.jit(lambda: mapped(job, step))())
 
 
-@every(LARGE | ALIKE)
+@every(ALIKE)
 def test_readings_are_those_of_measure(case: Case):
     """Two ways out of the model, every element read: the same rms in every row."""
     job = case.build()

@@ -25,11 +25,13 @@ PILLARS = ("output_rms", "input_grad_rms", "update_rms")
 # Large models, each part of which is some other row of the table.
 LARGE = {"vit", "gpt2", "dit", "mlp_mixer", "seq2seq", "seq2seq_sampled", "unet",
          "graph_network", "preact_resnet", "ppo_actor_critic"}  # fmt: skip
-# Their traps lie in what is found and tuned; read and derived they are as others are.
-ALIKE = {"deep_nesting", "nn_jit", "rnn_lstm", "rnn_optimized_lstm", "cell_passed_in",
-         "keywords", "key_input", "uint8_images", "float16", "frozen_dict", "vae",
-         "mnist_cnn", "zero_gain_resnet", "rnn_gru", "cell_beside_rnn", "nn_jit_cached",
-         "masked_attention", "remat_scan"}  # fmt: skip
+# One per way in which a unit is reached or its factors are laid out.
+VARIED = (
+    *("compact_mlp", "scan_remat", "vmap_ensemble", "rnn_gru", "fusion", "keywords"),
+    *("tied_lm", "batch_norm", "dropout", "complex", "bfloat16", "boxed"),
+)
+# The traps of all others lie in what is found and tuned.
+ALIKE = CASES.keys() - set(VARIED)
 
 
 def every(slow: Collection[str] = LARGE) -> pytest.MarkDecorator:
@@ -46,12 +48,6 @@ def _rows(names: tuple[str, ...], slow: Collection[str]) -> pytest.MarkDecorator
     late = lambda name: pytest.mark.slow if name in slow else ()
     rows = [pytest.param(CASES[name], marks=late(name)) for name in names]
     return pytest.mark.parametrize("case", rows, ids=names)
-
-
-# One per way in which a unit is reached or its factors are laid out.
-VARIED = some("compact_mlp", "scan_remat", "vmap_ensemble", "rnn_gru", "fusion",
-              "keywords", "tied_lm", "batch_norm", "dropout", "complex", "bfloat16",
-              "boxed")  # fmt: skip
 
 
 @contextmanager

@@ -16,7 +16,6 @@ from einit_jax.units import from_tree
 from tests.support.cases import Case, Job
 from tests.support.checks import (
     ALIKE,
-    LARGE,
     allclose,
     every,
     forward_only,
@@ -78,7 +77,7 @@ def widened(job: Job) -> Job:
     return job._replace(params=jax.tree.map(wide, job.params))
 
 
-@every(LARGE | ALIKE)
+@every(ALIKE)
 def test_directions_are_those_of_plain_gradients(case: Case):
     """To 1e-9 in 64 bits; where a model computes in fewer, cosine above 0.9999."""
     job = case.build()
