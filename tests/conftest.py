@@ -61,7 +61,7 @@ def pytest_xdist_make_scheduler(config, log):
     return ByGroup(config, log) if config.getvalue("dist") == "loadgroup" else None
 
 
-FORGET = 50
+FORGET = 25
 _since: list[str] = []
 
 

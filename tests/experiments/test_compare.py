@@ -151,6 +151,7 @@ def test_best_rates_and_their_ends(table):
     assert len(broken.plot().axes) == 4
 
 
+@pytest.mark.slow
 def test_same_key_same_numbers(table):
     """All but the seconds; another key gives other draws and other losses."""
     less = {n: STRATEGIES[n] for n in ("tuned", "noisy")}

@@ -83,6 +83,7 @@ def test_sizes_and_changes_are_those_of_training_by_hand():
             params = jax.tree.map(lambda p, g: p - rate * g, params, step)
 
 
+@pytest.mark.slow
 def test_adam_grows_as_theory_says_and_tuned_is_flat():
     """Each weight moves by the rate, so a readout of width n moves by n times it."""
     plain = check(Net, WIDTHS[:3], learning_rate=2.0**-12, steps=2, seeds=2)
@@ -145,6 +146,7 @@ def test_init_fn_makes_the_variables():
     np.testing.assert_allclose(head, 0.5, atol=0.1)
 
 
+@pytest.mark.slow
 def test_with_64_bits():
     """Float64 models, sizes in float32 that agree with those of float32 models."""
     init_fn = lambda model, key, inputs: jax.tree.map(
