@@ -5,8 +5,6 @@ from typing import Any
 
 from jax.extend.core import JaxprEqn as JaxprEqn
 
-Tree = Any
-"""A pytree of arrays."""
 Params = Mapping[str, Any]
 """A model's parameters: nested mappings of arrays, or of boxes that hold them."""
 Collections = Mapping[str, Any]

@@ -17,7 +17,6 @@ from ._jaxprs import bodies
 
 PREFIX = "einit:"
 """Tells marks from names that users gave."""
-ROLES = ("input", "output", "result", "estimated_input", "estimated_output")
 
 
 class Mark(NamedTuple):

@@ -12,27 +12,18 @@ import pytest
 import einit_jax as ei
 from einit_jax.experiments import OCTAVE_COLUMNS
 from einit_jax.experiments._training_runs import _step_run
-
-RATES = (2.0**-8, 2.0**-5, 2.0**-2, 2.0**10)
-STEPS = 12
-KEY = jax.random.key(3)
-MODEL = nn.Sequential([nn.Dense(16), jnp.tanh, nn.Dense(16), jnp.tanh, nn.Dense(3)])
-X = jax.random.normal(jax.random.key(1), (32, 8))
-Y = jnp.argmax(X[:, :3], 1)
-PARAMS = MODEL.init(jax.random.key(0), X)["params"]
-MOMENTUM = partial(optax.sgd, momentum=0.9)
-
-
-def loss_of(logits, labels):
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-
-
-LOSS = partial(loss_of, labels=Y)
-
-
-def halved(model, params, input_fn, loss_fn, *, key):
-    """A user's own strategy."""
-    return jax.tree.map(lambda w: w / 2, params)
+from tests.support.compared import (
+    KEY,
+    LOSS,
+    MODEL,
+    MOMENTUM,
+    PARAMS,
+    RATES,
+    STEPS,
+    X,
+    halved,
+    loss_of,
+)
 
 
 def noisy(model, params, input_fn, loss_fn, *, key, **options):

@@ -1,7 +1,5 @@
 """What `compare` refuses, and its command line."""
 
-from functools import partial
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -11,28 +9,18 @@ import pytest
 import einit_jax as ei
 from einit_jax.__main__ import main
 from tests.support.checks import refuses
-
-RATES = (2.0**-8, 2.0**-5, 2.0**-2, 2.0**10)
-STEPS = 12
-KEY = jax.random.key(3)
-MODEL = nn.Sequential([nn.Dense(16), jnp.tanh, nn.Dense(16), jnp.tanh, nn.Dense(3)])
-X = jax.random.normal(jax.random.key(1), (32, 8))
-Y = jnp.argmax(X[:, :3], 1)
-PARAMS = MODEL.init(jax.random.key(0), X)["params"]
-MOMENTUM = partial(optax.sgd, momentum=0.9)
-
-
-def loss_of(logits, labels):
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-
-
-LOSS = partial(loss_of, labels=Y)
-
-
-def halved(model, params, input_fn, loss_fn, *, key):
-    """A user's own strategy."""
-    return jax.tree.map(lambda w: w / 2, params)
-
+from tests.support.compared import (
+    KEY,
+    LOSS,
+    MODEL,
+    MOMENTUM,
+    PARAMS,
+    RATES,
+    STEPS,
+    X,
+    Y,
+    halved,
+)
 
 SHORT = {"steps": STEPS, "learning_rates": RATES, "key": KEY, "optimizer": MOMENTUM}
 ONLY = {"as it is": None}
