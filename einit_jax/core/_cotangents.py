@@ -37,13 +37,22 @@ def per_call(value: int | float, leaves: Sequence[Array]) -> Float[Array, ""]:
 @jax.custom_jvp
 def scale_gradient(t: Inexact[Array, "..."], factor: Float[Array, ""]) -> Array:
     """`G_k(t)`: t forward, its tangent and its cotangent times k."""
-    return t
+    return _mapped_like(t, factor)
 
 
 @scale_gradient.defjvp
 def _scale_gradient_jvp(primals, tangents):
     t, factor = primals
-    return t, multiply(tangents[0], factor)
+    return _mapped_like(t, factor), multiply(tangents[0], factor)
+
+
+def _mapped_like(t: Array, factor: Array) -> Array:
+    """t, bit for bit, but mapped over by `vmap` where the factor is.
+
+    The tangent is: members that share t have factors of their own. A rule whose output
+    is mapped in one half alone cannot be staged and differentiated afterwards.
+    """
+    return jnp.where(factor == factor, t, t)
 
 
 @jax.custom_vjp
