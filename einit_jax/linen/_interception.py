@@ -11,7 +11,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from ..core import Partition, Path, is_float, multiply
+from ..core import Partition, Path, is_float, multiply, plain
 from ..units import Interception
 from ._carrying import CARRIED, is_carried, uncarried_floats
 
@@ -75,7 +75,8 @@ def intercept_units(interception: Interception) -> Callable:
     def read(module: nn.Module) -> Mapping[str, Any] | None:
         if not module.has_variable("params", name):
             return None
-        return module.get_variable("params", name)
+        # whatever container a transform made of it: custom rules return dicts
+        return plain(module.get_variable("params", name))
 
     def handle(call: ModuleCall) -> Any:
         unit_call = LinenUnitCall(call)
