@@ -1,7 +1,8 @@
 """Which calls in a traced model are units: what each value of the jaxpr depends on.
 
 A call is a unit's if its output depends on one of its inputs and on a parameter of its
-own module, and if no call below it does. All that is needed is read off the marks.
+own module, and if no call inside of it does: of a module below, or of one that was made
+elsewhere and handed to it. All that is needed is read off the marks.
 """
 
 from collections.abc import Iterable, Mapping
@@ -55,8 +56,8 @@ class CallRecord:
     floats: bool = False
     opaque: bool = False
     narrow: bool = False
-    elements: dict[int, int] = field(default_factory=dict)
-    """Of each floating output, over all calls."""
+    calls: dict[int, float] = field(default_factory=dict)
+    """Of each floating output the number of calls, in all layers."""
 
     def unit(self, shapes: Mapping[Path, tuple[int, ...]]) -> Unit:
         """The unit, given the shapes of all parameters outside of lifted transforms."""
@@ -68,16 +69,12 @@ class CallRecord:
         pairs = [(shapes[path], s) for path, s in inner.items() if path in shapes]
         lifted_axes = find_lifted_axes(pairs)
         layers = int(np.prod([n for n in lifted_axes if n], dtype=int))
-        calls = [
-            elements / max(int(np.prod(mark.output_shapes[i])), 1)
-            for i, elements in self.elements.items()
-        ]
         return Unit(
             path=mark.path,
             method=mark.method,
             module_type=mark.module_type,
             shape=mark.output_shapes,
-            calls=max(1, round(max(calls) / layers)),
+            calls=max(1, round(max(self.calls.values()) / layers)),
             lifted_axes=lifted_axes,
             floats=self.floats,
             opaque=self.opaque,
@@ -93,8 +90,13 @@ def discover(
     seeds = [frozenset({Token("own", p), Token("leaf", p)}) for p in shapes]
     others = [NO_TOKENS] * (len(jaxpr.invars) - len(seeds))
     results = walk.run(jaxpr, [*seeds, *others], trips=1, recording=True)
-    inside = {path[:i] for path, _ in walk.calls for i in range(len(path))}
-    records = (r for (path, _), r in walk.calls.items() if path not in inside)
+    above = {path[:i] for path, _ in walk.calls for i in range(len(path))}
+    around = {key for record in walk.calls.values() for key in record.mark.enclosing}
+    records = (
+        record
+        for key, record in walk.calls.items()
+        if key[0] not in above and key not in around
+    )
     units = tuple(record.unit(shapes) for record in records)
     return ModelGraph(
         units=units,
@@ -208,8 +210,10 @@ class DependenceWalk:
             record.opaque |= any(_whose(t) in self.opaque for t in tokens)
             record.narrow |= out.dtype == jnp.float16
             record.floats |= any(t.floating for t in inputs)
-            size = out.size * trips
-            record.elements[mark.leaf] = record.elements.get(mark.leaf, 0) + size
+            # `vmap` over layers makes one equation of the calls of all of them
+            size = max(int(np.prod(mark.output_shapes[mark.leaf])), 1)
+            calls = out.size * trips / size
+            record.calls[mark.leaf] = record.calls.get(mark.leaf, 0) + calls
         return NO_TOKENS
 
 

@@ -36,6 +36,8 @@ class Mark(NamedTuple):
     """Of the module's parameters as the call sees them, lifted axes gone, by path."""
     estimator: int = 0
     """The number of the class that has the estimator."""
+    enclosing: tuple[tuple[Path, str], ...] = ()
+    """The calls of modules inside of which the call runs, by path and method."""
     leaf: int = -1
     """The place among the floating leaves; -1 for other arrays."""
 
@@ -66,6 +68,7 @@ def read_mark(eqn: JaxprEqn) -> Mark | None:
         path=tuple(mark.path),
         output_shapes=tuples(mark.output_shapes),
         param_shapes=params,
+        enclosing=tuple((tuple(path), method) for path, method in mark.enclosing),
     )
 
 

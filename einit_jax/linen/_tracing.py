@@ -16,7 +16,7 @@ from flax import linen as nn
 
 from ..core import Inputs, Params, Partition, Path, flatten, insert, path_str, unboxed
 from ..graph import Mark, discover
-from ..units import ModelGraph
+from ..units import ModelGraph, UnitKey
 from ._carrying import CARRIED, without_carried
 from ._interception import ModuleCall, intercept_calls
 
@@ -41,7 +41,7 @@ def trace_marked(
 
     def traced(params: Params, *rest: Any) -> Any:
         outer = intercept_calls(lambda m: _if_among(estimated, m), _mark_estimated)
-        inner = intercept_calls(_own_variables, _mark_call)
+        inner = intercept_calls(_own_variables, _call_marker())
         result = Mark("result").on
         with nn.intercept_methods(outer), nn.intercept_methods(inner):
             return run(result, _with_names(params, ""), *rest)
@@ -112,10 +112,26 @@ def _own_variables(module: nn.Module) -> Mapping[str, Any] | None:
     return module.variables.get("params") or None
 
 
-def _mark_call(call: ModuleCall) -> Any:
+def _call_marker() -> Callable[[ModuleCall], Any]:
+    """What runs calls with their inputs and outputs marked."""
+    running: list[UnitKey] = []
+
+    def run_marked(call: ModuleCall) -> Any:
+        running.append((call.path, call.method))
+        try:
+            return _mark_call(call, tuple(running[:-1]))
+        finally:
+            running.pop()
+
+    return run_marked
+
+
+def _mark_call(call: ModuleCall, enclosing: tuple[UnitKey, ...]) -> Any:
     """Runs a call with its inputs and outputs marked."""
     own = flatten(unboxed(without_carried(call.entries)))
-    mark = Mark("input", next(_numbers), call.path, call.method)
+    mark = Mark(
+        "input", next(_numbers), call.path, call.method, enclosing=enclosing
+    )
     args, kwargs = mark.on((call.args, dict(call.kwargs)))
     outputs = call.proceed(*args, **kwargs)
     mark = mark._replace(

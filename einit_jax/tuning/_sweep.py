@@ -58,7 +58,11 @@ class Settings(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """What comes out of a pass: sums over the calls of a unit."""
+    """What comes out of a pass: sums over the calls of a unit.
+
+    Of a unit that is called several times mean squares are summed, sizes being 1: calls
+    may differ in size.
+    """
 
     output: PerLayer
     """Squares of the raw output."""
@@ -186,6 +190,9 @@ def _attach_backward(residual, cotangents):
         if shared is not None:
             passed = jnp.where(shared.found > 0, shared.input_scale, passed)
             weight = settings.output_grad
+    if shared is not None:  # each call counts the same, whatever its size
+        power, change, size = power / size, change / size, 1
+        strength, count = strength / count, 1
     statistics = {
         "output": power,
         "output_size": per_call(size, [power]),
