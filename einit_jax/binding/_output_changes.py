@@ -24,6 +24,7 @@ from ..core import (
     per_call,
     plain,
     squares,
+    unforeseen,
     widen,
 )
 from ..graph import open_to_forward_mode
@@ -55,6 +56,7 @@ def output_changes(
     leaves = Partition(plain(args.params))
     shrink = 1.0 if any(unit.narrow for unit in units) else SHRINK
     step = [(shrink * widen(t)).astype(t.dtype) for t in step]
+    step = [unforeseen(t, x) for t, x in zip(step, leaves.floats, strict=True)]
     zeros = {
         unit.key: dict.fromkeys(("power", "size"), jnp.zeros_like(outputs[unit.key]))
         for unit in units

@@ -35,6 +35,8 @@ from ._numerics import is_float as is_float
 from ._numerics import multiply as multiply
 from ._numerics import rms as rms
 from ._numerics import squares as squares
+from ._numerics import unforeseen as unforeseen
+from ._numerics import unfused as unfused
 from ._numerics import usable as usable
 from ._numerics import widen as widen
 from ._optimizers import check_optimizer as check_optimizer

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact
 
-from ._numerics import is_float, multiply
+from ._numerics import is_float, multiply, unforeseen
 
 
 def float_leaves(tree: Any) -> list[Any]:
@@ -88,7 +88,7 @@ def _anchor_forward(outputs):
 
 
 def _anchor_backward(outputs, cotangent):
-    return ([jnp.zeros_like(t) for t in outputs],)
+    return ([unforeseen(jnp.zeros_like(t), t) for t in outputs],)
 
 
 anchor.defvjp(_anchor_forward, _anchor_backward)

@@ -27,13 +27,34 @@ def widen(t: Inexact[Array, "..."]) -> Inexact[Array, "..."]:
     return t.astype(jnp.promote_types(t.dtype, jnp.float32))
 
 
+def unfused(t: Inexact[Array, "..."]) -> Array:
+    """The array itself, which XLA does not fuse with what sums it up.
+
+    On a CPU, XLA hands a sum to a library together with the product that nothing else
+    reads, and jaxlib 0.10.2 then takes memory that nothing wrote for a right factor
+    which is one number throughout, such as a step of zeros. A choice stays outside of
+    such a fusion; an `optimization_barrier` is gone by then.
+    """
+    return jnp.where(jnp.isnan(t), -t, t)
+
+
+def unforeseen(t: Inexact[Array, "..."], beside: Inexact[Array, "..."]) -> Array:
+    """The array itself, of which XLA cannot tell that it is one number throughout.
+
+    For what meets a model's own sums, where `unfused` does not reach: tangents of
+    parameters that rest, cotangents of outputs that no loss reads. `beside` is any
+    array of that shape which is known at run time alone; NaNs in it turn signs.
+    """
+    return jnp.where(jnp.isnan(beside), -t, t)
+
+
 def squares(leaves: Sequence[Array]) -> tuple[Float[Array, ""], int]:
     """The sum of `|t|^2` over all elements of some arrays, and their number (or 1).
 
     The two are returned apart, because the compiler then needs no kernel for the
     quotient of each layer.
     """
-    parts = [_square(widen(leaf)).sum() for leaf in leaves if leaf.size]
+    parts = [_square(unfused(widen(leaf))).sum() for leaf in leaves if leaf.size]
     total = jnp.asarray(sum(parts), jnp.float32)
     return total, max(sum(leaf.size for leaf in leaves), 1)
 

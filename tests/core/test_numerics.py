@@ -1,11 +1,28 @@
 """Root mean squares and scaled gradients at their singular points."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxlib.version import __version__ as jaxlib_version
 
 from einit_jax import core
+
+ODD = jnp.array([0.0, -0.0, 1.5, jnp.inf, -jnp.inf, jnp.nan])
+READ_SAFELY = {
+    "squares": lambda t: core.squares([t])[0],
+    "rms": lambda t: core.rms([t]),
+    "unfused": lambda t: jnp.abs(core.unfused(t)).sum(),
+}
+
+
+def summed_products(function, *arrays):
+    """The fusions of a compiled function in which a product is made and summed up."""
+    text = jax.jit(function).lower(*arrays).compile().as_text() or ""
+    bodies = re.findall(r"^%\S+ \(.*?^}", text, re.MULTILINE | re.DOTALL)
+    return [b for b in bodies if " dot(" in b and " reduce(" in b]
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
@@ -39,3 +56,38 @@ def test_scale_gradient_scales_both_ways_only():
     np.testing.assert_array_equal(f(t), t)
     np.testing.assert_array_equal(jax.vjp(f, t)[1](t)[0], 3 * t)
     np.testing.assert_array_equal(jax.jvp(f, (t,), (t,))[1], 3 * t)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.complex64])
+def test_what_hides_from_the_compiler_changes_nothing(dtype):
+    odd = ODD.astype(dtype)
+    wide = lambda t: np.asarray(t.astype(jnp.complex64))
+    for same in (core.unfused(odd), core.unforeseen(odd, jnp.ones(odd.shape))):
+        assert same.dtype == dtype
+        np.testing.assert_array_equal(wide(same), wide(odd))
+        assert np.signbit(wide(same)[1].real)
+
+
+@pytest.mark.parametrize("read", READ_SAFELY)
+def test_no_sum_is_fused_with_the_product_it_reads(read):
+    x = jax.random.normal(jax.random.key(0), (64, 32))
+    function = lambda x: READ_SAFELY[read](x @ jnp.ones((32, 65)))
+    assert summed_products(function, x) == []
+    with jax.disable_jit():
+        eager = function(x)
+    np.testing.assert_allclose(jax.jit(function)(x), eager, rtol=1e-5)
+
+
+def test_a_product_with_zeros_is_one_with_an_array_in_memory():
+    """A sum may be fused with it then: its factors are all read from memory."""
+    x, w = jnp.ones((64, 32)), jnp.ones((32, 65))
+    total = lambda x, w: jnp.sum(x @ core.unforeseen(jnp.zeros_like(w), w))
+    assert not any(" broadcast(" in body for body in summed_products(total, x, w))
+    assert jax.jit(total)(x, w) == 0
+
+
+@pytest.mark.skipif(jaxlib_version != "0.10.2", reason="other versions fuse otherwise")
+def test_a_bare_sum_is_fused_with_a_product_with_zeros():
+    total = lambda x: jnp.sum(x @ jnp.zeros((32, 65)))
+    (body,) = summed_products(total, jnp.ones((64, 32)))
+    assert " broadcast(" in body

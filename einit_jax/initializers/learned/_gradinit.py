@@ -11,7 +11,16 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from ...binding import setup
-from ...core import Batch, Params, Path, first_step, squares, stack_batches, with_leaves
+from ...core import (
+    Batch,
+    Params,
+    Path,
+    first_step,
+    squares,
+    stack_batches,
+    unfused,
+    with_leaves,
+)
 from ...linen import Model
 from ._descent import Descent, check_descent_settings, descend
 from ._rescaling import (
@@ -253,7 +262,7 @@ class _Step:
         gradient = list(here.gradient.values())
         if self.power == 2:
             return jnp.sqrt(squares(gradient)[0])
-        sums = [jnp.abs(g).sum() for g in gradient]
+        sums = [jnp.abs(unfused(g)).sum() for g in gradient]
         return jnp.sum(jnp.stack(sums)).astype(jnp.float32)
 
     def _loss_after(

@@ -11,7 +11,7 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from ...binding import setup
-from ...core import Batch, inverse, widen
+from ...core import Batch, inverse, unfused, widen
 from ...linen import Model
 from ..classic import role_of
 from ._descent import Descent, check_descent_settings, descend
@@ -217,7 +217,7 @@ def gradient_quotient(
 
 def _sum_quotients(gradient: Array, product: Array, epsilon: float) -> Float[Array, ""]:
     """The quotients of one array, summed; the product is that with the Hessian."""
-    g, h = widen(gradient), widen(product)
+    g, h = (unfused(widen(t)) for t in (gradient, product))
     e = jnp.where(g < 0, -epsilon, epsilon)
     return jnp.sum(jnp.abs((h + e) / (g + e)))
 
