@@ -1,6 +1,6 @@
 """The one hook into Flax: calls of modules, intercepted by `nn.intercept_methods`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,9 +11,9 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from ..core import Partition, Path, is_float, multiply, plain
+from ..core import Partition, Path, float_leaves, is_float, multiply, plain
 from ..units import Interception
-from ._carrying import CARRIED, is_carried, uncarried_floats
+from ._carrying import CARRIED, COLLECTION, Carried, run_carrying
 
 
 @dataclass(frozen=True)
@@ -68,15 +68,28 @@ def intercept_calls(
     return intercept
 
 
+def run_intercepted(
+    apply: Callable[[Carried], Any], interceptions: Sequence[Interception]
+) -> Any:
+    """`apply(carried)` with calls of units intercepted, the first one outermost."""
+    entries: dict[Path, dict] = {}
+    for one in interceptions:
+        for (path, method), entry in one.entries.items():
+            entries.setdefault((*path, CARRIED + one.name), {})[method] = entry
+    if not entries:
+        return apply(Carried({}))
+    return run_carrying(apply, [intercept_units(one) for one in interceptions], entries)
+
+
 def intercept_units(interception: Interception) -> Callable:
     """The interceptor of the modules to which an entry is carried."""
     name = CARRIED + interception.name
 
     def read(module: nn.Module) -> Mapping[str, Any] | None:
-        if not module.has_variable("params", name):
+        if not module.has_variable(COLLECTION, name):
             return None
         # whatever container a transform made of it: custom rules return dicts
-        return plain(module.get_variable("params", name))
+        return plain(module.get_variable(COLLECTION, name))
 
     def handle(call: ModuleCall) -> Any:
         unit_call = LinenUnitCall(call)
@@ -102,7 +115,7 @@ class LinenUnitCall:
 
     @property
     def params(self) -> list[Array]:
-        return uncarried_floats(self._call.module.variables["params"])
+        return float_leaves(self._call.module.variables["params"])
 
     def has_method(self, name: str) -> bool:
         return hasattr(type(self._call.module), name)
@@ -129,15 +142,13 @@ class LinenUnitCall:
             return self._transposed_twice(inputs, step)
         numbered = iter(step)
 
-        def tangent(path: tuple, value: Any) -> Any:
-            if is_carried(path):
-                return jnp.zeros_like(value)
+        def tangent(value: Any) -> Any:
             if is_float(value):
                 return next(numbered).reshape(value.shape)
             return np.zeros(jnp.shape(value), jax.dtypes.float0)
 
         own = self._call.module.variables["params"]
-        tangents = {"params": jax.tree.map_with_path(tangent, own)}
+        tangents = {"params": jax.tree.map(tangent, own)}
         function = self._function()
         bound = lambda module: function(module, *inputs)
         lifted: Any = nn.jvp(bound, self._call.module, (), (), tangents)
@@ -193,17 +204,14 @@ class LinenUnitCall:
 def _split_gradients(transpose: Callable, cotangents: list) -> tuple[list, list]:
     """The gradients of a unit's own floating parameters, and of its floating inputs."""
     of_variables, *of_inputs = transpose(cotangents)
-    return uncarried_floats(of_variables), list(of_inputs)
+    return float_leaves(of_variables), list(of_inputs)
 
 
 def _scale_own(factor: Array, variables: Any) -> Any:
     """A unit's own floating parameters times a factor."""
 
-    def scale(path: tuple, value: Any) -> Any:
-        own = is_float(value) and not is_carried(path)
-        return multiply(value, factor) if own else value
-
-    return jax.tree.map_with_path(scale, variables)
+    scale = lambda value: multiply(value, factor) if is_float(value) else value
+    return jax.tree.map(scale, variables)
 
 
 def _scopes(module: nn.Module) -> list[Any]:

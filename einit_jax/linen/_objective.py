@@ -1,6 +1,5 @@
 """A Linen model, how it is called, and its loss: a `units.Objective`."""
 
-import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,12 +28,12 @@ from ..core import (
     user_inputs,
 )
 from ..units import Interception, ModelGraph, Unit, UnitKey
-from ._carrying import carry_entries
+from ._carrying import COLLECTION
 from ._checks import check_module, loss_arguments
-from ._interception import intercept_units
+from ._interception import run_intercepted
 from ._tracing import called_types, trace_marked
 
-FIXED = ("params", "scales", "intermediates")
+FIXED = ("params", "scales", "intermediates", COLLECTION)
 """Collections that a run does not write."""
 
 
@@ -64,27 +63,23 @@ class LinenObjective:
         *interceptions: Interception,
         capture: tuple[Unit, ...] = (),
     ) -> tuple[Any, dict[UnitKey, list[list[Array]]]]:
-        for interception in interceptions:
-            entries = interception.entries
-            params = carry_entries(args.params, interception.name, entries)
-            args = args._replace(params=params)
         keys = {unit.key for unit in capture}
         wanted = lambda module, method: (module.path, method) in keys
-        with contextlib.ExitStack() as stack:
-            for interception in interceptions:
-                hook = intercept_units(interception)
-                stack.enter_context(nn.intercept_methods(hook))
-            outputs, written = self._apply(args, wanted if capture else False)
+        variables = {**args.collections, "params": args.params}
+        apply = lambda carried: self._apply(
+            carried.beside(variables), args.batch, wanted if capture else False
+        )
+        outputs, written = run_intercepted(apply, interceptions)
         return outputs, _captured(written.get("intermediates", {}), capture)
 
-    def _apply(self, args: ModelArgs, capture: Any) -> Any:
+    def _apply(self, variables: Mapping, batch: Batch, capture: Any) -> Any:
         """Outputs and written collections; errors speak of params and inputs."""
-        inputs = args.batch.inputs
+        inputs = batch.inputs
         try:
             return static_value(self.model).apply(
-                {**args.collections, "params": args.params},
+                variables,
                 *inputs.args,
-                rngs=dict(args.batch.rngs),
+                rngs=dict(batch.rngs),
                 method=static_value(self.method),
                 mutable=flax.core.DenyList(FIXED),
                 capture_intermediates=capture,

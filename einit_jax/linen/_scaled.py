@@ -18,9 +18,9 @@ from ..units import (
     scaling,
     to_tree,
 )
-from ._carrying import carry_entries, without_carried
+from ._carrying import immutable_entries, without_carried
 from ._checks import check_module
-from ._interception import intercept_units
+from ._interception import run_intercepted
 from ._tracing import trace_call
 
 UNSEEN = flax.core.DenyList("intermediates")
@@ -41,7 +41,8 @@ def scaled(model: "nn.Module | Scaled") -> "Scaled":
 
     A unit that is entered through a method other than `__call__` (`Embed.attend`) has
     factors of its own under that method's name. Factors of 1 leave every output and
-    gradient bit-identical. The model itself and its parameters are unchanged.
+    gradient bit-identical (under `nn.vmap`, gradients to rounding where members share
+    an input). The model itself and its parameters are unchanged.
 
     Args:
         model: any Linen module; a scaled one is returned as it is.
@@ -170,22 +171,16 @@ def apply_intercepted(
     variables: Mapping[str, Any],
     interception: Interception,
     *args: Any,
+    mutable: Any = False,
     **kwargs: Any,
 ) -> Any:
     """`model.apply` with calls of units intercepted.
 
-    What the model returns of its parameters has no carried entries in it.
+    What the model returns of its variables has nothing in it of what is carried.
     """
-    params, entries = variables.get("params", {}), interception.entries
-    params = carry_entries(params, interception.name, entries)
-    with nn.intercept_methods(intercept_units(interception)):
-        returned = model.apply({**variables, "params": params}, *args, **kwargs)
-    if kwargs.get("mutable", False) in (False, None):
-        return returned
-    outputs, written = returned
-    if "params" in written:
-        written = {**written, "params": without_carried(written["params"])}
-    return outputs, written
+    how = {**kwargs, "mutable": immutable_entries(mutable)}
+    apply = lambda carried: model.apply(carried.beside(variables), *args, **how)
+    return run_intercepted(apply, (interception,))
 
 
 def _may_lack(params: Mapping, factors: Mapping[UnitKey, Any]) -> bool:

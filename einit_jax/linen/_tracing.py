@@ -14,10 +14,19 @@ import jax
 import numpy as np
 from flax import linen as nn
 
-from ..core import Inputs, Params, Partition, Path, flatten, insert, path_str, unboxed
+from ..core import (
+    Collections,
+    Inputs,
+    Params,
+    Partition,
+    Path,
+    flatten,
+    path_str,
+    unboxed,
+)
 from ..graph import Mark, discover
 from ..units import ModelGraph, UnitKey
-from ._carrying import CARRIED, without_carried
+from ._carrying import CARRIED, COLLECTION, Carried, run_carrying
 from ._interception import ModuleCall, intercept_calls
 
 _numbers = itertools.count()
@@ -26,27 +35,35 @@ call from its cache, with the marks of an earlier one."""
 
 
 def trace_marked(
-    run: Callable, params: Params, *rest: Any, estimated: tuple[type, ...] = ()
+    run: Callable,
+    params: Params,
+    collections: Collections,
+    *rest: Any,
+    estimated: tuple[type, ...] = (),
 ) -> ModelGraph:
     """The units of a model.
 
     Args:
-        run: `run(mark, params, *rest)` runs the model (and its loss), and passes the
-            model's outputs through `mark`.
+        run: `run(mark, params, collections, *rest)` runs the model (and its loss), and
+            passes the model's outputs through `mark`.
         params: the model's parameters; arrays or shapes.
+        collections: its further collections.
         rest: further arguments of `run`, pytrees of arrays or shapes.
         estimated: classes of modules whose calls are marked, too.
     """
     shapes = {path: leaf.shape for path, leaf in flatten(unboxed(params)).items()}
 
-    def traced(params: Params, *rest: Any) -> Any:
+    def traced(params: Params, collections: Collections, *rest: Any) -> Any:
         outer = intercept_calls(lambda m: _if_among(estimated, m), _mark_estimated)
         inner = intercept_calls(_own_variables, _call_marker())
-        result = Mark("result").on
-        with nn.intercept_methods(outer), nn.intercept_methods(inner):
-            return run(result, _with_names(params, ""), *rest)
 
-    closed = jax.make_jaxpr(traced)(params, *rest)
+        def run_named(carried: Carried) -> Any:
+            named = carried.beside({**collections, "params": params})
+            return run(Mark("result").on, named.pop("params"), named, *rest)
+
+        return run_carrying(run_named, [outer, inner], _names(params))
+
+    closed = jax.make_jaxpr(traced)(params, collections, *rest)
     return discover(closed.jaxpr, closed.consts, shapes)
 
 
@@ -66,7 +83,7 @@ def trace_call(
             *inputs.args,
             rngs=rngs,
             method=method,
-            mutable=flax.core.DenyList(("params", "intermediates")),
+            mutable=flax.core.DenyList(("params", "intermediates", COLLECTION)),
             **inputs.kwargs,
         )
         return mark(outputs)
@@ -76,10 +93,12 @@ def trace_call(
     return trace_marked(run, params, rest, Inputs(*args, **how), rngs)
 
 
-def called_types(run: Callable, params: Params, *rest: Any) -> dict[Path, type]:
+def called_types(
+    run: Callable, params: Params, collections: Collections, *rest: Any
+) -> dict[Path, type]:
     """The class of each module that is called and has parameters at or below it.
 
-    `run(params, *rest)` runs the model.
+    `run(params, collections, *rest)` runs the model.
     """
     types: dict[Path, type] = {}
 
@@ -87,28 +106,36 @@ def called_types(run: Callable, params: Params, *rest: Any) -> dict[Path, type]:
         types.setdefault(call.path, type(call.module))
         return call.proceed(*call.args, **call.kwargs)
 
-    def traced(params: Params, *rest: Any) -> Any:
-        with nn.intercept_methods(intercept_calls(_own_variables, handle)):
-            return run(params, *rest)
+    def traced(params: Params, collections: Collections, *rest: Any) -> Any:
+        # a trace with a new number among what is carried is taken from no cache
+        names = _names(params, f"{next(_numbers)} ")
+        hook = intercept_calls(_own_variables, handle)
 
-    # a trace with a new number among its parameters is taken from no cache
-    named = _with_names(params, f"{next(_numbers)} ")
-    jax.eval_shape(traced, named, *rest)
+        def run_named(carried: Carried) -> Any:
+            named = carried.beside({**collections, "params": params})
+            return run(named.pop("params"), named, *rest)
+
+        return run_carrying(run_named, [hook], names)
+
+    jax.eval_shape(traced, params, collections, *rest)
     return types
 
 
-def _with_names(params: Params, prefix: str) -> dict:
-    """Params with an empty entry in each module that has parameters at or below it.
+def _names(params: Params, prefix: str = "") -> dict[Path, dict]:
+    """An entry without arrays for each module that has parameters at or below it.
 
-    Modules that only pass parameters on then have variables of their own, and a trace
+    It tells the modules of this run from those of another `apply` inside of it. A trace
     that `nn.jit` caches for one path is not taken for another.
     """
     owners = {(): None} | {p[:i]: None for p in flatten(params) for i in range(len(p))}
-    names = {(*path, f"{CARRIED}{prefix}{path_str(path)}"): {} for path in owners}
-    return insert(params, names)
+    return {(*path, f"{CARRIED}{prefix}{path_str(path)}"): {} for path in owners}
 
 
 def _own_variables(module: nn.Module) -> Mapping[str, Any] | None:
+    """The parameters of a module of this run."""
+    entries = module.variables.get(COLLECTION, {})
+    if not any(str(name).startswith(CARRIED) for name in entries):
+        return None
     return module.variables.get("params") or None
 
 
@@ -128,10 +155,8 @@ def _call_marker() -> Callable[[ModuleCall], Any]:
 
 def _mark_call(call: ModuleCall, enclosing: tuple[UnitKey, ...]) -> Any:
     """Runs a call with its inputs and outputs marked."""
-    own = flatten(unboxed(without_carried(call.entries)))
-    mark = Mark(
-        "input", next(_numbers), call.path, call.method, enclosing=enclosing
-    )
+    own = flatten(unboxed(call.entries))
+    mark = Mark("input", next(_numbers), call.path, call.method, enclosing=enclosing)
     args, kwargs = mark.on((call.args, dict(call.kwargs)))
     outputs = call.proceed(*args, **kwargs)
     mark = mark._replace(
