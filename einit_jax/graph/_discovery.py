@@ -59,7 +59,9 @@ class CallRecord:
     calls: dict[int, float] = field(default_factory=dict)
     """Of each floating output the number of calls, in all layers."""
 
-    def unit(self, shapes: Mapping[Path, tuple[int, ...]]) -> Unit:
+    def unit(
+        self, shapes: Mapping[Path, tuple[int, ...]], differentiated: set[UnitKey]
+    ) -> Unit:
         """The unit, given the shapes of all parameters outside of lifted transforms."""
         mark = self.mark
         inner = {
@@ -79,6 +81,8 @@ class CallRecord:
             floats=self.floats,
             opaque=self.opaque,
             narrow=self.narrow,
+            ruled=mark.ruled,
+            differentiated=(mark.path, mark.method) in differentiated,
         )
 
 
@@ -97,7 +101,7 @@ def discover(
         for key, record in walk.calls.items()
         if key[0] not in above and key not in around
     )
-    units = tuple(record.unit(shapes) for record in records)
+    units = tuple(record.unit(shapes, walk.differentiated) for record in records)
     return ModelGraph(
         units=units,
         raw_parameters=tuple(
@@ -118,6 +122,7 @@ class DependenceWalk:
         self.calls: dict[UnitKey, CallRecord] = {}
         self.multiplied: dict[Path, bool] = {}
         self.opaque: set[tuple[str, Path, int]] = set()
+        self.differentiated: set[UnitKey] = set()
 
     def run(
         self, jaxpr: Jaxpr, ins: Iterable[Tokens], *, trips: int, recording: bool
@@ -198,6 +203,8 @@ class DependenceWalk:
             return tokens | {Token("result")}
         if mark.role == "input":
             return tokens | {Token("input", call=mark.call, floating=floating)}
+        if mark.role == "derivative":
+            self.differentiated.add((mark.path, mark.method))
         if mark.role != "output":
             return tokens
         owns = any(t.what == "own" and is_under(t.path, mark.path) for t in tokens)

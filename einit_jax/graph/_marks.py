@@ -7,10 +7,13 @@ an array is an input or an output. This file alone writes and reads the names.
 
 import json
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
+import jax
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import Jaxpr
+from jaxtyping import Array
 
 from ..core import JaxprEqn, Partition, Path, is_key
 from ._jaxprs import bodies
@@ -23,8 +26,9 @@ class Mark(NamedTuple):
     """What is known of one marked array."""
 
     role: str
-    """An "input" or "output" of a module's call; a "result" of the model; an
-    "estimated_input" or "estimated_output" of a module that has an estimator."""
+    """An "input" or "output" of a module's call; a "derivative", where the model itself
+    differentiates its output; a "result" of the model; an "estimated_input" or
+    "estimated_output" of a module that has an estimator."""
     call: int = 0
     """The number of the call; no two calls of a process share it."""
     path: Path = ()
@@ -36,6 +40,8 @@ class Mark(NamedTuple):
     """Of the module's parameters as the call sees them, lifted axes gone, by path."""
     estimator: int = 0
     """The number of the class that has the estimator."""
+    ruled: bool = False
+    """Whether the call runs inside of a lifted custom reverse rule."""
     enclosing: tuple[tuple[Path, str], ...] = ()
     """The calls of modules inside of which the call runs, by path and method."""
     leaf: int = -1
@@ -52,8 +58,25 @@ class Mark(NamedTuple):
         others = [x if is_key(x) else checkpoint_name(x, text) for x in leaves.arrays]
         return leaves.build(floats, others)
 
+    def where_differentiated(self, tree: Any) -> Any:
+        """The tree with its floating arrays marked if something differentiates them."""
+        leaves = Partition(tree)
+        text = self._text()
+        return leaves.build([_name_derivative(text, x) for x in leaves.floats])
+
     def _text(self) -> str:
         return PREFIX + json.dumps(self)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _name_derivative(text: str, t: Array) -> Array:
+    """The array; under a derivative it has the name."""
+    return t
+
+
+@_name_derivative.defjvp
+def _name_derivative_jvp(text, primals, tangents):
+    return checkpoint_name(primals[0], text), tangents[0]
 
 
 def read_mark(eqn: JaxprEqn) -> Mark | None:

@@ -280,10 +280,12 @@ def without_carried(tree: Any) -> Any:
 
 def immutable_entries(mutable: Any) -> Any:
     """A filter of collections that a run may write, without what is carried."""
-    if isinstance(mutable, DenyList):
-        denied = mutable.deny
-        if denied is True or denied is False:
-            return False if denied else DenyList(COLLECTION)
-        several = (denied,) if isinstance(denied, str) else tuple(denied)
-        return DenyList((*several, COLLECTION))
-    return DenyList(COLLECTION) if mutable is True else mutable
+    if mutable is True:
+        return DenyList(COLLECTION)
+    if not isinstance(mutable, DenyList) or isinstance(mutable.deny, DenyList):
+        return mutable
+    denied = mutable.deny
+    if isinstance(denied, bool):
+        return False if denied else DenyList(COLLECTION)
+    several = (denied,) if isinstance(denied, str) else tuple(denied)
+    return DenyList((*several, COLLECTION))

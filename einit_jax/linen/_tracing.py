@@ -29,6 +29,8 @@ from ..units import ModelGraph, UnitKey
 from ._carrying import CARRIED, COLLECTION, Carried, run_carrying
 from ._interception import ModuleCall, intercept_calls
 
+RULED = "custom_vjp("
+"""What Flax puts into the debugging paths of scopes inside of `nn.custom_vjp`."""
 _numbers = itertools.count()
 """Numbers calls and traces, and never starts over: `nn.jit` may take the trace of a
 call from its cache, with the marks of an earlier one."""
@@ -156,9 +158,19 @@ def _call_marker() -> Callable[[ModuleCall], Any]:
 def _mark_call(call: ModuleCall, enclosing: tuple[UnitKey, ...]) -> Any:
     """Runs a call with its inputs and outputs marked."""
     own = flatten(unboxed(call.entries))
-    mark = Mark("input", next(_numbers), call.path, call.method, enclosing=enclosing)
+    scope = call.module.scope
+    ruled = scope is not None and any(RULED in name for name in scope.debug_path)
+    mark = Mark(
+        role="input",
+        call=next(_numbers),
+        path=call.path,
+        method=call.method,
+        ruled=ruled,
+        enclosing=enclosing,
+    )
     args, kwargs = mark.on((call.args, dict(call.kwargs)))
     outputs = call.proceed(*args, **kwargs)
+    outputs = mark._replace(role="derivative").where_differentiated(outputs)
     mark = mark._replace(
         role="output",
         module_type=type(call.module).__name__,

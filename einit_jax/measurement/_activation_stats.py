@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from ..binding import binding_of, unscaled
 from ..core import as_patterns, select_names, unboxed
 from ..linen import Model
-from ..units import Unit
+from ..units import Unit, check_measurable
 from ._history import History, SignalHistory
 from ._tap_layout import TapLayout, tap_layout, unit_key
 from ._taps import SIGNALS, TAP_FACTS, TapSpec, check_stats_options, tapping
@@ -173,6 +173,7 @@ class ActivationStats:
         how = {"rngs": rngs, "method": method, **kwargs}
         model = unscaled(self.model)
         graph = binding_of(model).trace_call(model, variables, args, how)
+        check_measurable(graph.units)
         layout = tap_layout(self._chosen(graph.units), variables["params"])
         size = self.spec.size
         shape = self.slots, len(SIGNALS), len(layout.paths), size // len(SIGNALS)

@@ -7,6 +7,7 @@ from ._columns import call_order as call_order
 from ._columns import concat_units as concat_units
 from ._columns import split_units as split_units
 from ._columns import unit_rows as unit_rows
+from ._measurable import check_measurable as check_measurable
 from ._ownership import flat_floats as flat_floats
 from ._ownership import floats_below as floats_below
 from ._ownership import mask_owned as mask_owned

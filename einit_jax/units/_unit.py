@@ -37,6 +37,10 @@ class Unit:
     """Whether a custom reverse rule is inside, through which forward mode cannot go."""
     narrow: bool
     """Whether some output is float16."""
+    ruled: bool = False
+    """Whether it runs inside of a lifted custom reverse rule."""
+    differentiated: bool = False
+    """Whether the model itself differentiates it."""
 
     @property
     def key(self) -> UnitKey:

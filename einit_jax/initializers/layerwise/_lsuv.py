@@ -18,7 +18,7 @@ from ...core import (
     with_leaves,
 )
 from ...linen import Model
-from ...units import Objective, UnitSelection, unit_selection
+from ...units import Objective, UnitSelection, check_measurable, unit_selection
 from ..classic import parameters_in, place_like
 from ._layers import Layer, layers_among, sample_orthonormal
 from ._passes import layer_pass
@@ -177,6 +177,7 @@ def _start_compiled(
 ) -> tuple[dict[Path, Array], Progress]:
     """The arrays of cells, which are not scaled, and the start of the passes."""
     graph = objective.trace(args)
+    check_measurable(graph.units)
     parameters = parameters_in(graph)
     units = selection.among(graph.units)
     layers = layers_among(units, parameters)
