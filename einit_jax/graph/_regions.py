@@ -53,6 +53,27 @@ class Regions:
         """The number of potentials."""
         return len(self.free)
 
+    @property
+    def by_update(self) -> Bool[np.ndarray, " count"]:
+        """Which potentials the updates of parameters decide, and not the gradients.
+
+        Of all insides, those too that are coupled to a region (a decoder that reads the
+        weights of another layer), but for the loss's, in which gradients are given.
+        """
+        decided = self.free.copy()
+        decided[self.inner_region] = True
+        decided[self.loss] = False
+        return decided
+
+    def bound_units(self, units: Sequence[Unit]) -> frozenset[Path]:
+        """The units with a layer whose parameters the loss's region uses as well.
+
+        Their gradients are given: they are to the unit what a raw parameter's are.
+        """
+        owner = np.repeat(np.arange(len(units)), [unit.size for unit in units])
+        bound = owner[self.inner_region == self.loss]
+        return frozenset(units[i].path for i in bound)
+
     def is_chain(self) -> bool:
         """Whether each region but the loss's is entered by one gradient only.
 

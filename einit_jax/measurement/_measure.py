@@ -21,7 +21,7 @@ from ..core import (
     stack_batches,
     unboxed,
 )
-from ..graph import find_regions
+from ..graph import Regions, find_regions
 from ..linen import Model
 from ..units import (
     FACTORS,
@@ -29,6 +29,7 @@ from ..units import (
     ModelGraph,
     Objective,
     check_foreign,
+    check_measurable,
     check_missing,
     concat_units,
     from_tree,
@@ -64,7 +65,9 @@ def measure(
     Independent of `tune`'s sweep: the factors are fixed, outputs are captured as
     intermediates (those of units inside lifted transforms leave as cotangents),
     gradients are `jax.grad`'s, and the update of a unit is the forward-mode derivative
-    of its output along its own gradient. All is reduced in one jitted function; with
+    of its output along its own gradient. The change when all units move is `jax.jvp`'s
+    of the captured outputs, and a difference of two runs (to about .1%) where outputs
+    cannot be captured. All is reduced in one jitted function; with
     the same key, batch and probe draws are those of `tune`.
 
     Args:
@@ -137,13 +140,21 @@ def _measure_compiled(
 ) -> Measurement:
     """The measurement of a model under factors (None: 1), geometric mean over draws."""
     graph = objective.trace(arrays.args)
+    check_measurable(graph.units)
     factors = ones(graph.units) if factors is None else factors
     check_missing(graph, factors)
     check_foreign(graph, factors)
     params, probed = put_probes(arrays.params, graph, arrays.key, zeros)
     factors = {unit.key: factors[unit.key] for unit in graph.units}
+    regions = find_regions(graph, graph.units)
     observer = Observer(
-        objective, graph.units, factors, optimizer, like=arrays.params, capture=True
+        objective,
+        graph.units,
+        factors,
+        optimizer,
+        like=arrays.params,
+        bound=regions.bound_units(graph.units) if optimizer is None else frozenset(),
+        capture=True,
     )
 
     def observed(observer: Observer) -> Observed:
@@ -162,17 +173,21 @@ def _measure_compiled(
         "batch": describe(arrays.batches[0].inputs),
         "by": "SGD" if optimizer is None else "the optimizer",
     }
-    return _table(graph, observation, factors, about)
+    return _table(graph, regions, observation, factors, about)
 
 
 def _table(
-    graph: ModelGraph, observation: Observed, factors: Factors, about: Mapping[str, Any]
+    graph: ModelGraph,
+    regions: Regions,
+    observation: Observed,
+    factors: Factors,
+    about: Mapping[str, Any],
 ) -> Measurement:
     """The table of a measurement, from statistics per draw: whole columns at once.
 
     `about` has the fields that are no columns of units.
     """
-    units, regions = graph.units, find_regions(graph, graph.units)
+    units = graph.units
     rows, order = unit_rows(
         units, regions.input_region, regions.output_region, regions.inner_region
     )

@@ -62,7 +62,7 @@ class Measurement:
     | `total_update_rms` | the same when the parameters of all units move together |
     | `cosine` | between the carried and the true gradient (at b = c = 1) of the unit's parameters; NaN where one is zero |
     | `potential` | carried over true input gradient; equal all over a region where gradients are exact; NaN without a floating input |
-    | `loose_update_rms` | the largest change of any unit's output by a step at learning rate 1 of the raw parameters, which no unit owns |
+    | `loose_update_rms` | the largest change of any unit's output by a step at learning rate 1 of the raw parameters, which no unit owns, and of units whose parameters the loss's region uses as well |
     | `param_rms`, `param_grad_rms` | rms of the unit's parameters and their gradients |
     | `output`, `input_grad`, `output_grad` | the three factors in force |
     | `update` | the factor of an optimizer's updates, 1 where there is none |
@@ -185,7 +185,8 @@ class Measurement:
         gradients: "exact", all cosines above 0.9999; "unit", all input gradients of
         rms 1. update: "local", each unit's own update 1; "total", these are equal and
         the largest total update is 1. Within 1%, or 10% where units are called several
-        times; parameters that several rows share count once, by their mean square.
+        times; parameters that several rows share count once, by their mean square. Of
+        SGD's updates those do not count that the loss's region gives.
         """
         flag = np.asarray(self.flag)
         usable = flag == FLAGS.index("ok")
@@ -193,7 +194,10 @@ class Measurement:
             return dict.fromkeys(RULE_NAMES, ())
         names = ("cosine", "input_grad_rms", "update_rms", "total_update_rms")
         columns = {name: np.asarray(getattr(self, name), np.float64) for name in names}
-        return satisfied_rules(columns, usable, self.rows_of)
+        inside = np.array([row.inside for row in self.rows_of])
+        given = (inside == self.loss_region) & (self.by == "SGD")
+        counted = usable & ~given
+        return satisfied_rules(columns, usable, self.rows_of, counted=counted)
 
     def probed_paths(self) -> list[str]:
         """The arrays of zeros that were replaced by a probe draw while measuring."""

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from ..binding import output_changes
 from ..core import (
     ModelArgs,
     Params,
     Partition,
+    Path,
     anchor,
     first_step,
     float_leaves,
@@ -38,6 +38,7 @@ from ..units import (
     scale_by_owner,
     zeros_like_params,
 )
+from ._total_updates import TotalUpdates
 from ._unit_statistics import empty_statistics, observing, output_statistics
 
 Factors = Mapping[UnitKey, Mapping[str, Array]]
@@ -78,6 +79,8 @@ class Observer:
     optimizer: optax.GradientTransformation | None
     like: Params
     """The user's parameters: the optimizer sees trees of that structure."""
+    bound: frozenset[Path]
+    """Units whose gradients are given; see `Regions.bound_units`."""
     capture: bool
     """Whether outputs are read off captured intermediates, where these come out."""
 
@@ -94,21 +97,21 @@ class Observer:
             own["params"] = param_rms(params.values(), unit)
         owned = owners(args.params, self.units)
         self._add_directions(statistics, owned, carried.gradient, true.gradient)
+        counted = [u if u and u.path not in self.bound else None for u in owned]
         for key, total in self._changes(
-            args, mask_unowned(carried.step, owned)
+            args, mask_unowned(carried.step, counted)
         ).items():
             statistics[key]["total"] = total
         raw_change = jnp.zeros((), jnp.float32)
-        if not all(owned):
-            changes = self._changes(args, mask_owned(carried.step, owned))
+        if not all(counted):
+            changes = self._changes(args, mask_owned(carried.step, counted))
             raw_change = jnp.max(jnp.stack([jnp.max(t) for t in changes.values()]))
         return Observed(statistics, carried.loss, raw_change)
 
     def _changes(self, args: ModelArgs, step: list[Array]) -> dict[UnitKey, Array]:
         outputs = {key: own["output"] for key, own in self.factors.items()}
-        return output_changes(
-            self.objective, self.units, args, outputs=outputs, step=step
-        )
+        updates = TotalUpdates(self.objective, self.units, outputs, self.capture)
+        return updates.along(args, step)
 
     def _look_thrice(self, args: ModelArgs) -> list[_Look]:
         """The three looks, in one compiled body."""

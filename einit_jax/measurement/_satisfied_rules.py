@@ -18,7 +18,11 @@ TOLERANCE, SEVERAL_CALLS_TOLERANCE = 0.01, 0.1
 
 
 def satisfied_rules(
-    columns: Mapping[str, np.ndarray], usable: np.ndarray, rows: Sequence[UnitRow]
+    columns: Mapping[str, np.ndarray],
+    usable: np.ndarray,
+    rows: Sequence[UnitRow],
+    *,
+    counted: np.ndarray,
 ) -> dict[str, tuple[str, ...]]:
     """The rules that hold in all usable rows, at least one; see `Measurement.modes`.
 
@@ -27,20 +31,22 @@ def satisfied_rules(
             float64.
         usable: whether a row counts.
         rows: what is static of each row.
+        counted: whether a row's updates count.
     """
     several_calls = any(row.calls > 1 for row in rows)
     tolerance = SEVERAL_CALLS_TOLERANCE if several_calls else TOLERANCE
-    near_one = lambda x: bool(np.all(np.abs(x[usable] - 1) <= tolerance))
+    close = lambda x, which: bool(np.all(np.abs(x[which] - 1) <= tolerance))
     cosine, input_grad = columns["cosine"], columns["input_grad_rms"]
     own = _shared_updates(columns["update_rms"], rows)
     total = columns["total_update_rms"]
     largest = np.max(total[usable], initial=0)
+    typical = np.median(own[counted]) if counted.any() else 1.0
     holds = {
         "exact": bool(np.all(cosine[usable & ~np.isnan(cosine)] > EXACT_COSINE)),
-        "unit": near_one(np.where(np.isnan(input_grad), 1, input_grad)),
-        "local": near_one(own),
-        "total": near_one(own / np.median(own[usable]))
-        and near_one(np.where(total == largest, total, 1)),
+        "unit": close(np.where(np.isnan(input_grad), 1, input_grad), usable),
+        "local": close(own, counted),
+        "total": close(own / typical, counted)
+        and close(np.where(total == largest, total, 1), usable),
     }
     return {
         pillar: tuple(name for name in names if holds[name])

@@ -101,7 +101,7 @@ def region_factors(
     for unit in units:
         factors[unit.key]["output"] = implied[unit.key]["output"]
     inner = regions.inner_region
-    grown = jnp.exp(potentials - state.log_potentials)[inner] * regions.free[inner]
+    grown = jnp.exp(potentials - state.log_potentials)[inner]
     weights = _pick(split_units(units, {"weight": grown}), "weight")
     by_path = {path: weight for (path, _), weight in weights.items()}
     gradient = scale_by_owner(result.gradient, spec.owners, by_path)

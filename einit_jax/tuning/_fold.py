@@ -25,6 +25,7 @@ from ..units import (
     Objective,
     UnitKey,
     check_foreign,
+    check_measurable,
     check_missing,
     from_tree,
     owners,
@@ -32,8 +33,9 @@ from ..units import (
 )
 from ._homogeneity import Homogeneity, fold_tolerance, relative_gap, run_tuned
 
-DEEPER = 100
-"""By how much rounding may grow from a unit to the outputs of a deep model."""
+DEEPER, MOST = 100, 0.25
+"""By how much rounding may grow from a unit to the outputs of a deep model, and what is
+no rounding any more, in whatever dtype."""
 
 
 def fold(
@@ -150,6 +152,7 @@ def _fold_compiled(
 ) -> tuple[dict[Path, Array], Homogeneity]:
     """The folded arrays by path, and how well each unit bears it."""
     graph = objective.trace(args)
+    check_measurable(graph.units)
     check_missing(graph, factors)
     check_foreign(graph, factors)
     outputs = {unit.key: factors[unit.key]["output"] for unit in graph.units}
@@ -167,7 +170,8 @@ def _fold_compiled(
         scaled = scale_by_owner(leaves.values(), owned, by_path)
         folded = dict(zip(leaves, scaled, strict=True))
         plainly = plain_outputs(with_leaves(args.params, folded))
-    allowed = DEEPER * fold_tolerance([*plainly, *leaves.values()])
+    rounding = DEEPER * fold_tolerance([*plainly, *leaves.values()])
+    allowed = min(rounding, MOST)
     unseen = lambda key: (statistics[key]["calls"] == 0) & (outputs[key] != 1)
     return folded, Homogeneity(
         names=tuple(unit.name for unit in graph.units),

@@ -34,7 +34,8 @@ def log_potentials(
 
     `carried` are the logarithms of those; `strength` and `change` the mean squares of
     the carried input gradients, and of the changes by the carried parameter gradients.
-    Insides that share parameters share a potential, at which their mean square is 1.
+    Insides that share parameters share a potential, at which their mean square is 1; so
+    does a region in which parameters of units are used.
     """
     region = _of_regions(regions, carried, strength)
     inner, count = regions.inner_region, regions.count
@@ -46,10 +47,10 @@ def log_potentials(
     members = _sum_by_region(known.astype(jnp.float32), inner, count)
     mean = _sum_by_region(share, inner, count) / jnp.maximum(members, 1)
     inside = carried - top - 0.5 * jnp.log(jnp.where(members > 0, mean, 1))
-    outlet = np.zeros(count, int)
-    outlet[inner] = regions.output_region
+    outlet = np.arange(count)
+    outlet[inner] = np.where(regions.free[inner], regions.output_region, inner)
     inside = jnp.where(members > 0, inside, region[outlet])
-    return jnp.where(regions.free, inside, region)
+    return jnp.where(regions.by_update, inside, region)
 
 
 def _of_regions(

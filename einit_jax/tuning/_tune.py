@@ -15,6 +15,7 @@ from ..graph import find_regions
 from ..linen import Model
 from ..units import (
     Objective,
+    check_measurable,
     ones,
     owners,
     put_probes,
@@ -200,6 +201,7 @@ def _tune_compiled(
 ) -> tuple[dict, Findings]:
     """The scales of all batches together, and what was finite."""
     graph = objective.trace(arrays.args)
+    check_measurable(graph.units)
     units = options.selection.among(graph.units)
     params, _ = put_probes(arrays.params, graph, arrays.key, zeros)
     gradients, update, optimizer = options.rules

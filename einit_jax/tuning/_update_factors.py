@@ -10,34 +10,75 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float
 
 from ..binding import output_changes
 from ..core import ModelArgs, Params, Path, first_step, inverse, usable
-from ..units import UPDATE, Unit, UnitKey, mask_unowned, param_rms, scale_by_owner
+from ..units import (
+    UPDATE,
+    Unit,
+    UnitKey,
+    mask_unowned,
+    param_rms,
+    scale_by_owner,
+    split_units,
+)
 from ._state import Solution, SweepSpec
 
 
 def rescale_to_total(
     spec: SweepSpec, units: tuple[Unit, ...], solution: Solution, args: ModelArgs
 ) -> Solution:
-    """One number s more in every c, and taken out of every b.
+    """One number s more in the potential of every inside: in every c, and out of b.
 
     All parameters of tuned units move together; `s = 1 / max rms(D)` over all `units`,
-    for D is linear in s.
+    for D is linear in s. Parameters that the loss's region uses keep their gradients,
+    and do not count.
     """
-    step = [jnp.conj(g) for g in mask_unowned(solution.gradient, spec.owners)]
+    step = [jnp.conj(g) for g in _counted_gradient(spec, solution.gradient)]
     outputs = _outputs(solution.factors)
     changes = output_changes(spec.objective, units, args, outputs=outputs, step=step)
     s = _one_over_largest(changes)
+    grown = _growth(spec, s)
     factors = dict(solution.factors)
     for unit in spec.units:
-        own = factors[unit.key]
-        b = own["input_grad"] / s if unit.floats else own["input_grad"]
-        new = {"input_grad": b, "output_grad": own["output_grad"] * s}
-        factors[unit.key] = {**own, **new}
+        own, by = factors[unit.key], grown[unit.key]
+        b = own["input_grad"] * by["input"] / by["inside"]
+        c = own["output_grad"] * by["inside"] / by["output"]
+        b = b if unit.floats else own["input_grad"]
+        factors[unit.key] = {**own, "input_grad": b, "output_grad": c}
     return solution._replace(factors=factors)
+
+
+def _counted_gradient(spec: SweepSpec, gradient: list[Array]) -> list[Array]:
+    """The gradients of units' parameters, zeros where the loss's region gives them."""
+    gradient = mask_unowned(gradient, spec.owners)
+    if spec.regions is None:
+        return gradient
+    counted = spec.regions.by_update[spec.regions.inner_region]
+    columns = {"counted": jnp.asarray(counted, jnp.float32)}
+    by_unit = split_units(spec.units, columns)
+    by_path = {path: own["counted"] for (path, _), own in by_unit.items()}
+    return scale_by_owner(gradient, spec.owners, by_path)
+
+
+def _growth(
+    spec: SweepSpec, s: Float[Array, ""]
+) -> Mapping[UnitKey, Mapping[str, Array]]:
+    """By how much the potentials around and inside of each unit and layer grow."""
+    if spec.regions is None:
+        one = {"input": 1.0, "inside": s, "output": 1.0}
+        return {unit.key: one for unit in spec.units}  # pyright: ignore
+    regions = spec.regions
+    places = {
+        "input": np.maximum(regions.input_region, 0),
+        "inside": regions.inner_region,
+        "output": regions.output_region,
+    }
+    grown = lambda at: jnp.where(regions.by_update[at], s, 1.0)
+    return split_units(spec.units, {name: grown(at) for name, at in places.items()})
 
 
 def add_update_factors(

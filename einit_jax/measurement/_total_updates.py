@@ -1,0 +1,181 @@
+"""How far each unit's output moves when parameters take a step, found anew.
+
+`tune` finds it by taps on tangents. Nothing of that is used here: the scaled model runs
+as it is. Where its units' outputs are let out as intermediates, they are outputs of
+`jax.jvp`. Of the others (inside of lifted transforms, or where a custom reverse rule
+leaves no forward mode) differences are taken: the model runs at both ends of a short
+way along the step, side by side under `vmap`, and each unit compares its two outputs.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ..core import (
+    ModelArgs,
+    Partition,
+    anchor,
+    emit,
+    float_leaves,
+    inverse,
+    per_call,
+    plain,
+    rms,
+    widen,
+)
+from ..units import Interception, Objective, Unit, UnitCall, UnitKey, ones, scaling
+
+SIDES = "einit_sides"
+"""The axis along which the two ends of the way lie."""
+REACH = 2.0**-8
+"""How far the parameters of some unit, or the outputs of the model, move at most, in
+their own rms: far enough for the rounding of float32, and near enough for a curve."""
+COARSE_REACH = 2.0**-4
+"""The same where something is computed in 16 bits."""
+
+
+@dataclass(frozen=True)
+class TotalUpdates:
+    """Finds the changes of all units' outputs, in a model whose factors are fixed."""
+
+    objective: Objective
+    units: tuple[Unit, ...]
+    outputs: Mapping[UnitKey, Array]
+    """The factor a of each unit."""
+    capture: bool
+    """Whether outputs are read off captured intermediates, where these come out."""
+
+    def along(self, args: ModelArgs, step: list[Array]) -> dict[UnitKey, Array]:
+        """The rms of each unit's change by a step, to first order, by layer.
+
+        Over calls it is the root mean square. `step` has how each floating leaf of
+        params moves, in their order.
+        """
+        size = rms(step)
+        step = [(widen(t) * inverse(size)).astype(t.dtype) for t in step]
+        inside = lambda: self._along_unit_step(args, step)
+        changes = self.objective.over_axis(inside)
+        return {key: size * change for key, change in changes.items()}
+
+    def _along_unit_step(
+        self, args: ModelArgs, step: list[Array]
+    ) -> dict[UnitKey, Array]:
+        changes: dict[UnitKey, Array] = {}
+        if self.capture and not any(unit.opaque for unit in self.units):
+            changes = self._by_tangents(args, step)
+        left = [unit for unit in self.units if unit.key not in changes]
+        if left:
+            changes |= self._by_differences(args, step, left)
+        return changes
+
+    def _by_tangents(self, args: ModelArgs, step: list[Array]) -> dict[UnitKey, Array]:
+        """The changes of those units whose outputs come out."""
+        leaves = Partition(plain(args.params))
+
+        def outputs(*floats: Array) -> Any:
+            filled = args._replace(params=leaves.build(list(floats)))
+            _, captured = self.objective.run(
+                filled, scaling(self._factors()), capture=self.units
+            )
+            return captured
+
+        _, moved = jax.jvp(outputs, tuple(leaves.floats), tuple(step))
+        unit = {unit.key: unit for unit in self.units}
+        return {
+            key: _over_calls([rms(call) for call in calls]).reshape(
+                unit[key].carried_shape
+            )
+            for key, calls in moved.items()
+        }
+
+    def _by_differences(
+        self, args: ModelArgs, step: list[Array], units: list[Unit]
+    ) -> dict[UnitKey, Array]:
+        leaves = Partition(plain(args.params))
+        reach = self._reach(args, leaves, step)
+
+        def run(side: Array, sums: Any) -> Array:
+            floats = [
+                (widen(x) + side * reach * widen(t)).astype(x.dtype)
+                for x, t in zip(leaves.floats, step, strict=True)
+            ]
+            filled = args._replace(params=leaves.build(floats))
+            outputs, _ = self.objective.run(
+                filled, comparing(sums), scaling(self._factors())
+            )
+            return anchor(float_leaves(outputs))
+
+        def both(sums: Any) -> Array:
+            sides = jnp.array([-1.0, 1.0])
+            ends = jax.vmap(run, in_axes=(0, None), axis_name=SIDES)(sides, sums)
+            return jnp.sum(ends)
+
+        sums = jax.grad(both)({unit.key: empty_comparison(unit) for unit in units})
+        return {
+            key: jnp.sqrt(own["change"] / jnp.maximum(own["calls"], 1)) / reach
+            for key, own in sums.items()
+        }
+
+    def _reach(
+        self, args: ModelArgs, leaves: Partition, step: list[Array]
+    ) -> Float[Array, ""]:
+        """How far to go along the step."""
+
+        def outputs(*floats: Array) -> list[Array]:
+            filled = args._replace(params=leaves.build(list(floats)))
+            run = self.objective.run(filled, scaling(self._factors()))
+            return float_leaves(run[0])
+
+        floats = tuple(leaves.floats)
+        sizes = [
+            rms([x]) / jnp.where(rms([t]) > 0, rms([t]), jnp.nan)
+            for x, t in zip(floats, step, strict=True)
+            if x.size
+        ]
+        coarse = any(jnp.finfo(x.dtype).bits == 16 for x in floats)
+        if not any(unit.opaque for unit in self.units):
+            here, moved = jax.jvp(outputs, floats, tuple(step))
+            sizes.append(rms(here) / jnp.where(rms(moved) > 0, rms(moved), jnp.nan))
+            coarse |= any(jnp.finfo(t.dtype).bits == 16 for t in here)
+        sizes = jnp.stack(sizes)
+        sizes = jnp.where((sizes > 0) & jnp.isfinite(sizes), sizes, jnp.inf)
+        nearest = jnp.min(sizes, initial=jnp.inf)
+        nearest = jnp.where(jnp.isfinite(nearest), nearest, 1.0)
+        return nearest * (COARSE_REACH if coarse else REACH)
+
+    def _factors(self) -> dict[UnitKey, dict[str, Array]]:
+        """Factors at which gradients are those of the plain model."""
+        return {
+            key: own | {"output": self.outputs[key]}
+            for key, own in ones(self.units).items()
+        }
+
+
+def comparing(sums: Mapping[UnitKey, Mapping[str, Array]]) -> Interception:
+    """The interception that compares the outputs of units at both ends."""
+    return Interception("compare", sums, _compare_call)
+
+
+def empty_comparison(unit: Unit) -> dict[str, Array]:
+    """Zeros, whose cotangents are the statistics, summed over calls and both ends."""
+    return dict.fromkeys(("change", "calls"), jnp.zeros(unit.carried_shape))
+
+
+def _compare_call(call: UnitCall, sums: Mapping[str, Array]) -> Any:
+    outputs = call.proceed(call.inputs)
+    still = [widen(jax.lax.stop_gradient(t)) for t in outputs]
+    apart = [t - jax.lax.pmean(t, SIDES) for t in still]
+    statistics = {
+        "change": jnp.square(rms(apart)) / 2,
+        "calls": per_call(1, still) / 2,
+    }
+    return call.finish(emit(outputs, statistics, sums))
+
+
+def _over_calls(each: list[Array]) -> Array:
+    """The root mean square over the calls of a unit."""
+    return rms([jnp.stack(each)])
