@@ -7,8 +7,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-import jax
-
 from ._files import check_writable, write_atomically
 from ._html import (
     html_block,
@@ -79,6 +77,7 @@ def report(
     Raises:
         TypeError: a part is something else, or path is no path.
         ValueError: no part, an empty history, or a path that cannot be written.
+        OSError: the file cannot be written after all: the disk is full.
         ImportError: matplotlib is not installed.
 
     Example:
@@ -116,6 +115,8 @@ def report(
 
 def _environment(seed: Any) -> dict[str, str]:
     """Versions of packages, the device, and the seed where there is one."""
+    import jax  # here, so that a path is checked before this long import
+
     device = jax.devices()[0]
     facts = {
         "packages": ", ".join(f"{name} {_version(name)}" for name in PACKAGES),
