@@ -3,36 +3,41 @@
 `tune` returns scale factors, `scaled` a model that takes them, `measure` the rms of
 activations, gradients and updates in every layer; `plot`, `activation_stats`,
 `coordinate_check` and `report` show what was measured.
+
+Names are imported at the first use of one: `import einit_jax` itself takes no time.
 """
 
-from .core import Inputs as Inputs
-from .core import __version__ as __version__
-from .experiments import Comparison as Comparison
-from .experiments import CoordinateCheck as CoordinateCheck
-from .experiments import compare as compare
-from .experiments import coordinate_check as coordinate_check
-from .initializers import autoinit as autoinit
-from .initializers import fans as fans
-from .initializers import gain as gain
-from .initializers import general_relu as general_relu
-from .initializers import gradinit as gradinit
-from .initializers import initialize as initialize
-from .initializers import lsuv as lsuv
-from .initializers import metainit as metainit
-from .initializers import unit_params as unit_params
-from .linen import HyperCubes as HyperCubes
-from .linen import TrainState as TrainState
-from .linen import scaled as scaled
-from .measurement import ActivationStats as ActivationStats
-from .measurement import History as History
-from .measurement import Measurement as Measurement
-from .measurement import activation_stats as activation_stats
-from .measurement import measure as measure
-from .measurement import plot as plot
-from .reporting import report as report
-from .tuning import fold as fold
-from .tuning import scale_updates as scale_updates
-from .tuning import tune as tune
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .core import Inputs as Inputs
+    from .core import __version__ as __version__
+    from .experiments import Comparison as Comparison
+    from .experiments import CoordinateCheck as CoordinateCheck
+    from .experiments import compare as compare
+    from .experiments import coordinate_check as coordinate_check
+    from .initializers import autoinit as autoinit
+    from .initializers import fans as fans
+    from .initializers import gain as gain
+    from .initializers import general_relu as general_relu
+    from .initializers import gradinit as gradinit
+    from .initializers import initialize as initialize
+    from .initializers import lsuv as lsuv
+    from .initializers import metainit as metainit
+    from .initializers import unit_params as unit_params
+    from .linen import HyperCubes as HyperCubes
+    from .linen import TrainState as TrainState
+    from .linen import scaled as scaled
+    from .measurement import ActivationStats as ActivationStats
+    from .measurement import History as History
+    from .measurement import Measurement as Measurement
+    from .measurement import activation_stats as activation_stats
+    from .measurement import measure as measure
+    from .measurement import plot as plot
+    from .reporting import report as report
+    from .tuning import fold as fold
+    from .tuning import scale_updates as scale_updates
+    from .tuning import tune as tune
 
 __all__ = [
     "ActivationStats",
@@ -64,3 +69,20 @@ __all__ = [
     "tune",
     "unit_params",
 ]
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
+
+        for room in ("core", "experiments", "initializers", "linen", "measurement",
+                     "reporting", "tuning"):  # fmt: skip
+            door = import_module(f".{room}", __name__)
+            names = vars(door).keys() & set(__all__)
+            globals().update({n: getattr(door, n) for n in names})
+        return globals()[name]
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

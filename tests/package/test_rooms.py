@@ -55,7 +55,7 @@ def test_the_house_keeps_its_rules(name):
 def test_public_names_and_version_are_told():
     """`__all__` is what the door re-exports; the version is that of the metadata."""
     door = ast.parse((PACKAGE / "__init__.py").read_text())
-    exports = [n for n in door.body if isinstance(n, ast.ImportFrom) and n.level]
+    exports = [n for n in ast.walk(door) if isinstance(n, ast.ImportFrom) and n.level]
     assert sorted(einit_jax.__all__) == sorted(
         alias.name for n in exports for alias in n.names if alias.asname
     )
@@ -66,8 +66,10 @@ def test_public_names_and_version_are_told():
 # A house of three rooms that keeps every rule, and what is put into it to break them.
 
 HOUSE = {
-    "__init__.py": '"""A house."""\n\nfrom .up import verb as verb\n\n'
-    '__all__ = ["verb"]\n__version__ = "1"\n',
+    "__init__.py": '"""A house."""\n\nfrom typing import TYPE_CHECKING\n\n'
+    "if TYPE_CHECKING:\n    from .up import verb as verb\n\n"
+    '__all__ = ["verb"]\n__version__ = "1"\n\nif not TYPE_CHECKING:\n\n'
+    "    def __getattr__(name): ...\n",
     "_demo.py": "import flax\nfrom .up import verb\n",
     "ground/__init__.py": '"""Ground."""\n\nfrom ._a import A as A\n'
     "from ._a import a as a\n",
@@ -104,6 +106,10 @@ BREAKS = [
     ("doors", {"up/__init__.py": '"""Up."""\nfrom ._verb import verb'}, "import verb"),
     ("doors", {"up/__init__.py": '"""Up."""\nx = 1'}, "x = 1"),
     ("doors", {"__init__.py": '"""Up."""\ndef f(): ...'}, "def f()"),
+    ("doors", {"__init__.py": '"""Up."""\nif not TYPE_CHECKING:\n def f(): ...'},
+     "def f()"),
+    ("doors", {"__init__.py": '"""Up."""\nif TYPE_CHECKING:\n x = 1'}, "x = 1"),
+    ("doors", {"up/__init__.py": '"""Up."""\nif TYPE_CHECKING:\n 1'}, "TYPE_CHECKING"),
     ("doors", {"up/__init__.py": '"""One.\ntwo\nthree\n\nfour\n"""'}, "more than 3"),
     ("doors", {"up/__init__.py": ""}, "no docstring"),
     ("doors", {"up/__init__.py": '"""."""\nfrom ._verb import verb as verb\n'

@@ -125,7 +125,11 @@ def flax(package: Path) -> Iterator[str]:
 
 
 def doors(package: Path) -> Iterator[str]:
-    """A docstring and sorted re-exports; at the top `__all__` and the version too."""
+    """A docstring and sorted re-exports; at the top what `_about_itself` allows, too.
+
+    The package's own door may import at the first use of a name: its re-exports are
+    then read by type checkers alone.
+    """
     for file, tree in sources(package).items():
         if not file.endswith("__init__.py"):
             continue
@@ -134,8 +138,9 @@ def doors(package: Path) -> Iterator[str]:
             yield f"{file}: no docstring"
         if room_of(file) and len([x for x in lines if x.strip()]) > DOOR_LINES:
             yield f"{file}: more than {DOOR_LINES} lines of docstring"
-        exports = [n for n in tree.body[1:] if _re_export(n)]
-        for node in tree.body[1:]:
+        body = tree.body[1:] if room_of(file) else list(_written_out(tree.body[1:]))
+        exports = [n for n in body if _re_export(n)]
+        for node in body:
             if node not in exports and (room_of(file) or not _about_itself(node)):
                 yield f"{file}:{node.lineno}: {ast.unparse(node)}"
         keys = [_import_key(node) for node in exports]
@@ -152,10 +157,22 @@ def _re_export(node: ast.stmt) -> bool:
     )
 
 
+def _written_out(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    """Statements, and those for type checkers in their place."""
+    for node in body:
+        is_for_types = isinstance(node, ast.If) and not node.orelse
+        is_for_types = is_for_types and ast.unparse(node.test) == "TYPE_CHECKING"
+        yield from node.body if is_for_types else [node]
+
+
 def _about_itself(node: ast.stmt) -> bool:
-    """`__all__`, `__version__`, and what tells the version."""
+    """`__all__`, `__version__`, what tells the version, and what imports late."""
     if isinstance(node, ast.ImportFrom):
-        return node.module == "importlib.metadata"
+        return node.module in ("importlib.metadata", "typing")
+    if isinstance(node, ast.If) and ast.unparse(node.test) == "not TYPE_CHECKING":
+        functions = [n.name for n in node.body if isinstance(n, ast.FunctionDef)]
+        late = {"__getattr__", "__dir__"}.issuperset(functions)
+        return late and len(functions) == len(node.body) and not node.orelse
     return isinstance(node, ast.Assign) and all(
         isinstance(t, ast.Name) and t.id in ("__all__", "__version__")
         for t in node.targets
