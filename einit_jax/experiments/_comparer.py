@@ -1,6 +1,9 @@
 """Each strategy in turn: timed, measured and trained."""
 
-from collections.abc import Callable, Mapping, Sequence
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -8,6 +11,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import optax
+from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 
 from ..core import Batch, ModelArgs, Params, plain, unboxed
@@ -57,21 +62,21 @@ class Comparer:
         """All strategies, one after the other, with a key for each seed."""
         steps, seeds = self.training.steps, len(keys)
         plain_start = StartPoint(self.arguments.params)
-        probes = self._measure(plain_start, keys[0]).probed_paths()
-        step_seconds = median_seconds(self._step)
-        with Progress(transient=True, disable=not progress) as bars:
-            bar = bars.add_task("compare", total=len(strategies) * seeds * steps)
+        with _progress(progress, tuple(strategies), seeds * steps) as shown:
+            probes = self._measure(plain_start, keys[0]).probed_paths()
+            step_seconds = median_seconds(self._step)
             trials = []
-            for i, (name, strategy) in enumerate(strategies.items()):
-                bars.update(bar, description=name, completed=i * seeds * steps)
+            for name, strategy in strategies.items():
+                shown.begin(name)
                 trial = self._trial(
                     name,
                     strategy,
                     keys=keys,
                     probes=frozenset(probes),
-                    tick=partial(bars.advance, bar),
+                    tick=shown.tick,
                 )
                 trials.append(trial)
+                shown.end(trial)
         return Comparison(
             trials=tuple(trials),
             learning_rates=self.training.rates,
@@ -158,6 +163,52 @@ class Comparer:
             probe=probe,
             **self.options,
         )
+
+
+class _Shown:
+    """What is under way, on standard error: a bar, or a line at each strategy's end."""
+
+    def __init__(
+        self, bars: Progress, names: Sequence[str], *, ticks: int, lines: bool
+    ) -> None:
+        """`ticks` are those of one strategy; `lines` whether lines are printed."""
+        self.bars, self.names, self.ticks, self.lines = bars, names, ticks, lines
+        self.bar = bars.add_task("the plain model", total=len(names) * ticks)
+        self.start, self.ended = time.monotonic(), 0
+
+    def begin(self, name: str) -> None:
+        """A strategy's turn."""
+        done = self.ended * self.ticks
+        self.bars.update(self.bar, description=escape(name), completed=done)
+
+    def tick(self) -> None:
+        """A step of training."""
+        self.bars.advance(self.bar)
+
+    def end(self, trial: Trial) -> None:
+        """The end of a strategy's turn."""
+        self.ended += 1
+        if self.lines and sys.stderr is not None:
+            seconds = time.monotonic() - self.start
+            state = trial.error or "done"
+            line = f"{self.ended}/{len(self.names)} {trial.name}: {state}"
+            with suppress(OSError):  # nobody reads it
+                print(f"{line} ({seconds:.0f} s)", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _progress(wanted: bool, names: Sequence[str], ticks: int) -> Iterator[_Shown]:
+    """Bars where there is a terminal or a notebook to show them, else lines."""
+    console = Console(stderr=True)
+    has_bars = console.is_terminal or console.is_jupyter
+    with Progress(
+        console=console,
+        transient=True,
+        # what is printed goes round the bars only where both would meet
+        redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),
+        disable=not (wanted and has_bars),
+    ) as bars:
+        yield _Shown(bars, names, ticks=ticks, lines=wanted and not has_bars)
 
 
 def _tail(steps: int) -> int:
