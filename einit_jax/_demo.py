@@ -1,10 +1,8 @@
-"""The jobs of the command line: an embedded one, and those that users write.
+"""The embedded job of the command line.
 
-The embedded job is a deep MLP without normalization on scikit-learn's digits.
+A deep MLP without normalization on scikit-learn's digits.
 """
 
-import importlib
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -132,27 +130,3 @@ def train(
         rows = generator.choice(len(data.labels), BATCH, replace=False)
         params, state, value = step(params, state, rows)
         yield float(value)
-
-
-def load_job(name: str) -> DemoJob:
-    """The job that a user's function returns.
-
-    Raises:
-        ImportError: there is no such module.
-        ValueError: the name is not `module:function`, or it returns something else.
-    """
-    module_name, colon, function_name = name.partition(":")
-    if not colon or not function_name:
-        raise ValueError(f"{name!r} is not of the form package.module:function")
-    sys.path.insert(0, "")
-    module = importlib.import_module(module_name)
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        raise ValueError(f"module {module_name!r} has no function {function_name!r}")
-    job = function()
-    if not isinstance(job, tuple) or len(job) not in (4, 5):
-        raise ValueError(
-            f"{name} returned {type(job).__name__}, expected (model, params, "
-            "input_fn, loss_fn) or these and a dict of keywords for tune and measure"
-        )
-    return DemoJob(*job)

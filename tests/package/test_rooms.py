@@ -19,6 +19,7 @@ TABLE = {
     "linen": "core units graph",
     "binding": "core units graph linen",
     "reporting": "",
+    "command_line": "",
     "measurement": LOW + "reporting",
     "tuning": LOW,
     "initializers/classic": LOW,

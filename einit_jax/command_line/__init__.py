@@ -1,0 +1,17 @@
+"""What the command line reads and says: arguments, users' jobs, errors, output.
+
+Imports nothing that takes long, so that wrong arguments are refused at once, and no
+other room. Start in `_arguments.py`; how an error is told is in `_errors.py`.
+"""
+
+from ._arguments import compare_arguments as compare_arguments
+from ._arguments import tune_arguments as tune_arguments
+from ._errors import CommandError as CommandError
+from ._errors import told_with_place as told_with_place
+from ._jobs import load_job as load_job
+from ._output import complain as complain
+from ._output import finish_output as finish_output
+from ._output import say as say
+from ._output import write_or_complain as write_or_complain
+from ._stages import progress_bars as progress_bars
+from ._stages import with_bar as with_bar
