@@ -71,20 +71,20 @@ def _message(error: BaseException) -> str:
 
 
 def _told(error: BaseException, job: Any) -> str:
-    """Place, type and message; the cause, too, where it is another error's.
+    """Place, type and message, and those of the first cause, if they are others.
 
     What is raised inside of a user's function reaches the command line in an error of
     the library that says what was called: the place is then that of the cause.
     """
-    place, cause = next(
-        ((place, e) for e in _causes(error) if (place := _place_in(e, job))),
-        (_place_of(job), error),
-    )
-    told = type_and_message(error)
-    about = type_and_message(cause)
-    if cause is not error and about not in told:
-        told += f" ({about})"
-    return f"{place}: {told}" if place else told
+    found = [(place, e) for e in _causes(error) if (place := _place_in(e, job))]
+    place, _ = found[0] if found else (_place_of(job), error)
+    told = ": ".join(filter(None, (place, type_and_message(error))))
+    if found:
+        origin, cause = found[-1]
+        about = type_and_message(cause)
+        if about not in told:
+            told += f" ({about})" if origin == place else f" ({origin}: {about})"
+    return told
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -1,6 +1,5 @@
 """What is under way, on standard error: bars on a terminal, else lines."""
 
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ def progress_bars() -> "Iterator[Progress]":
         console=console,
         transient=True,
         # what the user prints goes round the bars only where both would meet
-        redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),
+        redirect_stdout=Console().is_terminal,
         disable=not console.is_terminal,
     ) as bars:
         yield bars

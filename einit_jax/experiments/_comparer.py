@@ -205,7 +205,7 @@ def _progress(wanted: bool, names: Sequence[str], ticks: int) -> Iterator[_Shown
         console=console,
         transient=True,
         # what is printed goes round the bars only where both would meet
-        redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),
+        redirect_stdout=Console().is_terminal,
         disable=not (wanted and has_bars),
     ) as bars:
         yield _Shown(bars, names, ticks=ticks, lines=wanted and not has_bars)
