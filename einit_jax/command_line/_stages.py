@@ -25,7 +25,7 @@ def progress_bars() -> "Iterator[Progress]":
         transient=True,
         # what the user prints goes round the bars only where both would meet
         redirect_stdout=Console().is_terminal,
-        disable=not console.is_terminal,
+        disable=not console.is_terminal or console.is_dumb_terminal,
     ) as bars:
         yield bars
 

@@ -200,7 +200,8 @@ class _Shown:
 def _progress(wanted: bool, names: Sequence[str], ticks: int) -> Iterator[_Shown]:
     """Bars where there is a terminal or a notebook to show them, else lines."""
     console = Console(stderr=True)
-    has_bars = console.is_terminal or console.is_jupyter
+    is_terminal = console.is_terminal and not console.is_dumb_terminal
+    has_bars = is_terminal or console.is_jupyter
     with Progress(
         console=console,
         transient=True,

@@ -1,5 +1,7 @@
 """What `compare` refuses, and its command line."""
 
+import stat
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -87,14 +89,54 @@ def job():
 
 
 def test_command_line(tmp_path, capsys):
+    """The figure is the only file, of the mode that it had; lines tell how far it is."""
     file = tmp_path / "figure.png"
+    file.touch(mode=0o600)
     case = f"{__name__}:job"
     assert main(["compare", case, "--steps", "2", "--out", str(file)]) == 0
-    out = capsys.readouterr().out
-    assert (
-        "mine" in out and "least loss" in out and "figure.png" in out.replace("\n", "")
-    )
-    assert file.stat().st_size > 1000
+    out, err = capsys.readouterr()
+    assert "mine" in out and "least loss" in out and "figure.png" in out
+    assert file.read_bytes().startswith(b"\x89PNG")
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert [path.name for path in tmp_path.iterdir()] == ["figure.png"]
+    ended = [line.partition(" (")[0] for line in err.splitlines()]
+    assert ended == ["1/2 mine: done", "2/2 t: done"]
+
+
+def failing(model, params, input_fn, loss_fn, *, key):
+    raise ValueError("not this model")
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize("progress", [False, True])
+def test_progress_is_shown_if_asked_for(progress, terminal, capsys, monkeypatch):
+    """On standard error: bars on a terminal, else lines."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    if terminal:
+        monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes any stream for one
+    options = {"strategies": {"[bold]": failing}, "progress": progress}
+    ei.compare(MODEL, PARAMS, X, LOSS, **SHORT | options)
+    out, err = capsys.readouterr()
+    assert out == ""
+    line = "1/1 [bold]: ValueError: not this model (" in err
+    assert line == (progress and not terminal)
+    assert ("the plain model" in err) == (progress and terminal)
+    assert progress or err == ""
+
+
+def test_a_figure_that_cannot_be_drawn_costs_no_table(tmp_path, capsys, monkeypatch):
+    def broken(self):
+        raise RuntimeError("no ink")
+
+    monkeypatch.setattr(ei.Comparison, "plot", broken)
+    file = tmp_path / "figure.svg"
+    words = ["compare", f"{__name__}:job", "--steps", "2", "--out", str(file)]
+    assert main(words) == 2
+    out, err = capsys.readouterr()
+    assert "least loss" in out and "figure" not in out
+    assert f"error: cannot write {file}: RuntimeError: no ink\n" in err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
