@@ -89,7 +89,7 @@ def job():
 
 
 def test_command_line(tmp_path, capsys):
-    """The figure is the only file, of the mode that it had; lines tell how far it is."""
+    """The figure is the only file, of the mode that it had; lines tell the progress."""
     file = tmp_path / "figure.png"
     file.touch(mode=0o600)
     case = f"{__name__}:job"
