@@ -58,7 +58,7 @@ def output_changes(
     step = [(shrink * widen(t)).astype(t.dtype) for t in step]
     step = [unforeseen(t, x) for t, x in zip(step, leaves.floats, strict=True)]
     zeros = {
-        unit.key: dict.fromkeys(("power", "size"), jnp.zeros_like(outputs[unit.key]))
+        unit.key: dict.fromkeys(("power", "calls"), jnp.zeros_like(outputs[unit.key]))
         for unit in units
     }
 
@@ -81,7 +81,7 @@ def output_changes(
 
     sums = objective.over_axis(lambda: jax.grad(moved)(zeros))
     return {
-        key: jnp.sqrt(own["power"] / jnp.maximum(own["size"], 1)) / shrink
+        key: jnp.sqrt(own["power"] / jnp.maximum(own["calls"], 1)) / shrink
         for key, own in sums.items()
     }
 
@@ -92,7 +92,7 @@ def _tap_call(call: UnitCall, entry: Mapping[str, Any]) -> Any:
     raw = call.proceed([still(x) for x in call.inputs])
     a = entry["output"].reshape(())
     outputs = [multiply(t, a) for t in raw]
-    sums = {name: entry[name] for name in ("power", "size")}
+    sums = {name: entry[name] for name in ("power", "calls")}
     return call.finish(_tap(outputs, call.inputs, sums))
 
 
@@ -124,8 +124,8 @@ def _note(moved, along, sums):
 
 
 def _note_forward(moved, along, sums):
-    power, size = squares(moved)
-    statistics = {"power": power, "size": per_call(size, moved)}
+    power, size = squares(moved)  # each call counts the same, whatever its size
+    statistics = {"power": power / size, "calls": per_call(1, moved)}
     shaped = {name: statistics[name].reshape(sums[name].shape) for name in sums}
     return moved, (shaped, Shapes(tuple((t.shape, t.dtype) for t in along)))
 

@@ -70,9 +70,13 @@ class Regions:
 
         Their gradients are given: they are to the unit what a raw parameter's are.
         """
-        owner = np.repeat(np.arange(len(units)), [unit.size for unit in units])
-        bound = owner[self.inner_region == self.loss]
+        bound = _owners_of_layers(units)[self.inner_region == self.loss]
         return frozenset(units[i].path for i in bound)
+
+    def coupled_units(self, units: Sequence[Unit]) -> list[Unit]:
+        """The units with a layer whose parameters are used outside of it as well."""
+        coupled = _owners_of_layers(units)[~self.free[self.inner_region]]
+        return [units[i] for i in sorted(set(coupled.tolist()))]
 
     def is_chain(self) -> bool:
         """Whether each region but the loss's is entered by one gradient only.
@@ -84,6 +88,11 @@ class Regions:
         inside = np.bincount(self.inner_region, minlength=self.count)
         alone = entries.max(initial=0) <= 1 and entries[self.loss] == 0
         return bool(alone and inside.max() <= 1 and self.free[self.inner_region].all())
+
+
+def _owners_of_layers(units: Sequence[Unit]) -> Int[np.ndarray, " n"]:
+    """The number of the unit of each layer."""
+    return np.repeat(np.arange(len(units)), [unit.size for unit in units])
 
 
 def find_regions(graph: ModelGraph, units: Sequence[Unit]) -> Regions:

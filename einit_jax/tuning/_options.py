@@ -26,6 +26,7 @@ class TuneOptions(NamedTuple):
     selection: UnitSelection
     stopping: Stopping
     rules: Rules
+    verify: bool = True
     repeat_under_potentials: bool = False
 
 

@@ -15,6 +15,7 @@ from ..graph import find_regions
 from ..linen import Model
 from ..units import (
     Objective,
+    UnitKey,
     check_measurable,
     ones,
     owners,
@@ -23,6 +24,7 @@ from ..units import (
     unit_selection,
     zero_candidates,
 )
+from ..verification import Alignment, Verdict, align_gradients, judge, output_sizes
 from ._options import TuneOptions, resolve_rules
 from ._solve import solve
 from ._state import Findings, SweepSpec
@@ -51,6 +53,7 @@ def tune(
     gradients: str = "exact",
     update: str = "total",
     like: str | None = None,
+    verify: bool = True,
 ) -> dict:
     r"""The scale factors that make every layer of a model trainable from step one.
 
@@ -130,6 +133,9 @@ def tune(
             "plain".
         update: the rule of pillar 3; "total" or "local".
         like: "original" for `gradients="unit", update="local"`.
+        verify: whether the scaled model runs once more, plainly, and the rms of each
+            unit's output is compared with its target; by code that shares nothing with
+            the sweep. It costs a forward pass.
 
     Returns:
         The `scales` collection: nested as `params`, three float32 factors per unit
@@ -141,6 +147,9 @@ def tune(
         TypeError, ValueError: before anything is compiled, of arguments that do not
             fit; the message names the path and what to pass instead. Of an optimizer
             whose first step moves nothing, afterwards.
+        ValueError: outputs of the scaled model miss their targets by more than 1%
+            (units called several times: more than `tolerance`), or gradients that are
+            to be exact are not; names the units.
         FloatingPointError: an activation, a gradient, the loss or a step of the
             optimizer is not finite; names the first such unit. Under an outer `jit` the
             flags of `measure` tell.
@@ -163,7 +172,7 @@ def tune(
     selection = unit_selection(include, exclude, targets)
     stopping = checked_stopping(max_sweeps, tolerance)
     rules = resolve_rules(gradients, update, like, optimizer)
-    options = TuneOptions(selection, stopping, rules)
+    options = TuneOptions(selection, stopping, rules, verify)
     bound = setup(
         model,
         params,
@@ -183,11 +192,13 @@ def tune(
         objective=bound.objective,
         zeros=zero_candidates(params),
     )
-    scales, findings = compiled(options=options)
+    scales, findings, verdicts = compiled(options=options)
     if findings.needs_more():
         again = options._replace(repeat_under_potentials=True)
-        scales, findings = compiled(options=again)
+        scales, findings, verdicts = compiled(options=again)
     findings.check()
+    for verdict in verdicts:
+        verdict.check()
     return scales
 
 
@@ -198,8 +209,8 @@ def _tune_compiled(
     objective: Objective,
     options: TuneOptions,
     zeros: frozenset[Path] | None,
-) -> tuple[dict, Findings]:
-    """The scales of all batches together, and what was finite."""
+) -> tuple[dict, Findings, list[Verdict | Alignment]]:
+    """The scales of all batches together, what was finite, what the referee says."""
     graph = objective.trace(arrays.args)
     check_measurable(graph.units)
     units = options.selection.among(graph.units)
@@ -228,10 +239,36 @@ def _tune_compiled(
             solution = rescale_to_total(spec, graph.units, solution, args)
         return solution.factors, solution.findings
 
-    if len(arrays.batches) == 1:
-        factors, findings = run(arrays.batches[0])
-    else:
-        factors, findings = jax.lax.map(run, stack_batches(arrays.batches))
-        factors = jax.tree.map(lambda x: jnp.exp(jnp.mean(jnp.log(x), 0)), factors)
-        findings = findings.over_draws()
-    return to_tree(factors), findings
+    drawn, findings = _over_batches(run, arrays.batches)
+    factors, findings = jax.tree.map(_geometric_mean, drawn), findings.over_draws()
+    if not options.verify:
+        return to_tree(factors), findings, []
+
+    def sizes(batch: Batch) -> dict[UnitKey, jax.Array]:
+        args = ModelArgs(params, arrays.collections, batch)
+        return output_sizes(objective, list(units), factors, args)
+
+    seen = jax.tree.map(_geometric_mean, _over_batches(sizes, arrays.batches))
+    spread = {key: jnp.std(jnp.log(own["output"]), 0) for key, own in drawn.items()}
+    tolerance = options.stopping.tolerance
+    verdict = judge(units, seen, spread=spread, tolerance=tolerance)
+    doubtful = [] if regions is None else regions.coupled_units(list(units))
+    if not doubtful:
+        return to_tree(factors), findings, [verdict]
+    args = arrays.args._replace(params=params)
+    alignment = align_gradients(objective, doubtful, factors, args)
+    return to_tree(factors), findings, [verdict, alignment]
+
+
+def _over_batches(run: Callable[[Batch], Any], batches: tuple[Batch, ...]) -> Any:
+    """What `run` gives for each batch, along a new first axis."""
+    if len(batches) == 1:
+        return jax.tree.map(lambda x: x[None], run(batches[0]))
+    return jax.lax.map(run, stack_batches(batches))
+
+
+def _geometric_mean(draws: jax.Array) -> jax.Array:
+    """Over the first axis; the value itself of a single one."""
+    if len(draws) == 1:
+        return draws[0]
+    return jnp.exp(jnp.mean(jnp.log(draws), 0))

@@ -1,0 +1,9 @@
+"""The referee: whether a scaled model does what its factors promise.
+
+Imports `core`, `units`. Start at `_outputs`; shares no code with the sweep."""
+
+from ._gradients import Alignment as Alignment
+from ._gradients import align_gradients as align_gradients
+from ._outputs import Verdict as Verdict
+from ._outputs import judge as judge
+from ._outputs import output_sizes as output_sizes

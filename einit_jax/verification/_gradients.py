@@ -1,0 +1,111 @@
+"""Whether the gradients that factors carry are true ones times a positive number."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from ..core import (
+    ModelArgs,
+    Partition,
+    flatten,
+    inverse,
+    is_concrete,
+    is_float,
+    layers_first,
+    path_str,
+    plain,
+    rms,
+    unboxed,
+    widen,
+)
+from ..units import Objective, Unit, UnitKey, owners, scaling
+
+BACKWARD = ("input_grad", "output_grad")
+"""The factors of gradients."""
+
+NEAR = 1e-3
+"""How far the direction of a carried gradient may be from the true one: the rms of the
+difference of both at rms 1. What rounding does is added, by the dtype."""
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["apart"], meta_fields=["names"])
+@dataclass(frozen=True)
+class Alignment:
+    """How far each parameter's carried gradient is from the true one, in tolerances."""
+
+    names: tuple[str, ...]
+    apart: list[Array]
+
+    def check(self) -> None:
+        """Raises where a gradient is not true; under an outer trace, nothing.
+
+        Raises:
+            ValueError: names the parameters.
+        """
+        if not all(map(is_concrete, self.apart)):
+            return
+        apart = np.array(jax.device_get(self.apart))
+        wrong = np.array(self.names)[~(apart <= 1)]
+        if wrong.size:
+            raise ValueError(
+                f"the scaled gradients of {', '.join(wrong[:8])} are not the true ones "
+                "times a positive number: the parameters are read in a way that is not "
+                "seen; leave their units out: tune(..., exclude=...), or ask for "
+                "gradients='unit'"
+            )
+
+
+def align_gradients(
+    objective: Objective,
+    units: Sequence[Unit],
+    factors: Mapping[UnitKey, Mapping[str, Array]],
+    args: ModelArgs,
+) -> Alignment:
+    """The gradients of the parameters of units, beside those at b = c = 1.
+
+    Each layer's are compared by themselves: it has factors of its own.
+    """
+    leaves = Partition(plain(args.params))
+    neutral = lambda own: {
+        **own,
+        **dict.fromkeys(BACKWARD, jnp.ones_like(own["output"])),
+    }
+    true = {key: neutral(own) for key, own in factors.items()}
+
+    def gradient(factors: Any) -> list[Array]:
+        def loss(floats: list[Array]) -> Array:
+            filled = args._replace(params=leaves.build(floats))
+            outputs, _ = objective.run(filled, scaling(factors))
+            return objective.loss(outputs, args.batch)
+
+        return objective.over_axis(lambda: jax.grad(loss)(leaves.floats))
+
+    paths = [path for path, x in flatten(unboxed(args.params)).items() if is_float(x)]
+    both = zip(gradient(factors), gradient(true), strict=True)
+    pairs = zip(paths, owners(args.params, units), both, strict=True)
+    owned = [(path, unit, *pair) for path, unit, pair in pairs if unit is not None]
+    return Alignment(
+        names=tuple(path_str(path) for path, *_ in owned),
+        apart=[_apart(unit, carried, true) for _, unit, carried, true in owned],
+    )
+
+
+def _apart(unit: Unit, carried: Array, true: Array) -> Array:
+    """How far two directions are, at the worst layer; 0 where one vanishes."""
+    keep = len(unit.layers)
+    directions, live = [], jnp.array(True)
+    for gradient in (carried, true):
+        layers = widen(layers_first(gradient, unit.lifted_axes))
+        size = rms([layers], keep)
+        live &= size > 0
+        rest = [1] * (layers.ndim - keep)
+        directions.append(layers * inverse(size).reshape(*size.shape, *rest))
+    allowed = NEAR + 8 * float(jnp.finfo(carried.dtype).eps) ** 0.75
+    far = rms([directions[0] - directions[1]], keep)
+    return jnp.max(jnp.where(live, far, 0.0)) / allowed

@@ -1,0 +1,163 @@
+"""One plain run of the scaled model: whether each unit's output has its target rms.
+
+Outputs are read off captured intermediates. Those inside of lifted transforms, which
+let no intermediates out, leave as cotangents; no gradient is computed for their sake.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from ..core import (
+    ModelArgs,
+    anchor,
+    emit,
+    float_leaves,
+    is_concrete,
+    link_cotangents,
+    per_call,
+    rms,
+    widen,
+)
+from ..units import Interception, Objective, Unit, UnitCall, UnitKey, scaling
+
+ALLOWED = 0.01
+"""How far from its target the rms of an output may be, relative."""
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["sizes", "allowed"],
+    meta_fields=["names", "targets"],
+)
+@dataclass(frozen=True)
+class Verdict:
+    """The rms of each unit's output in the scaled model, by layer, and what is due."""
+
+    names: tuple[str, ...]
+    targets: tuple[float, ...]
+    sizes: list[Array]
+    allowed: list[Array]
+    """How far the natural logarithm may be from that of the target."""
+
+    def check(self) -> None:
+        """Raises where an output is not as large as its factor promises.
+
+        Outputs of zero have no size that a factor could change. Under an outer trace
+        nobody can tell.
+
+        Raises:
+            ValueError: names the units, with what was got and expected.
+        """
+        if not all(map(is_concrete, jax.tree.leaves(self))):
+            return
+        sizes, allowed = jax.device_get((self.sizes, self.allowed))
+        missed = {}
+        rows = zip(self.names, self.targets, sizes, allowed, strict=True)
+        for name, target, size, near in rows:
+            far = np.abs(np.log(np.where(size > 0, size, target) / target))
+            if np.any(~(far <= near)):
+                worst = np.unravel_index(np.argmax(far - near), far.shape)
+                missed[name] = f"{name} has {size[worst]:.4g}, expected {target:.4g}"
+        if missed:
+            first = next(iter(missed))
+            raise ValueError(
+                "outputs of the scaled model are not as large as they were tuned to "
+                f"be: rms {'; '.join(list(missed.values())[:8])}. Something between "
+                "the factors and the units changes them (a transform of variables, a "
+                "random stream of its own), or passes did not settle (max_sweeps); "
+                f"leave such units out: tune(..., exclude={first!r})"
+            )
+
+
+def judge(
+    units: Mapping[Unit, float],
+    sizes: Mapping[UnitKey, Array],
+    *,
+    spread: Mapping[UnitKey, Array],
+    tolerance: float,
+) -> Verdict:
+    """The verdict on the sizes of outputs.
+
+    Args:
+        units: those tuned, with their targets.
+        sizes: from `output_sizes`.
+        spread: the standard deviation over draws of the logarithm of each factor, which
+            is an average of theirs.
+        tolerance: at which the passes stop that units need which are called several
+            times.
+    """
+    near = lambda u: max(ALLOWED, tolerance) if u.calls > 1 else ALLOWED
+    return Verdict(
+        names=tuple(unit.name for unit in units),
+        targets=tuple(map(float, units.values())),
+        sizes=[sizes[unit.key] for unit in units],
+        allowed=[near(unit) + spread[unit.key] for unit in units],
+    )
+
+
+def output_sizes(
+    objective: Objective,
+    units: Sequence[Unit],
+    factors: Mapping[UnitKey, Mapping[str, Array]],
+    args: ModelArgs,
+) -> dict[UnitKey, Array]:
+    """The rms of each unit's output in the scaled model, by layer; 0 if unreached.
+
+    Over calls it is the root mean square.
+    """
+    hidden = [unit for unit in units if unit.lifted_axes or unit.calls > 1]
+    run = partial(_sizes, objective, tuple(units), factors, args)
+    try:
+        sizes = run(hidden)
+    except ValueError:  # branches of nn.cond cannot capture: their trees would differ
+        return run(list(units))
+    return sizes if len(sizes) == len(units) else run(list(units))
+
+
+def _sizes(
+    objective: Objective,
+    units: tuple[Unit, ...],
+    factors: Mapping[UnitKey, Mapping[str, Array]],
+    args: ModelArgs,
+    hidden: Sequence[Unit],
+) -> dict[UnitKey, Array]:
+    """The sizes of what is captured, and of those units that are `hidden`."""
+    shown = tuple(unit for unit in units if unit not in hidden)
+
+    def run(sums: Any) -> tuple[Array, dict[UnitKey, Array]]:
+        reading = Interception("verify", sums, _read_call)
+        outputs, captured = objective.run(
+            args, reading, scaling(factors), capture=shown
+        )
+        calls = {key: [rms(call) for call in each] for key, each in captured.items()}
+        sizes = {
+            unit.key: rms([jnp.stack(calls[unit.key])]).reshape(unit.carried_shape)
+            for unit in shown
+            if unit.key in calls
+        }
+        return anchor(float_leaves(outputs)), sizes
+
+    if not hidden:
+        return objective.over_axis(lambda: run({})[1])
+    zeros = {
+        unit.key: dict.fromkeys(("square", "calls"), jnp.zeros(unit.carried_shape))
+        for unit in hidden
+    }
+    sums, sizes = objective.over_axis(lambda: jax.grad(run, has_aux=True)(zeros))
+    mean = lambda own: own["square"] / jnp.maximum(own["calls"], 1)
+    return sizes | {key: jnp.sqrt(mean(own)) for key, own in sums.items()}
+
+
+def _read_call(call: UnitCall, sums: Mapping[str, Array]) -> Any:
+    outputs = call.proceed(call.inputs)
+    still = [widen(jax.lax.stop_gradient(t)) for t in outputs]
+    statistics = {"square": jnp.square(rms(still)), "calls": per_call(1, still)}
+    linked = link_cotangents(call.inputs, emit(outputs, statistics, sums))
+    return call.finish(linked)
