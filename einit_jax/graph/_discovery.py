@@ -171,7 +171,8 @@ class DependenceWalk:
         for body in inner:
             outs = self.run(body, [union] * len(body.invars), **again)
             union = union.union(*outs)
-        return [self.plain(eqn, union)] * len(eqn.outvars)
+        several = sum(map(bool, ins)) > 1
+        return [self.plain(eqn, union, several)] * len(eqn.outvars)
 
     def grown(
         self, body: Jaxpr, ins: list[Tokens], consts: int, carries: int
@@ -185,10 +186,13 @@ class DependenceWalk:
                 return ins
             ins = [*ins[:consts], *merged, *ins[consts + carries :]]
 
-    def plain(self, eqn: JaxprEqn, tokens: Tokens) -> Tokens:
-        """Tokens after a plain equation; notes the parameters that multiply in it."""
+    def plain(self, eqn: JaxprEqn, tokens: Tokens, several: bool) -> Tokens:
+        """Tokens after a plain equation; notes the parameters that multiply in it.
+
+        What is multiplied by a constant alone (`several` is False) multiplies nothing.
+        """
         name = eqn.primitive.name
-        if name in SHAPING or not tokens:
+        if name in SHAPING or not tokens or (name == "mul" and not several):
             return tokens
         in_sums = name in WEIGHTING
         if in_sums or name == "mul":

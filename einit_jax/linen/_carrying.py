@@ -123,13 +123,12 @@ class Carrier:
         reads = arrived and method != "setup" and hasattr(type(module), method)
         self._running.append(_Frame(call, arrived, reads))
         moved = self.among_params.get(call, ()) if arrived else ()
-        hidden = _Hidden(scope, moved) if moved else None
+        hidden = _Hidden(scope, moved)
         try:
             return proceed(*args, **kwargs)
         finally:
             self._running.pop()
-            if hidden:
-                hidden.remove()
+            hidden.remove()
 
     def _inside(self, scope: Scope | None) -> list[Path]:
         """The modules at or below a scope that have not read their entries yet."""
@@ -207,31 +206,49 @@ def _take_from_params(scope: Scope) -> None:
 
 
 class _Hidden:
-    """Entries among the parameters of a scope, which its module does not see."""
+    """What is carried, out of sight of a module while it runs.
+
+    The entries of the modules at `paths` are among its parameters meanwhile.
+    """
 
     def __init__(self, scope: Scope, paths: Iterable[Path]):
         variables = _variables(scope)
         below = [path[len(scope.path) :] for path in paths]
-        entries = _under(_entries(variables[COLLECTION]), below)
-        self._scope, self._params = scope, variables["params"]
+        entries = _under(_entries(variables.get(COLLECTION, {})), below)
+        self._scope, self._before = scope, variables.get("params")
+        self._in_place = bool(entries) and scope.is_mutable_collection("params")
+        seen = self._before
+        if entries:
+            seen = without_carried(self._before)
+            if self._in_place:
+                _put_entries(variables["params"], entries)
+            else:
+                variables["params"] = insert(self._before or {}, entries)
         self._seen = scope.__dict__.get("variables")
-        self._mutable = scope.is_mutable_collection("params")
-        plainly = without_carried(self._params)
-        if self._mutable:
-            _put_entries(self._params, entries)
-        else:
-            variables["params"] = insert(self._params, entries)
-        scope.variables = lambda: {**variables, "params": plainly}
+        scope.variables = lambda: _in_sight(variables, seen)
 
     def remove(self) -> None:
         """Leaves the scope as it was."""
-        if self._mutable:
-            _drop_entries(self._params)
-        _variables(self._scope)["params"] = self._params
+        if self._in_place:
+            _drop_entries(self._before)
+        if self._before is not None:
+            _variables(self._scope)["params"] = self._before
         if self._seen is None:
             del self._scope.variables
         else:
             self._scope.variables = self._seen
+
+
+def _in_sight(variables: Mapping[str, Any], params: Any) -> dict[str, Any]:
+    """The variables that a module is to see, of those that its scope has."""
+    shown = {name: tree for name, tree in variables.items() if name != COLLECTION}
+    return shown if params is None else {**shown, "params": params}
+
+
+def entries_of(scope: Scope | None) -> list[str]:
+    """The names of what is carried to the module of a scope."""
+    carried = {} if scope is None else _variables(scope).get(COLLECTION, {})
+    return [name for name in carried if str(name).startswith(CARRIED)]
 
 
 def _entries(tree: Any, path: Path = ()) -> dict[Path, Any]:

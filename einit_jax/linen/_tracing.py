@@ -26,7 +26,7 @@ from ..core import (
 )
 from ..graph import Mark, discover
 from ..units import ModelGraph, UnitKey
-from ._carrying import CARRIED, COLLECTION, Carried, run_carrying
+from ._carrying import CARRIED, COLLECTION, Carried, entries_of, run_carrying
 from ._interception import ModuleCall, intercept_calls
 
 RULED = "custom_vjp("
@@ -135,8 +135,7 @@ def _names(params: Params, prefix: str = "") -> dict[Path, dict]:
 
 def _own_variables(module: nn.Module) -> Mapping[str, Any] | None:
     """The parameters of a module of this run."""
-    entries = module.variables.get(COLLECTION, {})
-    if not any(str(name).startswith(CARRIED) for name in entries):
+    if not entries_of(module.scope):
         return None
     return module.variables.get("params") or None
 

@@ -28,6 +28,8 @@ from ..units import (
     UPDATE,
     ModelGraph,
     Objective,
+    UnitSelection,
+    call_order,
     check_foreign,
     check_measurable,
     check_missing,
@@ -36,11 +38,16 @@ from ..units import (
     ones,
     put_probes,
     unit_rows,
+    unit_selection,
     zero_candidates,
 )
 from ._measurement import FLAGS, Measurement
 from ._observation import Factors, Observed, Observer
 from ._unit_statistics import INPUT_STATISTICS, OUTPUT_STATISTICS
+
+MISSED = 0.1
+"""How far the logarithm of an output's rms may be from its target's: on other batches,
+too, which differ."""
 
 
 def measure(
@@ -50,6 +57,7 @@ def measure(
     loss_fn: Callable,
     *,
     scales: Mapping | None = None,
+    targets: float | Mapping[str, float] = 1.0,
     key: jax.Array | None = None,
     batch_size: int | None = None,
     method: str | Callable | None = None,
@@ -72,6 +80,9 @@ def measure(
 
     Args:
         scales: the factors in force, from `tune`; None: factors of 1.
+        targets: the output rms that the scales were tuned for, as in `tune`. A unit
+            that has a factor, and misses its target by more than 10%, is flagged
+            "missed".
         draws: batches to measure on; rms values are geometric means over them, and
             their spread is reported.
         probe: whether zero arrays that stop gradients are replaced by probe draws, as
@@ -126,10 +137,11 @@ def measure(
         objective=bound.objective,
         zeros=zero_candidates(params) if probe else frozenset(),
         optimizer=optimizer,
+        selection=unit_selection(None, (), targets),
     )
 
 
-@partial(jax.jit, static_argnames=("objective", "zeros", "optimizer"))
+@partial(jax.jit, static_argnames=("objective", "zeros", "optimizer", "selection"))
 def _measure_compiled(
     arrays: Arrays,
     factors: Factors | None,
@@ -137,6 +149,7 @@ def _measure_compiled(
     objective: Objective,
     zeros: frozenset[Path] | None,
     optimizer: optax.GradientTransformation | None,
+    selection: UnitSelection,
 ) -> Measurement:
     """The measurement of a model under factors (None: 1), geometric mean over draws."""
     graph = objective.trace(arrays.args)
@@ -173,7 +186,8 @@ def _measure_compiled(
         "batch": describe(arrays.batches[0].inputs),
         "by": "SGD" if optimizer is None else "the optimizer",
     }
-    return _table(graph, regions, observation, factors, about)
+    table = _table(graph, regions, observation, factors, about)
+    return _flag_missed(table, graph, selection)
 
 
 def _table(
@@ -252,6 +266,19 @@ def _table(
         loss_region=regions.loss,
         **about,
     )
+
+
+def _flag_missed(
+    table: Measurement, graph: ModelGraph, selection: UnitSelection
+) -> Measurement:
+    """The table, with rows flagged whose outputs are not what their factors are for."""
+    targets = selection.among(graph.units).items()
+    by_unit = {u.key: jnp.full(u.carried_shape, target) for u, target in targets}
+    _, order = call_order(graph.units)
+    due = concat_units(graph.units, by_unit)[order]
+    off = jnp.abs(jnp.log(table.output_rms / due)) > MISSED
+    off &= (table.output != 1) & (table.flag == FLAGS.index("ok"))
+    return replace(table, flag=jnp.where(off, FLAGS.index("missed"), table.flag))
 
 
 def _typical(draws: Array) -> Array:

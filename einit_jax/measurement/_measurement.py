@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-FLAGS = ("ok", "zero", "non-finite", "unreached")
+FLAGS = ("ok", "zero", "non-finite", "unreached", "missed")
 
 
 PILLAR_COLUMNS = ("output_rms", "input_grad_rms", "update_rms")
@@ -67,7 +67,7 @@ class Measurement:
     | `output`, `input_grad`, `output_grad` | the three factors in force |
     | `update` | the factor of an optimizer's updates, 1 where there is none |
     | `nonfinite` | number of elements that are not finite |
-    | `flag` | index into `FLAGS`: ok, zero, non-finite, unreached |
+    | `flag` | index into `FLAGS`: ok, zero, non-finite, unreached, missed (the output is not what its factor is for) |
     | `*_deviation` | standard deviation over draws of the logarithm of a pillar |
     | `loss` | the loss, averaged over draws |
     | `probed` | whether each array of `probes` was zero and was replaced |
@@ -189,7 +189,7 @@ class Measurement:
         SGD's updates those do not count that the loss's region gives.
         """
         flag = np.asarray(self.flag)
-        usable = flag == FLAGS.index("ok")
+        usable = np.isin(flag, [FLAGS.index("ok"), FLAGS.index("missed")])
         if not usable.any() or np.any(flag == FLAGS.index("non-finite")):
             return dict.fromkeys(RULE_NAMES, ())
         names = ("cosine", "input_grad_rms", "update_rms", "total_update_rms")

@@ -31,7 +31,7 @@ from ..units import Interception, Objective, Unit, UnitCall, UnitKey, ones, scal
 
 SIDES = "einit_sides"
 """The axis along which the two ends of the way lie."""
-REACH = 2.0**-8
+REACH = 2.0**-10
 """How far the parameters of some unit, or the outputs of the model, move at most, in
 their own rms: far enough for the rounding of float32, and near enough for a curve."""
 COARSE_REACH = 2.0**-4

@@ -69,8 +69,9 @@ def _growth(
 ) -> Mapping[UnitKey, Mapping[str, Array]]:
     """By how much the potentials around and inside of each unit and layer grow."""
     if spec.regions is None:
-        one = {"input": 1.0, "inside": s, "output": 1.0}
-        return {unit.key: one for unit in spec.units}  # pyright: ignore
+        one = jnp.ones_like(s)
+        same = {"input": one, "inside": s, "output": one}
+        return dict.fromkeys((unit.key for unit in spec.units), same)
     regions = spec.regions
     places = {
         "input": np.maximum(regions.input_region, 0),
