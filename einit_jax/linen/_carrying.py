@@ -118,7 +118,7 @@ class Carrier:
         inside = self._inside(scope)
         if not inside:
             return proceed(*args, **kwargs)
-        call = Call(scope.path, scope.debug_path, method)
+        call = Call(path_of(scope), scope.debug_path, method)
         arrived = self._receive(scope, call, inside)
         reads = arrived and method != "setup" and hasattr(type(module), method)
         self._running.append(_Frame(call, arrived, reads))
@@ -132,7 +132,7 @@ class Carrier:
 
     def _inside(self, scope: Scope | None) -> list[Path]:
         """The modules at or below a scope that have not read their entries yet."""
-        below = self._below.get(scope.path, []) if scope is not None else []
+        below = self._below.get(path_of(scope), []) if scope is not None else []
         read = {frame.call.path for frame in self._running if frame.reads}
         return [path for path in below if path not in read]
 
@@ -181,6 +181,19 @@ def _has_entry(carried: Any, path: Path) -> bool:
     return any(str(name).startswith(CARRIED) for name in carried)
 
 
+def path_of(scope: Scope) -> Path:
+    """Where the variables of a scope lie.
+
+    `scope.path` tells it too, but for what is below a module that has given its scope
+    to another one (`nn.share_scope`).
+    """
+    names: list[str] = []
+    while scope.parent is not None:
+        names.append(str(scope.name))
+        scope = scope.parent
+    return (*scope.path, *reversed(names))
+
+
 def _variables(scope: Scope) -> dict[str, Any]:
     """A scope's own variables by collection, to be changed in place.
 
@@ -213,7 +226,7 @@ class _Hidden:
 
     def __init__(self, scope: Scope, paths: Iterable[Path]):
         variables = _variables(scope)
-        below = [path[len(scope.path) :] for path in paths]
+        below = [path[len(path_of(scope)) :] for path in paths]
         entries = _under(_entries(variables.get(COLLECTION, {})), below)
         self._scope, self._before = scope, variables.get("params")
         self._in_place = bool(entries) and scope.is_mutable_collection("params")

@@ -1,7 +1,7 @@
 """The one hook into Flax: calls of modules, intercepted by `nn.intercept_methods`."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from ..core import Partition, Path, float_leaves, is_float, multiply, plain
 from ..units import Interception
-from ._carrying import CARRIED, COLLECTION, Carried, run_carrying
+from ._carrying import CARRIED, COLLECTION, Carried, path_of, run_carrying
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,8 @@ class ModuleCall:
 
     @property
     def path(self) -> Path:
-        return tuple(self.module.path)
+        assert self.module.scope is not None, "no call of an unbound module is seen"
+        return path_of(self.module.scope)
 
 
 def intercept_calls(
@@ -50,7 +51,10 @@ def intercept_calls(
 
     def intercept(proceed, args, kwargs, context):
         module, method = context.module, context.method_name
-        if module.scope is None or method == "setup" or module.path in active:
+        if module.scope is None or method == "setup":
+            return proceed(*args, **kwargs)
+        path = path_of(module.scope)
+        if path in active:
             return proceed(*args, **kwargs)
         if not hasattr(type(module), method):  # a function that Flax lifts, not ours
             return proceed(*args, **kwargs)
@@ -59,7 +63,7 @@ def intercept_calls(
             return proceed(*args, **kwargs)
         function = context.orig_method.func
         call = ModuleCall(module, method, entries, function, proceed, args, kwargs)
-        active.append(module.path)
+        active.append(path)
         try:
             return handle(call)
         finally:
@@ -138,7 +142,7 @@ class LinenUnitCall:
     def jvp(
         self, inputs: list[Array], step: list[Array], *, by_transposing: bool
     ) -> tuple[list[Array], list[Array]]:
-        if by_transposing:
+        if by_transposing or _has_modules(self._call.module):
             return self._transposed_twice(inputs, step)
         numbered = iter(step)
 
@@ -201,10 +205,25 @@ class LinenUnitCall:
             counts.update(first)
 
 
-def _split_gradients(transpose: Callable, cotangents: list) -> tuple[list, list]:
-    """The gradients of a unit's own floating parameters, and of its floating inputs."""
-    of_variables, *of_inputs = transpose(cotangents)
+def _split_gradients(transpose: Any, cotangents: list) -> tuple[list, list]:
+    """The gradients of a unit's own floating parameters, and of its floating inputs.
+
+    What `nn.vjp` returns would nest them by modules, and fails at that where several
+    have one scope in common; the function inside of it does not.
+    """
+    (by_scope,) = transpose.args
+    of_variables, *of_inputs = by_scope(cotangents)
     return float_leaves(of_variables), list(of_inputs)
+
+
+def _has_modules(module: nn.Module) -> bool:
+    """Whether a module has others among its fields, with scopes of their own or its.
+
+    `nn.jvp` takes no such module.
+    """
+    values = [getattr(module, f.name) for f in fields(module) if f.name != "parent"]
+    is_module = lambda x: isinstance(x, nn.Module)
+    return any(map(is_module, jax.tree.leaves(values, is_leaf=is_module)))
 
 
 def _scale_own(factor: Array, variables: Any) -> Any:

@@ -28,7 +28,7 @@ from ..core import (
     user_inputs,
 )
 from ..units import Interception, ModelGraph, Unit, UnitKey
-from ._carrying import COLLECTION
+from ._carrying import COLLECTION, path_of
 from ._checks import check_module, loss_arguments
 from ._interception import run_intercepted
 from ._tracing import called_types, trace_marked
@@ -64,7 +64,7 @@ class LinenObjective:
         capture: tuple[Unit, ...] = (),
     ) -> tuple[Any, dict[UnitKey, list[list[Array]]]]:
         keys = {unit.key for unit in capture}
-        wanted = lambda module, method: (module.path, method) in keys
+        wanted = lambda module, method: (path_of(module.scope), method) in keys
         variables = {**args.collections, "params": args.params}
         apply = lambda carried: self._apply(
             carried.beside(variables), args.batch, wanted if capture else False
