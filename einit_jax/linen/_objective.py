@@ -8,7 +8,6 @@ from typing import Any
 import flax
 import jax
 import jax.numpy as jnp
-from flax import errors
 from flax import linen as nn
 from jaxtyping import Array, Float
 
@@ -30,6 +29,7 @@ from ..core import (
 from ..units import Interception, ModelGraph, Unit, UnitKey
 from ._carrying import COLLECTION, path_of
 from ._checks import check_module, loss_arguments
+from ._explanations import add_note, explained
 from ._interception import run_intercepted
 from ._tracing import called_types, trace_marked
 
@@ -74,31 +74,18 @@ class LinenObjective:
 
     def _apply(self, variables: Mapping, batch: Batch, capture: Any) -> Any:
         """Outputs and written collections; errors speak of params and inputs."""
-        inputs = batch.inputs
-        try:
-            return static_value(self.model).apply(
+        inputs, model = batch.inputs, static_value(self.model)
+        method = static_value(self.method)
+        with explained(model, method, inputs):
+            return model.apply(
                 variables,
                 *inputs.args,
                 rngs=dict(batch.rngs),
-                method=static_value(self.method),
+                method=method,
                 mutable=flax.core.DenyList(FIXED),
                 capture_intermediates=capture,
                 **inputs.kwargs,
             )
-        except (errors.ScopeParamNotFoundError, errors.ScopeParamShapeError) as error:
-            raise ValueError(
-                f"params do not fit {self.model_type} called with {describe(inputs)}: "
-                f"{error}; pass model.init(key, inputs)['params'] of such inputs"
-            ) from error
-        except NameError as error:
-            raise ValueError(
-                f"{self.model_type} needs a mapped axis: {error}; pass axis_name='...'"
-            ) from error
-        except Exception as error:
-            raise ValueError(
-                f"{self.model_type} cannot take the inputs {describe(inputs)}: "
-                f"{type(error).__name__}: {error}"
-            ) from error
 
     def loss(self, outputs: Any, batch: Batch) -> Float[Array, ""]:
         known = {"key": batch.key, "inputs": user_inputs(batch.inputs)}
@@ -106,10 +93,9 @@ class LinenObjective:
         try:
             loss = static_value(self.loss_fn)(outputs, **wanted)
         except Exception as error:
-            raise ValueError(
-                f"loss_fn failed on the outputs {describe(outputs)}: "
-                f"{type(error).__name__}: {error}"
-            ) from error
+            shown = describe(outputs)
+            add_note(error, f"This was raised while loss_fn got the outputs {shown}.")
+            raise
         dtype, shape = getattr(loss, "dtype", None), getattr(loss, "shape", None)
         real = dtype is not None and jnp.issubdtype(dtype, jnp.floating)
         if shape != () or not real:
@@ -137,7 +123,8 @@ class LinenObjective:
         Raises:
             ValueError: params of another model, no parameters, no units, inputs that
                 the model cannot take, a loss that is no floating scalar or that does
-                not depend on the outputs.
+                not depend on the outputs. Errors of the model's and the loss's own
+                code pass as they are, with a note.
         """
         params = args.params
         if isinstance(params, Mapping) and set(params) == {"params"}:
@@ -214,7 +201,8 @@ class LinenObjective:
             if init_fn is not None:
                 return init_fn(model, key, inputs)
             method = static_value(self.method)
-            return model.init(keys, *inputs.args, method=method, **inputs.kwargs)
+            with explained(model, method, inputs):
+                return model.init(keys, *inputs.args, method=method, **inputs.kwargs)
 
         collections = dict(self.over_axis(variables))
         if "params" not in collections:
