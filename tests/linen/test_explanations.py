@@ -117,16 +117,18 @@ class Dropped(nn.Module):
         return nn.Dense(4)(nn.Dropout(0.5, deterministic=not train)(x))
 
 
-def test_arguments_that_the_model_does_not_take_are_named():
-    tune = partial(ei.tune, loss_fn=to_one)
-    for batch, words in {
-        (): "missing a required argument: 'x'",
-        (X, True, X): "too many positional",
-        ei.Inputs(X, training=True): "unexpected keyword argument 'training'",
-    }.items():
-        with refuses(ValueError, match="cannot take the inputs") as error:
-            tune(Dropped(), PARAMS, batch)
-        assert words in str(error.value)
+@pytest.mark.parametrize(
+    ("batch", "words"),
+    [
+        ((), "missing a required argument: 'x'"),
+        ((X, True, X), "too many positional"),
+        (ei.Inputs(X, training=True), "unexpected keyword argument 'training'"),
+    ],
+)
+def test_arguments_that_the_model_does_not_take_are_named(batch, words):
+    with refuses(ValueError, match="cannot take the inputs") as error:
+        ei.tune(Dropped(), PARAMS, batch, to_one)
+    assert words in str(error.value)
 
 
 def test_inputs_that_do_not_fit_at_init_are_named():
