@@ -1,16 +1,29 @@
 """What all verbs do first: bind the model, draw batches, settle keys."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsIndex
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..core import Batch, Collections, ModelArgs, draw_batches, float_leaves
+from ..core import (
+    Batch,
+    Collections,
+    ModelArgs,
+    check_arrays,
+    checked_key,
+    describe,
+    draw_batches,
+    flatten,
+    float_leaves,
+    is_float,
+    path_str,
+    unboxed,
+)
 from ..linen import Model
 from ..units import Objective
-from ._bind import bind
+from ._bind import bind, is_model_type, unscaled
 
 
 class Arrays(NamedTuple):
@@ -42,24 +55,76 @@ def setup(
     loss_fn: Callable,
     *,
     key: jax.Array | None = None,
-    batch_size: int | None = None,
+    batch_size: SupportsIndex | None = None,
     method: str | Callable | None = None,
     rngs: Sequence[str] | Mapping[str, jax.Array] = (),
     collections: Mapping[str, Any] | None = None,
     axis_name: str | None = None,
-    draws: int = 1,
+    draws: SupportsIndex = 1,
+    shapes: bool = False,
 ) -> Setup:
     """The arguments that verbs share (see `tune`), checked as far as they can be.
 
-    Verbs that need no loss pass `sum_of_means`, for a trace wants one.
+    Verbs that need no loss pass `sum_of_means`, for a trace wants one; those that only
+    trace the model take the `shapes` of params, too.
 
     Raises:
-        TypeError, ValueError: what is no model, loss, method or function of inputs.
+        TypeError, ValueError: what is no model, loss, method or function of inputs, or
+            params that hold no floating arrays.
     """
+    _check_order(model, params, input_fn)
+    _check_options(collections, axis_name)
     objective = bind(model, loss_fn, method, axis_name)
-    key = jax.random.key(0) if key is None else key
+    key = jax.random.key(0) if key is None else checked_key(key)
+    _check_params(params, input_fn, shapes)
     batches = draw_batches(input_fn, key, rngs=rngs, batch_size=batch_size, draws=draws)
     return Setup(objective, Arrays(params, dict(collections or {}), batches, key))
+
+
+def _check_order(model: Any, params: Any, input_fn: Any) -> None:
+    """Raises a TypeError where the model is given in the place of another argument."""
+    others = {"params": params, "input_fn": input_fn}
+    name = next((n for n, v in others.items() if is_model_type(type(v))), None)
+    if name is not None and not is_model_type(type(unscaled(model))):
+        raise TypeError(
+            f"model is a {type(model).__name__} and {name} is the model, a "
+            f"{type(others[name]).__name__}; pass the model first: (model, params, ...)"
+        )
+
+
+def _check_options(collections: Any, axis_name: Any) -> None:
+    """Raises a TypeError for what are no collections and no name of an axis."""
+    if not isinstance(collections, Mapping | None):
+        raise TypeError(
+            f"collections are {describe(collections)}, expected variables by "
+            "collection, such as {'batch_stats': ...}"
+        )
+    if not isinstance(axis_name, str | None):
+        raise TypeError(f"axis_name is {axis_name!r}, expected a name or None")
+
+
+def _check_params(params: Any, input_fn: Any, shapes: bool) -> None:
+    """Raises where params are none that can be tuned; what is empty the trace tells.
+
+    Raises:
+        TypeError: params are no mapping, or hold what is no array.
+        ValueError: none of them is floating.
+    """
+    if not isinstance(params, Mapping):
+        swapped = isinstance(input_fn, Mapping)
+        raise TypeError(
+            f"params are a {type(params).__name__}, expected the nested dict of arrays "
+            "model.init(key, inputs)['params']"
+            + ("; params and input_fn have changed places" if swapped else "")
+        )
+    check_arrays(params, shapes=shapes)
+    leaves = flatten(unboxed(params))
+    if leaves and not shapes and not any(map(is_float, leaves.values())):
+        path, leaf = next(iter(leaves.items()))
+        raise ValueError(
+            f"params hold no floating array ({path_str(path)!r} is {describe(leaf)}), "
+            "so nothing can be scaled; pass them in float32, say"
+        )
 
 
 def sum_of_means(outputs: Any) -> Float[Array, ""]:

@@ -11,8 +11,9 @@ from ._batches import Batch as Batch
 from ._batches import Inputs as Inputs
 from ._batches import ModelArgs as ModelArgs
 from ._batches import as_inputs as as_inputs
-from ._batches import describe as describe
+from ._batches import check_not_zero as check_not_zero
 from ._batches import draw_batches as draw_batches
+from ._batches import only_zeros as only_zeros
 from ._batches import stack_batches as stack_batches
 from ._batches import user_inputs as user_inputs
 from ._cotangents import anchor as anchor
@@ -24,6 +25,7 @@ from ._cotangents import scale_gradient as scale_gradient
 from ._lifted_axes import broadcast_per_layer as broadcast_per_layer
 from ._lifted_axes import find_lifted_axes as find_lifted_axes
 from ._lifted_axes import first_axis as first_axis
+from ._lifted_axes import fits_layers as fits_layers
 from ._lifted_axes import inner_axes as inner_axes
 from ._lifted_axes import layer_axes as layer_axes
 from ._lifted_axes import layers_first as layers_first
@@ -39,15 +41,18 @@ from ._numerics import unforeseen as unforeseen
 from ._numerics import unfused as unfused
 from ._numerics import usable as usable
 from ._numerics import widen as widen
-from ._optimizers import check_optimizer as check_optimizer
+from ._optimizers import check_learning_rate as check_learning_rate
 from ._optimizers import check_optimizer_factory as check_optimizer_factory
 from ._optimizers import first_step as first_step
+from ._optimizers import optimizer_at_one as optimizer_at_one
 from ._partition import Partition as Partition
 from ._partition import as_static as as_static
+from ._partition import by_value as by_value
 from ._partition import is_key as is_key
 from ._partition import static_value as static_value
 from ._paths import Path as Path
 from ._paths import as_patterns as as_patterns
+from ._paths import check_arrays as check_arrays
 from ._paths import flatten as flatten
 from ._paths import insert as insert
 from ._paths import is_boxed as is_boxed
@@ -55,6 +60,7 @@ from ._paths import is_under as is_under
 from ._paths import key_name as key_name
 from ._paths import key_path as key_path
 from ._paths import match_patterns as match_patterns
+from ._paths import name_matches as name_matches
 from ._paths import owner_of as owner_of
 from ._paths import path_key as path_key
 from ._paths import path_number as path_number
@@ -66,4 +72,8 @@ from ._paths import with_leaves as with_leaves
 from ._types import Collections as Collections
 from ._types import JaxprEqn as JaxprEqn
 from ._types import Params as Params
+from ._types import as_integer as as_integer
+from ._types import as_number as as_number
+from ._types import checked_key as checked_key
+from ._types import describe as describe
 from ._version import __version__ as __version__

@@ -6,12 +6,13 @@ share. Fixed-point iteration diverges there. A multi-secant step (Anderson, type
 learns that direction from the passes made so far.
 """
 
-from numbers import Real
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
+
+from ._types import as_integer, as_number
 
 MEMORY = 8
 """The number of secants that are kept."""
@@ -30,13 +31,14 @@ def checked_stopping(max_sweeps: Any, tolerance: Any) -> Stopping:
     Raises:
         ValueError: no positive integer, or no positive number.
     """
-    if not isinstance(max_sweeps, int) or max_sweeps < 1:
+    passes, least = as_integer(max_sweeps), as_number(tolerance)
+    if passes is None or passes < 1:
         raise ValueError(
             f"max_sweeps is {max_sweeps!r}, expected an integer, at least 1"
         )
-    if not (isinstance(tolerance, Real) and float(tolerance) > 0):
+    if least is None or not least > 0:
         raise ValueError(f"tolerance is {tolerance!r}, expected a positive number")
-    return Stopping(max_sweeps, float(tolerance))
+    return Stopping(passes, least)
 
 
 class AndersonState(NamedTuple):

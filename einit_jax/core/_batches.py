@@ -3,14 +3,14 @@
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsIndex
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
 
-from ._types import Collections, Params
+from ._numerics import is_concrete, is_float
+from ._types import Collections, Params, as_integer, checked_key, describe
 
 DEFAULT_BATCH_SIZE = 64
 """Passed to an `input_fn` that demands a batch size where the user gives none."""
@@ -107,8 +107,8 @@ def draw_batches(
     key: jax.Array,
     *,
     rngs: Sequence[str] | Mapping[str, jax.Array] = (),
-    batch_size: int | None = None,
-    draws: int = 1,
+    batch_size: SupportsIndex | None = None,
+    draws: SupportsIndex = 1,
 ) -> tuple[Batch, ...]:
     """`draws` batches, each with a key for the loss and one for each random stream.
 
@@ -120,21 +120,107 @@ def draw_batches(
         draws: the number of batches.
 
     Raises:
-        TypeError: input_fn takes other arguments than a key (and batch_size).
-        ValueError: draws is no positive integer; batch_size is given and input_fn
-            takes none.
+        TypeError: input_fn takes other arguments than a key (and batch_size), is an
+            iterator, or draws no arrays; rngs are no names and no keys by name.
+        ValueError: draws or batch_size is no positive integer; batch_size is given and
+            input_fn takes none; a batch is empty.
     """
-    if not isinstance(draws, int) or draws < 1:
+    count = as_integer(draws)
+    if count is None or count < 1:
         raise ValueError(f"draws is {draws!r}, expected a positive integer")
+    size = None if batch_size is None else as_integer(batch_size)
+    if batch_size is not None and (size is None or size < 1):
+        raise ValueError(f"batch_size is {batch_size!r}, expected a positive integer")
     own_keys = dict(rngs) if isinstance(rngs, Mapping) else {}
-    names = (rngs,) if isinstance(rngs, str) else tuple(rngs)
-    streams = tuple(dict.fromkeys(("params", *names)))
-    keys = _batch_keys(key, streams=streams, draws=draws)
-    drawn = [_draw_inputs(input_fn, own.inputs, batch_size) for own in keys]
+    streams = tuple(dict.fromkeys(("params", *_checked_streams(rngs))))
+    keys = _batch_keys(checked_key(key), streams=streams, draws=count)
+    drawn = [_draw_inputs(input_fn, own.inputs, size) for own in keys]
+    for inputs in drawn:
+        _check_drawn(
+            inputs, "input_fn returned" if callable(input_fn) else "input_fn is"
+        )
     return tuple(
         Batch(as_inputs(inputs), own.loss, own.rngs | own_keys)
         for inputs, own in zip(drawn, keys, strict=True)
     )
+
+
+def _checked_streams(rngs: Any) -> tuple[str, ...]:
+    """The names of random streams.
+
+    Raises:
+        TypeError: they are no names, or what has them holds no keys.
+        ValueError: several keys are given in the place of one.
+    """
+    names = (rngs,) if isinstance(rngs, str) else rngs
+    if not isinstance(names, Iterable) or not all(isinstance(n, str) for n in names):
+        raise TypeError(
+            f"rngs is {describe(rngs)}, expected names of random streams, such as "
+            "('dropout',), or keys by name, {'dropout': key}"
+        )
+    for name in rngs if isinstance(rngs, Mapping) else ():
+        checked_key(rngs[name], f"rngs[{name!r}]")
+    return tuple(names)
+
+
+def _check_drawn(drawn: Any, what: str) -> None:
+    """Raises where a batch holds no data.
+
+    Raises:
+        TypeError: it is no array, and no pytree of arrays.
+        ValueError: all of its arrays are empty.
+    """
+    leaves = jax.tree.leaves(drawn)
+    if drawn is None or (
+        len(leaves) == 1 and leaves[0] is drawn and not is_array(drawn)
+    ):
+        hint = "an array, a pytree of arrays, a tuple of arguments, or ei.Inputs(...)"
+        if isinstance(drawn, Iterable) and not isinstance(drawn, str):
+            hint += "; of an iterator pass one batch, or lambda key: next(iterator)"
+        shown = type(drawn).__name__
+        raise TypeError(
+            f"{what} {'None' if drawn is None else f'a {shown}'}, expected a batch: "
+            f"{hint}"
+        )
+    sizes = [leaf.size for leaf in leaves if is_array(leaf) and leaf.shape]
+    if sizes and not any(sizes):
+        raise ValueError(
+            f"{what} {describe(drawn)}, an empty batch; pass one with examples in it"
+        )
+
+
+def only_zeros(inputs: Inputs) -> bool:
+    """Whether a batch is of floating arrays, all of them known and zero throughout."""
+    leaves = [leaf for leaf in jax.tree.leaves(inputs) if leaf.size]
+    known = bool(leaves) and all(
+        is_float(leaf) and _has_values(leaf) for leaf in leaves
+    )
+    with jax.ensure_compile_time_eval():
+        return known and not any(_any_nonzero(leaf) for leaf in leaves)
+
+
+def _has_values(leaf: Any) -> bool:
+    return is_concrete(leaf) and not isinstance(leaf, jax.ShapeDtypeStruct)
+
+
+def _any_nonzero(leaf: Any) -> bool:
+    """Whether some element is not zero; on the host nothing is compiled for it."""
+    if isinstance(leaf, jax.Array):
+        platforms = {device.platform for device in leaf.devices()}
+        if platforms != {"cpu"} or not leaf.is_fully_addressable:
+            return bool(jax.device_get(jax.jit(jnp.any)(leaf)))
+    return bool(np.any(np.asarray(leaf)))
+
+
+def check_not_zero(batches: Sequence[Batch]) -> None:
+    """Raises where a batch is known to be of zeros alone."""
+    for batch in batches:
+        if only_zeros(batch.inputs):
+            raise ValueError(
+                f"input_fn drew {describe(user_inputs(batch.inputs))}, all zeros, of "
+                "which no scale can be told; pass inputs as the model will see them "
+                "(zeros will do for model.init alone)"
+            )
 
 
 class _BatchKeys(NamedTuple):
@@ -203,21 +289,3 @@ def as_inputs(drawn: Any) -> Inputs:
     if type(drawn) is tuple:
         return Inputs(*drawn)
     return Inputs(drawn)
-
-
-def describe(tree: PyTree) -> str:
-    """The text of a pytree in which each array is told by dtype and shape."""
-    return repr(jax.tree.map(_describe_leaf, tree))
-
-
-def _describe_leaf(leaf: Any) -> "_Unquoted":
-    """Dtype and shape of an array; of anything else its `repr`."""
-    is_typed = hasattr(leaf, "dtype")
-    return _Unquoted(f"{leaf.dtype}{list(leaf.shape)}" if is_typed else repr(leaf))
-
-
-class _Unquoted(str):
-    """A string whose `repr` has no quotes."""
-
-    def __repr__(self) -> str:
-        return str(self)

@@ -61,6 +61,14 @@ def first_axis(shape: Shape, lifted_axes: Shape) -> int:
     return 0 if front else len(shape) - len(lifted_axes)
 
 
+def fits_layers(shape: Shape, lifted_axes: Shape) -> bool:
+    """Whether an array of this shape can have these lifted axes."""
+    if len(shape) < len(lifted_axes):
+        return False
+    own = shape[first_axis(shape, lifted_axes) :]
+    return all(n in (0, m) for n, m in zip(lifted_axes, own, strict=False))
+
+
 def lifted_axes_of(carried_shape: Shape) -> Shape:
     """The lifted axes that the shape of something carried tells.
 

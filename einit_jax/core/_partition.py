@@ -1,12 +1,18 @@
 """What of a pytree is traced and what is static."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import update_wrapper
+from types import MethodType
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, cast
 
 import jax
 
 from ._batches import is_array
 from ._numerics import is_float
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class Partition:
@@ -73,3 +79,47 @@ def as_static(value: Any) -> Any:
 def static_value(value: Any) -> Any:
     """The value that `as_static` was given."""
     return value.value if isinstance(value, Static) else value
+
+
+class ValueMethod:
+    """A method bound to an object; equal by value, and hashed alike, as that is.
+
+    Python's own bound methods are equal where they are bound to one and the same.
+    """
+
+    def __init__(self, function: Callable, bound: Any):
+        update_wrapper(self, function)
+        self.__wrapped__ = MethodType(function, bound)  # has the signature
+        self.__func__, self.__self__ = function, bound
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.__func__(self.__self__, *args, **kwargs)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ValueMethod) and (
+            (self.__func__, self.__self__) == (other.__func__, other.__self__)
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.__func__, self.__self__))
+
+    def __repr__(self) -> str:
+        return f"<{self.__func__.__qualname__} of {self.__self__!r}>"
+
+    def __reduce__(self) -> tuple:
+        return ValueMethod, (self.__func__, self.__self__)
+
+
+class by_value(Generic[P, R]):
+    """Decorates a method: bound to equal objects, it is equal.
+
+    A train state holds `model.apply` in its structure, by which jitted functions know
+    it again.
+    """
+
+    def __init__(self, function: Callable[Concatenate[Any, P], R]):
+        self.function = function
+
+    def __get__(self, instance: Any, owner: Any = None) -> Callable[P, R]:
+        method = self.function if instance is None else None
+        return cast(Any, method or ValueMethod(self.function, instance))

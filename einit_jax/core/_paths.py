@@ -1,7 +1,7 @@
 """Paths into parameter trees, trees with other leaves, and patterns over paths."""
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence, Set
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -38,6 +38,26 @@ def flatten(tree: PyTree) -> dict[Path, Any]:
     """
     leaves, _ = jax.tree.flatten_with_path(plain(tree), is_leaf=is_boxed)
     return {key_path(path): leaf for path, leaf in leaves}
+
+
+def check_arrays(params: PyTree, *, shapes: bool = False) -> None:
+    """Raises where leaves of params are no arrays; `shapes` will do where asked for.
+
+    Raises:
+        TypeError: one is something else.
+    """
+    for path, leaf in jax.tree.flatten_with_path(plain(params))[0]:
+        name = path_str(key_path(path))
+        if isinstance(leaf, jax.ShapeDtypeStruct) and not shapes:
+            raise TypeError(
+                f"params at {name!r} hold a shape and no array, as jax.eval_shape "
+                "returns them; pass model.init(key, inputs)['params']"
+            )
+        if not (hasattr(leaf, "dtype") and hasattr(leaf, "shape")):
+            raise TypeError(
+                f"params at {name!r} hold {leaf!r}, a {type(leaf).__name__}, expected "
+                "an array: jnp.asarray(...)"
+            )
 
 
 def key_path(path: tuple[Any, ...]) -> Path:
@@ -100,9 +120,21 @@ def insert(tree: Mapping[str, Any], entries: Mapping[Path, Any]) -> dict[str, An
     return copy
 
 
-def as_patterns(patterns: str | Sequence[str]) -> tuple[str, ...]:
-    """One pattern or several, as a tuple."""
-    return (patterns,) if isinstance(patterns, str) else tuple(patterns)
+def as_patterns(patterns: Any, name: str) -> tuple[str, ...]:
+    """One pattern or several, as a tuple.
+
+    Raises:
+        TypeError: they are no strings; `name` is that of the argument.
+    """
+    if isinstance(patterns, str):
+        return (patterns,)
+    several = isinstance(patterns, Sequence | Set)
+    if not several or not all(isinstance(p, str) for p in patterns):
+        raise TypeError(
+            f"{name} is {patterns!r}, expected a glob pattern of paths or several: "
+            "'blocks_*/Dense_0'"
+        )
+    return tuple(patterns)
 
 
 def select_names(
@@ -126,13 +158,14 @@ def match_patterns(
 ) -> dict[str, Any]:
     """For each name that a pattern matches, the value of the first such pattern.
 
-    Patterns are globs over the whole path (`"blocks_*/Dense_0"`; `*` crosses `/`).
+    Patterns are globs over the whole path (`"blocks_*/Dense_0"`; `*` crosses `/`); one
+    that is itself a name (`"b[1]"`) matches that alone.
 
     Raises:
         ValueError: a pattern matches no name.
     """
     for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
+        if not any(name_matches(name, pattern, names) for name in names):
             listing = ", ".join(list(names)[:12]) + (", ..." if len(names) > 12 else "")
             raise ValueError(
                 f"pattern {pattern!r} matches no {what}; the {what}s are: {listing}. "
@@ -140,7 +173,15 @@ def match_patterns(
             )
     values = {}
     for name in names:
-        matching = [pattern for pattern in patterns if fnmatchcase(name, pattern)]
+        matching = [p for p in patterns if name_matches(name, p, names)]
         if matching:
             values[name] = patterns[matching[0]]
     return values
+
+
+def name_matches(name: str, pattern: str, names: Container[str]) -> bool:
+    """Whether a pattern matches a name: it is the name, or a glob and none of `names`.
+
+    A unit may be called `b[1]`, which as a glob is `b1`.
+    """
+    return name == pattern if pattern in names else fnmatchcase(name, pattern)

@@ -1,16 +1,22 @@
 """`compare`: ways to initialize a model, side by side on that model."""
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import index
+from typing import Any, SupportsIndex
 
 import jax
-import numpy as np
 import optax
 from jaxtyping import PyTree
 
 from ..binding import bind, setup, unscaled
-from ..core import as_static, check_optimizer_factory, static_value
+from ..core import (
+    as_integer,
+    as_number,
+    as_static,
+    check_not_zero,
+    check_optimizer_factory,
+    optimizer_at_one,
+)
 from ..linen import Model
 from ._comparer import Comparer, StrategyArguments
 from ._comparison import Comparison
@@ -28,12 +34,12 @@ def compare(
     *,
     strategies: Mapping[str, Strategy] | None = None,
     train: Callable[..., Any] | None = None,
-    steps: int = 100,
+    steps: SupportsIndex = 100,
     learning_rates: Sequence[float] = RATES,
     optimizer: Callable[[Any], optax.GradientTransformation] = optax.adam,
-    seeds: int = 1,
+    seeds: SupportsIndex = 1,
     key: jax.Array | None = None,
-    batch_size: int | None = None,
+    batch_size: SupportsIndex | None = None,
     method: str | Callable | None = None,
     rngs: Sequence[str] | Mapping[str, jax.Array] = (),
     collections: Mapping[str, Any] | None = None,
@@ -115,17 +121,19 @@ def compare(
     """
     model = unscaled(model)
     bind(model, loss_fn, method, axis_name)
+    if isinstance(learning_rates, Iterable):
+        learning_rates = tuple(learning_rates)
     _check_compare_arguments(
         train=train, steps=steps, learning_rates=learning_rates, optimizer=optimizer,
         seeds=seeds,
     )  # fmt: skip
-    unit_rate_optimizer = _optimizer_at_one(as_static(optimizer))
+    optimizer_at_one(optimizer)
     shared = {"batch_size": batch_size, "method": method, "rngs": rngs}
     shared |= {"collections": collections, "axis_name": axis_name}
     options = {n: v for n, v in shared.items() if v is not None and v != ()}
     if strategies is None:
-        strategies = default_strategies(unit_rate_optimizer)
-    resolved = resolve_strategies(strategies, options, unit_rate_optimizer)
+        strategies = default_strategies(optimizer)
+    resolved = resolve_strategies(strategies, options, optimizer)
     bound = setup(
         model,
         params,
@@ -138,13 +146,14 @@ def compare(
         collections=collections,
         axis_name=axis_name,
     )
+    check_not_zero(bound.arrays.batches)
     args, key = bound.arrays.args, bound.arrays.key
     bound.objective.trace(args)
     training = TrainingSetup(
         objective=bound.objective,
         optimizer=as_static(optimizer),
         rates=tuple(map(float, learning_rates)),
-        steps=int(steps),
+        steps=index(steps),
         collections=args.collections,
         draw=train or input_fn,
         paired=train is not None,
@@ -155,21 +164,12 @@ def compare(
     comparer = Comparer(
         arguments=StrategyArguments(model, params, input_fn, loss_fn),
         options=options,
-        optimizer=unit_rate_optimizer,
+        optimizer=optimizer,
         training=training,
         batch=args.batch,
     )
     keys = [key, *(jax.random.fold_in(key, 2**20 + i) for i in range(1, seeds))]
     return comparer.compare(resolved, keys, progress)
-
-
-@lru_cache(maxsize=32)
-def _optimizer_at_one(optimizer: Any) -> optax.GradientTransformation:
-    """The optimizer at learning rate 1.
-
-    The same object at each call, as `tune` and `measure` compile anew for another one.
-    """
-    return static_value(optimizer)(1.0)
 
 
 def _check_compare_arguments(
@@ -183,12 +183,12 @@ def _check_compare_arguments(
         )
     check_optimizer_factory(optimizer)
     for name, value in (("steps", steps), ("seeds", seeds)):
-        is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
-        if not is_integer or value < 1:
+        integer = as_integer(value)
+        if integer is None or integer < 1:
             raise ValueError(f"{name}={value!r}, expected an integer >= 1")
-    is_list = np.ndim(learning_rates) == 1
-    rates = np.asarray(learning_rates, np.float64) if is_list else np.empty(0)
-    if not rates.size or not np.all(np.isfinite(rates) & (rates > 0)):
+    listed = learning_rates if isinstance(learning_rates, tuple) else ()
+    rates = [as_number(rate) or 0 for rate in listed]
+    if not rates or not all(0 < rate < float("inf") for rate in rates):
         raise ValueError(
             f"learning_rates={learning_rates!r}, expected positive numbers: "
             "(2**-6, 2**-4, ...)"

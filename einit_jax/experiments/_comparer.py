@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import optax
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
@@ -47,8 +46,8 @@ class Comparer:
     arguments: StrategyArguments
     options: Mapping[str, Any]
     """Keywords of `measure` that strategies may take, too."""
-    optimizer: optax.GradientTransformation
-    """At learning rate 1."""
+    optimizer: Callable
+    """A function of the learning rate, which is 1 where pillars are measured."""
     training: TrainingSetup
     batch: Batch
     """For the gradient steps by which costs are counted."""

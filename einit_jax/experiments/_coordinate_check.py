@@ -1,7 +1,8 @@
 """`coordinate_check`: do activations and their changes keep their size over widths?"""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from operator import index
+from typing import Any, NoReturn, SupportsIndex
 
 import jax
 import numpy as np
@@ -9,7 +10,13 @@ import optax
 from rich.progress import track
 
 from ..binding import is_model_type
-from ..core import check_optimizer_factory
+from ..core import (
+    as_integer,
+    as_number,
+    check_optimizer_factory,
+    checked_key,
+    describe,
+)
 from ..linen import Model
 from ..reporting import difference
 from ._coordinate_result import CoordinateCheck
@@ -18,18 +25,18 @@ from ._coordinate_runs import CoordinateRun, WidthSetup
 
 def coordinate_check(
     model_fn: Callable[[int], Model],
-    widths: Sequence[int],
+    widths: Sequence[SupportsIndex],
     input_fn: Any,
     loss_fn: Callable,
     *,
     optimizer: Callable[[float], optax.GradientTransformation] = optax.adam,
     learning_rate: float | Callable[[int], float] = 2.0**-8,
-    steps: int = 5,
-    seeds: int = 1,
+    steps: SupportsIndex = 5,
+    seeds: SupportsIndex = 1,
     tune: bool | Mapping[str, Any] | Callable[[int], Mapping[str, Any]] = False,
     init_fn: Callable | None = None,
     key: jax.Array | None = None,
-    batch_size: int | None = None,
+    batch_size: SupportsIndex | None = None,
     method: str | Callable | None = None,
     rngs: Sequence[str] = (),
     axis_name: str | None = None,
@@ -88,6 +95,7 @@ def coordinate_check(
     Source: the coordinate check of mup, Yang and Hu, arXiv 2203.03466, appendix D.1;
     exponents, verdicts and any optimizer's tuned updates are ours.
     """
+    widths = tuple(widths) if isinstance(widths, Iterable) else widths
     _check_coordinate_arguments(
         model_fn,
         widths,
@@ -96,14 +104,17 @@ def coordinate_check(
         steps=steps,
         seeds=seeds,
         flat=flat,
+        init_fn=init_fn,
+        tune=tune,
     )
     options = {"batch_size": batch_size, "method": method, "rngs": rngs}
     options |= {"axis_name": axis_name}
-    key = jax.random.key(0) if key is None else key
+    key = jax.random.key(0) if key is None else checked_key(key)
+    steps, seeds = index(steps), index(seeds)
     keys = [jax.random.fold_in(key, i) for i in range(seeds)]
 
     def runs() -> Iterator[CoordinateRun]:
-        for width in widths:
+        for width in map(index, widths):
             rate = learning_rate(width) if callable(learning_rate) else learning_rate
             tuning = tune(width) if callable(tune) else tune
             if isinstance(tuning, bool):
@@ -115,7 +126,7 @@ def coordinate_check(
                 loss_fn,
                 options=options,
                 optimizer=optimizer(float(rate)),
-                at_one=optimizer(1.0),
+                at_one=optimizer,
                 steps=steps,
                 tuning=tuning,
                 init_fn=init_fn,
@@ -163,6 +174,8 @@ def _check_coordinate_arguments(
     steps: Any,
     seeds: Any,
     flat: Any,
+    init_fn: Any,
+    tune: Any,
 ) -> None:
     """Raises where an argument of `coordinate_check` is wrong."""
     if is_model_type(type(model_fn)) or not callable(model_fn):
@@ -171,17 +184,27 @@ def _check_coordinate_arguments(
             "width: lambda width: MyModel(width)"
         )
     check_optimizer_factory(optimizer)
-    whole = lambda x: isinstance(x, int | np.integer) and not isinstance(x, bool)
-    if len(set(widths)) < 2 or not all(whole(w) and w > 0 for w in widths):
+    sizes = [as_integer(w) for w in widths] if isinstance(widths, tuple) else []
+    if len(set(sizes)) < 2 or not all(n is not None and n > 0 for n in sizes):
         raise ValueError(f"widths={widths!r}, expected two or more positive integers")
     for name, value, least in (("steps", steps, 0), ("seeds", seeds, 1)):
-        if not whole(value) or value < least:
+        integer = as_integer(value)
+        if integer is None or integer < least:
             raise ValueError(f"{name}={value!r}, expected an integer >= {least}")
-    number = isinstance(learning_rate, int | float) and learning_rate > 0
-    if not (callable(learning_rate) or number):
+    if not (callable(learning_rate) or (as_number(learning_rate) or 0) > 0):
         raise ValueError(f"learning_rate={learning_rate!r}, expected a positive number")
-    if not isinstance(flat, int | float) or not flat >= 0:
+    if not (as_number(flat) or 0) >= 0 or as_number(flat) is None:
         raise ValueError(f"flat={flat!r}, expected an exponent >= 0")
+    if init_fn is not None and not callable(init_fn):
+        raise TypeError(
+            f"init_fn is {describe(init_fn)}, expected a function (model, key, inputs) "
+            "that returns variables, or None"
+        )
+    if not isinstance(tune, bool | Mapping) and not callable(tune):
+        raise TypeError(
+            f"tune is {describe(tune)}, expected True, False, keywords of ei.tune, or "
+            "a function of the width that returns either"
+        )
 
 
 def _raise_other_units(first: CoordinateRun, other: CoordinateRun) -> NoReturn:

@@ -91,10 +91,11 @@ class CoordinateCheck:
 
     def notes(self) -> list[str]:
         """What the numbers of `rows` are of."""
+        still = self.changes.shape[1] == 1
         return [
             f"exponents over widths {', '.join(map(str, self.widths))}; "
             f"{self.changes.shape[1] - 1} step(s), {self.seeds} seed(s); flat: at most "
-            f"{self.flat:g}"
+            f"{self.flat:g}" + "; verdicts on sizes, as there are no steps" * still
         ]
 
     def __str__(self) -> str:

@@ -18,6 +18,7 @@ from ..core import (
     ModelArgs,
     Params,
     Partition,
+    check_not_zero,
     draw_batches,
     plain,
     unboxed,
@@ -50,8 +51,8 @@ class WidthSetup:
     options: Mapping[str, Any]
     """The keywords of `tune` about batches and calls."""
     optimizer: optax.GradientTransformation
-    at_one: optax.GradientTransformation
-    """The same optimizer at learning rate 1, to tune with."""
+    at_one: Callable
+    """The function of the learning rate that made it, to tune with."""
     steps: int
     tuning: Mapping[str, Any] | None
     """Further keywords of `tune`; None: the model is trained as it is."""
@@ -67,6 +68,7 @@ class WidthSetup:
             axis_name=options.pop("axis_name"),
         )
         (batch,) = draw_batches(self.input_fn, key, **options)
+        check_not_zero([batch])
         params, collections = _initialize_model(
             key, batch, objective=objective, init_fn=self.init_fn
         )

@@ -15,8 +15,8 @@ def pillar_distances(measurement: Measurement) -> dict[str, float]:
         updates = float(np.abs(np.log2(largest)))
         uneven = float(np.log2(own.max() / own.min()))
     return {
-        "activations": worst["output_rms"],
-        "gradients": worst["input_grad_rms"],
+        "activations": worst.get("output_rms", float("nan")),
+        "gradients": worst.get("input_grad_rms", float("nan")),
         "updates": float("inf") if np.isnan(updates) else updates,
         "uneven": float("inf") if np.isnan(uneven) else uneven,
     }

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import optax
 from jaxtyping import PyTree
 
 from ..binding import is_model_type
@@ -37,10 +36,8 @@ class StartPoint(NamedTuple):
     scales: Mapping[str, Any] | None = None
 
 
-def default_strategies(
-    optimizer: optax.GradientTransformation,
-) -> dict[str, Strategy]:
-    """What `compare` compares by default; `optimizer` is at learning rate 1.
+def default_strategies(optimizer: Callable) -> dict[str, Strategy]:
+    """What `compare` compares by default; `optimizer` is for `tune`.
 
     Not `metainit` and `gradinit`, which take longer than the training.
     """
@@ -86,12 +83,12 @@ def _preset_params(
 def resolve_strategies(
     strategies: Any,
     options: Mapping[str, Any],
-    optimizer: optax.GradientTransformation,
+    optimizer: Callable,
 ) -> dict[str, Callable | None]:
     """Each strategy as a function of model, params, input_fn, loss_fn and key.
 
-    Functions get the options that they have no value for; `tune` gets the optimizer, at
-    learning rate 1, besides.
+    Functions get the options that they have no value for; `tune` gets the optimizer, a
+    function of the learning rate, besides.
 
     Raises:
         TypeError: one is no strategy, or does not take what is given.
@@ -114,7 +111,7 @@ def _bind_strategy(
     name: str,
     strategy: Any,
     options: Mapping[str, Any],
-    optimizer: optax.GradientTransformation,
+    optimizer: Callable,
 ) -> Callable | None:
     """A strategy with its options bound; None for the parameters as they are."""
     if strategy is None:
@@ -184,7 +181,7 @@ def _is_scales(tree: Mapping[str, Any], params: Params) -> bool:
     """Whether a tree holds scales of the units of some parameters."""
     try:
         return bool(from_tree(tree, unboxed(params)))
-    except ValueError:
+    except (TypeError, ValueError):
         return False
 
 

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +60,7 @@ class TrainingSetup:
     paired: bool
     """Whether `draw` returns pairs, of inputs and of keywords of the loss."""
     rngs: Sequence[str] | Mapping[str, jax.Array]
-    batch_size: int | None
+    batch_size: SupportsIndex | None
 
     def draw_batch(self, key: jax.Array) -> TrainingBatch:
         """The batch of a key.

@@ -6,6 +6,8 @@ from typing import Any
 
 from flax import linen as nn
 
+from ..core import describe
+
 
 def check_module(model: Any) -> None:
     """Raises where model is no instance of a Linen module."""
@@ -31,7 +33,9 @@ def loss_arguments(loss_fn: Callable) -> tuple[str, ...]:
         TypeError: it is no function, or demands other arguments.
     """
     if not callable(loss_fn):
-        raise TypeError(f"loss_fn is {loss_fn!r}, expected a function of the outputs")
+        raise TypeError(
+            f"loss_fn is {describe(loss_fn)}, expected a function of the outputs"
+        )
     try:
         parameters = list(inspect.signature(loss_fn).parameters.values())
     except ValueError:

@@ -7,7 +7,7 @@ from typing import Any, cast
 import flax
 from flax import linen as nn
 
-from ..core import flatten, is_under, unboxed
+from ..core import by_value, flatten, is_under, unboxed
 from ..units import (
     Interception,
     UnitKey,
@@ -42,7 +42,8 @@ def scaled(model: "nn.Module | Scaled") -> "Scaled":
     A unit that is entered through a method other than `__call__` (`Embed.attend`) has
     factors of its own under that method's name. Factors of 1 leave every output and
     gradient bit-identical (under `nn.vmap`, gradients to rounding where members share
-    an input). The model itself and its parameters are unchanged.
+    an input). The model itself and its parameters are unchanged: the plain
+    `model.apply` takes variables with `scales` among them, and ignores these.
 
     Args:
         model: any Linen module; a scaled one is returned as it is.
@@ -72,8 +73,9 @@ def scaled(model: "nn.Module | Scaled") -> "Scaled":
 class Scaled:
     """A Linen model that runs with a `scales` collection; see `scaled`.
 
-    Hashable, equal by value and picklable as the model is. Its methods take what those
-    of the model take.
+    Hashable, equal by value and picklable as the model is, and so is its `apply`: a
+    train state that is made anew has the same structure. Its methods take what those of
+    the model take.
     """
 
     model: nn.Module
@@ -84,6 +86,7 @@ class Scaled:
         except TypeError:  # a module with a list among its fields
             return hash((Scaled, type(self.model)))
 
+    @by_value
     def apply(
         self,
         variables: Mapping[str, Any],

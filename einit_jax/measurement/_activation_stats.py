@@ -3,18 +3,19 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from operator import index
+from typing import Any, SupportsIndex
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ..binding import binding_of, unscaled
-from ..core import as_patterns, select_names, unboxed
+from ..core import as_patterns, by_value, select_names, unboxed
 from ..linen import Model
 from ..units import Unit, check_measurable
 from ._history import History, SignalHistory
-from ._tap_layout import TapLayout, tap_layout, unit_key
+from ._tap_layout import TapLayout, tap_layout, taps_by_unit
 from ._taps import SIGNALS, TAP_FACTS, TapSpec, check_stats_options, tapping
 
 
@@ -22,11 +23,11 @@ def activation_stats(
     model: Model,
     *,
     of: str = "output",
-    every: int = 1,
-    slots: int = 128,
-    octaves: tuple[int, int] = (-48, 8),
+    every: SupportsIndex = 1,
+    slots: SupportsIndex = 128,
+    octaves: Sequence[SupportsIndex] = (-48, 8),
     near: float = 2.0**-7,
-    sample: int | None = 2048,
+    sample: SupportsIndex | None = 2048,
     include: str | Sequence[str] = "*",
     exclude: str | Sequence[str] = (),
 ) -> "ActivationStats":
@@ -104,14 +105,17 @@ def activation_stats(
     check_stats_options(
         of, every, slots=slots, octaves=octaves, near=near, sample=sample
     )
+    every, slots = index(every), index(slots)
+    sample = None if sample is None else index(sample)
+    low, high = map(index, octaves)
     return ActivationStats(
         model,
-        spec=TapSpec(of, (octaves[0], octaves[1]), sample, switched=every > 1),
+        spec=TapSpec(of, (low, high), sample, switched=every > 1),
         every=every,
         slots=slots,
         near=float(near),
-        include=as_patterns(include),
-        exclude=as_patterns(exclude),
+        include=as_patterns(include, "include"),
+        exclude=as_patterns(exclude, "exclude"),
     )
 
 
@@ -162,9 +166,14 @@ class ActivationStats:
                 `jax.ShapeDtypeStruct`.
 
         Raises:
-            ValueError: variables have no params, a pattern matches no unit, or no unit
-                is left.
+            TypeError, ValueError: variables have no params, a pattern matches no unit,
+                or no unit is left.
         """
+        if not isinstance(variables, Mapping):
+            raise TypeError(
+                f"variables are a {type(variables).__name__}, expected what model.init "
+                "returned: {'params': params}"
+            )
         if "params" not in variables:
             raise ValueError(
                 f"variables have entries {sorted(variables)[:6]}, expected 'params' "
@@ -195,13 +204,14 @@ class ActivationStats:
             )
         return [u for u in units if u.name in kept]
 
+    @by_value
     def apply(self, variables: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         """The model's own `apply`, of variables with `taps` among them.
 
         Outputs, gradients of parameters and what is written are the model's.
 
         Raises:
-            ValueError: taps are missing, or of no module of the parameters.
+            TypeError, ValueError: taps are missing, or of no module of the parameters.
         """
         if "taps" not in variables:
             raise ValueError(
@@ -210,7 +220,7 @@ class ActivationStats:
             )
         rest = {k: v for k, v in variables.items() if k != "taps"}
         params = unboxed(rest.get("params", {}))
-        taps = {unit_key(name, params): t for name, t in variables["taps"].items()}
+        taps = taps_by_unit(variables["taps"], params, self.spec.size)
         apply = binding_of(self.model).apply_intercepted
         return apply(self.model, rest, tapping(self.spec, taps), *args, **kwargs)
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial, reduce
 from operator import getitem
-from typing import Any
+from typing import Any, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +15,10 @@ from ..binding import Arrays, setup
 from ..core import (
     ModelArgs,
     Path,
-    check_optimizer,
+    check_learning_rate,
     describe,
+    only_zeros,
+    optimizer_at_one,
     path_str,
     stack_batches,
     unboxed,
@@ -59,14 +61,14 @@ def measure(
     scales: Mapping | None = None,
     targets: float | Mapping[str, float] = 1.0,
     key: jax.Array | None = None,
-    batch_size: int | None = None,
+    batch_size: SupportsIndex | None = None,
     method: str | Callable | None = None,
     rngs: Sequence[str] | Mapping[str, jax.Array] = (),
     collections: Mapping[str, Any] | None = None,
     axis_name: str | None = None,
-    draws: int = 1,
+    draws: SupportsIndex = 1,
     probe: bool = True,
-    optimizer: optax.GradientTransformation | None = None,
+    optimizer: optax.GradientTransformation | Callable | None = None,
 ) -> Measurement:
     r"""The three pillars of a model as it stands, unit by unit.
 
@@ -89,7 +91,8 @@ def measure(
             in `tune`. False measures the parameters as they are.
         optimizer: measures the changes by its first step, at learning rate 1, times the
             factors `update` of `scales` where they have them (so without
-            `scale_updates`); None: by a step of SGD.
+            `scale_updates`); given as in `tune`. None: by a step of SGD. Where its
+            steps do not tell the learning rate the notes say that 1 was taken.
         model, params, input_fn, loss_fn, key, batch_size, method, rngs, collections,
             axis_name: as in `tune`.
 
@@ -130,18 +133,35 @@ def measure(
         draws=draws,
     )
     factors = None if scales is None else from_tree(scales, unboxed(params))
-    check_optimizer(optimizer)
     return _measure_compiled(
         bound.arrays,
         factors,
         objective=bound.objective,
         zeros=zero_candidates(params) if probe else frozenset(),
-        optimizer=optimizer,
+        optimizer=optimizer_at_one(optimizer),
+        by=_whose_step(optimizer, params),
+        blank=all(only_zeros(batch.inputs) for batch in bound.arrays.batches),
         selection=unit_selection(None, (), targets),
     )
 
 
-@partial(jax.jit, static_argnames=("objective", "zeros", "optimizer", "selection"))
+def _whose_step(optimizer: Any, params: PyTree) -> str:
+    """By whom changes are made, before "at learning rate 1".
+
+    Raises:
+        ValueError: the steps of the optimizer tell of another learning rate.
+    """
+    if optimizer is None:
+        return "SGD"
+    called = not isinstance(optimizer, optax.GradientTransformation)
+    known = called or check_learning_rate(optimizer, params)
+    return "the optimizer" if known else "the optimizer, taken to be"
+
+
+@partial(
+    jax.jit,
+    static_argnames=("objective", "zeros", "optimizer", "by", "blank", "selection"),
+)
 def _measure_compiled(
     arrays: Arrays,
     factors: Factors | None,
@@ -149,6 +169,8 @@ def _measure_compiled(
     objective: Objective,
     zeros: frozenset[Path] | None,
     optimizer: optax.GradientTransformation | None,
+    by: str,
+    blank: bool,
     selection: UnitSelection,
 ) -> Measurement:
     """The measurement of a model under factors (None: 1), geometric mean over draws."""
@@ -178,13 +200,13 @@ def _measure_compiled(
 
     try:
         observation = observed(observer)
-    except ValueError:  # branches of nn.cond cannot capture: their trees would differ
+    except (TypeError, ValueError):  # branches of nn.cond cannot capture: other trees
         observation = observed(replace(observer, capture=False))
     about = {
         "probed": jnp.array(list(probed.values()), bool),
         "probes": tuple(map(path_str, probed)),
-        "batch": describe(arrays.batches[0].inputs),
-        "by": "SGD" if optimizer is None else "the optimizer",
+        "batch": describe(arrays.batches[0].inputs) + ", all zeros" * blank,
+        "by": by,
     }
     table = _table(graph, regions, observation, factors, about)
     return _flag_missed(table, graph, selection)

@@ -163,7 +163,8 @@ class Measurement:
         """For each pillar, the row with the largest |log2 rms|, and that number.
 
         Rows in which the pillar is not defined (no floating input) or was not reached
-        are left out; zeros and non-finite values count as infinitely far.
+        are left out, and so is a pillar without any other row; zeros and non-finite
+        values count as infinitely far.
         """
         floats = np.array([row.floats for row in self.rows_of])
         reached = np.asarray(self.flag) != FLAGS.index("unreached")
@@ -176,6 +177,8 @@ class Measurement:
             defined = reached & floats if name == "input_grad_rms" else reached
             distances = np.where(defined, distances, -1.0)
             i = int(np.argmax(distances))
+            if distances[i] < 0:
+                continue
             worst[name] = (self.rows_of[i].path, float(distances[i]))
         return worst
 
@@ -244,6 +247,7 @@ class Measurement:
             largest = [
                 f"{name} {np.nanmax(column):.2g}"
                 for name, column in zip(names, columns, strict=True)
+                if not np.isnan(column).all()
             ]
             lines.append("largest spread over draws, of ln rms: " + "; ".join(largest))
         if self.loose:

@@ -1,16 +1,18 @@
 """In what shape taps are carried, and where readings are found again, row by row."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import getitem
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ..core import Params, first_axis
-from ..units import Unit, UnitKey, call_order, floats_below
+from ..core import Params, first_axis, fits_layers, flatten, lifted_axes_of, path_str
+from ..units import Unit, UnitKey, call_order, floats_below, may_be_method
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,31 @@ def _layers_in_front(params: Params, unit: Unit) -> bool:
     return all(first_axis(leaf.shape, unit.lifted_axes) == 0 for leaf in leaves)
 
 
-def unit_key(name: str, params: Params) -> UnitKey:
-    """A unit's name as its module's path and its method.
+def taps_by_unit(taps: Any, params: Params, length: int) -> dict[UnitKey, Array]:
+    """Taps by unit, checked to be of these parameters.
+
+    Args:
+        taps: by the names of units.
+        params: the model's, without boxes.
+        length: of the vector for each layer.
+
+    Raises:
+        TypeError: they are no mapping.
+        ValueError: one is of no module of the parameters, of other layers, or of
+            another length.
+    """
+    if not isinstance(taps, Mapping):
+        raise TypeError(f"taps are a {type(taps).__name__}, expected state.taps")
+    by_unit: dict[UnitKey, Array] = {}
+    for name, tap in taps.items():
+        path, method = _unit_key(name, params, taps)
+        _check_tap(name, tap, reduce(getitem, path, params), length)
+        by_unit[path, method] = tap
+    return by_unit
+
+
+def _unit_key(name: str, params: Params, tapped: Container[str]) -> UnitKey:
+    """A unit's name, among those that are tapped, as its module's path and its method.
 
     Raises:
         ValueError: it is no module of the parameters.
@@ -78,9 +103,23 @@ def unit_key(name: str, params: Params) -> UnitKey:
         node = node[part]
         path.append(part)
     rest = parts[len(path) :]
-    if len(rest) > 1:
+    is_called = path_str(tuple(path)) in tapped
+    if len(rest) > 1 or (rest and not may_be_method(rest[0], node, is_called)):
         raise ValueError(
             f"{name!r} is no module of these params: taps are of another model; make "
             "them by init with this one"
         )
     return tuple(path), rest[0] if rest else "__call__"
+
+
+def _check_tap(name: str, tap: Any, module: Any, length: int) -> None:
+    """Raises where a tap has not the shape that the arrays of its module ask for."""
+    shape = tuple(getattr(tap, "shape", ()))
+    layers = shape[:-1] if shape[-1:] == (length,) else shape[1:]
+    leaves = flatten(module).values()
+    fits = all(fits_layers(jnp.shape(x), lifted_axes_of(layers)) for x in leaves)
+    if length not in shape or not fits:
+        raise ValueError(
+            f"the tap of {name!r} has the shape {shape}, which is of other layers or "
+            "other options; make taps by init with this model"
+        )

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ..core import widen
+from ..core import as_integer, as_number, path_str, widen
 from ..units import Interception, UnitCall, UnitKey
 
 TAP_FACTS = ("count", "nonfinite", "sum", "squares")
@@ -125,10 +125,21 @@ def tapping(spec: TapSpec, taps: Mapping[UnitKey, Array]) -> Interception:
     knows only what is carried.
     """
     entries = {key: {repr(spec): tap} for key, tap in taps.items()}
-    return Interception("tap", entries, partial(_tap_unit, spec))
+    return Interception("tap", entries, partial(_tap_unit, spec), _check_methods)
+
+
+def _check_methods(call: UnitCall) -> None:
+    """Raises where a tap is of something that is no method of the module."""
+    foreign = [name for name in call.entries if not call.has_method(name)]
+    if foreign:
+        raise ValueError(
+            f"taps have an entry {path_str(call.path, foreign[0])!r}: neither a module "
+            "of these params nor a method; make taps by init with this model"
+        )
 
 
 def _tap_unit(spec: TapSpec, call: UnitCall, entry: Mapping[str, Array]) -> Any:
+    _check_methods(call)
     tap = entry[repr(spec)]
     if spec.of == "input":
         return call.finish(call.proceed(_tapped(spec, call.inputs, tap)))
@@ -175,7 +186,7 @@ def check_stats_options(
     of: Any, every: Any, *, slots: Any, octaves: Any, near: Any, sample: Any
 ) -> None:
     """Raises a ValueError where an option of `activation_stats` is out of range."""
-    whole = lambda value: isinstance(value, int) and not isinstance(value, bool)
+    whole = lambda value: as_integer(value) is not None
     pair = isinstance(octaves, Sequence) and len(octaves) == 2
     pair = pair and all(map(whole, octaves))
     wrong = {
@@ -188,7 +199,7 @@ def check_stats_options(
             not pair or not -126 <= octaves[0] < octaves[1] <= 127
         ),
         f"near={near!r}, expected a number of at least 0": (
-            not isinstance(near, int | float) or not near >= 0
+            as_number(near) is None or not near >= 0
         ),
         f"sample={sample!r}, expected a positive integer or None": (
             sample is not None and (not whole(sample) or sample < 1)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from ..binding import setup, sum_of_means
 from ..core import (
     ModelArgs,
     Path,
+    check_not_zero,
     flatten,
     float_leaves,
     is_concrete,
@@ -45,7 +46,7 @@ def fold(
     input_fn: Any,
     *,
     key: jax.Array | None = None,
-    batch_size: int | None = None,
+    batch_size: SupportsIndex | None = None,
     method: str | Callable | None = None,
     rngs: Sequence[str] | Mapping[str, jax.Array] = (),
     collections: Mapping[str, Any] | None = None,
@@ -113,6 +114,7 @@ def fold(
         collections=collections,
         axis_name=axis_name,
     )
+    check_not_zero(bound.arrays.batches)
     factors = from_tree(scales, unboxed(params))
     _check_one_factor(factors)
     args = bound.arrays.args

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import optax
 
-from ..core import Stopping, check_optimizer
+from ..core import Stopping, optimizer_at_one
 from ..units import UnitSelection
 
 RULE_CHOICES = {"gradients": ("exact", "unit", "plain"), "update": ("total", "local")}
@@ -40,8 +40,7 @@ def resolve_rules(
         ValueError: an unknown name, a rule that contradicts `like`, or "plain" without
             an optimizer.
     """
-    check_optimizer(optimizer)
-    rules = Rules(gradients, update, optimizer)
+    rules = Rules(gradients, update, optimizer_at_one(optimizer))
     for name, choices in RULE_CHOICES.items():
         if getattr(rules, name) not in choices:
             raise ValueError(
@@ -57,7 +56,7 @@ def resolve_rules(
 
 
 def _rules_like(rules: Rules, like: str) -> Rules:
-    if like not in RULES_LIKE:
+    if like not in list(RULES_LIKE):
         raise ValueError(
             f"like={like!r} is not known; expected 'original', or leave it out"
         )

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from functools import partial
-from numbers import Real
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +11,11 @@ from jaxtyping import Array, PyTree
 
 from ..core import (
     Path,
+    as_number,
     broadcast_per_layer,
+    describe,
+    fits_layers,
+    is_concrete,
     is_float,
     key_path,
     lifted_axes_of,
@@ -20,7 +23,7 @@ from ..core import (
     owner_of,
     path_str,
 )
-from ..units import UPDATE
+from ..units import UPDATE, may_be_method
 
 
 class ScaleUpdatesState(NamedTuple):
@@ -57,7 +60,8 @@ def scale_updates(
 
     Raises:
         TypeError, ValueError: scales have no factors `update`, or (from `init` and
-            `update`) belong to no module of the parameters; loose is no number.
+            `update`) belong to no module of the parameters, or to other layers; loose
+            is no number that is finite and not negative.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp, optax, einit_jax as ei
@@ -76,7 +80,7 @@ def scale_updates(
     _check_number(loose)
 
     def init(params: PyTree) -> ScaleUpdatesState:
-        _factors_by_module(factors, params)
+        _check_layers(_factors_by_module(factors, params), params)
         # copies: a state that is donated must not share buffers with the scales
         copied = jax.tree.map(partial(jnp.array, copy=True), factors)
         return ScaleUpdatesState(copied, jnp.array(loose, jnp.float32))
@@ -84,6 +88,7 @@ def scale_updates(
     def update(updates: PyTree, state: Any, params: Any = None) -> Any:
         del params
         by_module = _factors_by_module(state.factors, updates)
+        _check_layers(by_module, updates)
 
         def scale(path: tuple[Any, ...], leaf: Any) -> Any:
             factor = owner_of(key_path(path), by_module, state.loose)
@@ -124,9 +129,17 @@ def _only_updates(scales: Any, path: Path = ()) -> dict[str, Any]:
 
 
 def _check_number(loose: object) -> None:
-    """Raises where `loose` is neither a number nor an array that holds one."""
-    if not isinstance(loose, Real | jax.Array) or getattr(loose, "shape", ()):
-        raise TypeError(f"loose is {loose!r}, expected a number")
+    """Raises where `loose` is no finite number, as far as it is known."""
+    if isinstance(loose, jax.Array) and not loose.shape and not is_concrete(loose):
+        return
+    number = as_number(loose)
+    if number is None:
+        raise TypeError(f"loose is {describe(loose)}, expected a number")
+    if not 0 <= number < float("inf"):
+        raise ValueError(
+            f"loose is {number}, expected a finite number, 0 or more: 1 leaves the "
+            "updates of raw parameters as they are"
+        )
 
 
 def _factors_by_module(
@@ -152,7 +165,7 @@ def _factors_by_module(
             continue
         if isinstance(inner, Mapping):
             by_module |= _factors_by_module(child, inner, (*path, name))
-        elif isinstance(updates, Mapping) and set(child) == {UPDATE}:
+        elif set(child) == {UPDATE} and may_be_method(name, updates, UPDATE in factors):
             # no module of the updates, so a method of the module at `path`
             by_module.setdefault(path, child[UPDATE])
             methods.append(name)
@@ -167,6 +180,20 @@ def _factors_by_module(
             "that were tuned for this model"
         )
     return by_module
+
+
+def _check_layers(by_module: Mapping[Path, Array], updates: PyTree) -> None:
+    """Raises where a factor is of other layers than an array of its module."""
+    for path, leaf in jax.tree.flatten_with_path(updates)[0]:
+        factor = owner_of(key_path(path), by_module)
+        if factor is None or not is_float(leaf):
+            continue
+        if not fits_layers(leaf.shape, lifted_axes_of(factor.shape)):
+            raise ValueError(
+                f"scales have the factors {describe(factor)} for layers that "
+                f"{path_str(key_path(path))!r}, of shape {leaf.shape}, has not; pass "
+                "scales that were tuned for this model"
+            )
 
 
 def _scale_update(leaf: Array, factor: Array) -> Array:

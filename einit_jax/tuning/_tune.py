@@ -2,15 +2,24 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, SupportsIndex
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
 from ..binding import Arrays, setup
-from ..core import Batch, ModelArgs, Path, checked_stopping, stack_batches
+from ..core import (
+    Batch,
+    ModelArgs,
+    Path,
+    check_learning_rate,
+    check_not_zero,
+    checked_stopping,
+    stack_batches,
+)
 from ..graph import find_regions
 from ..linen import Model
 from ..units import (
@@ -38,18 +47,18 @@ def tune(
     loss_fn: Callable,
     *,
     key: jax.Array | None = None,
-    batch_size: int | None = None,
+    batch_size: SupportsIndex | None = None,
     method: str | Callable | None = None,
     rngs: Sequence[str] | Mapping[str, jax.Array] = (),
     collections: Mapping[str, Any] | None = None,
     axis_name: str | None = None,
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] = (),
-    draws: int = 1,
-    max_sweeps: int = 32,
+    draws: SupportsIndex = 1,
+    max_sweeps: SupportsIndex = 32,
     tolerance: float = 0.01,
-    targets: float | Mapping[str, float] = 1.0,
-    optimizer: optax.GradientTransformation | None = None,
+    targets: ArrayLike | Mapping[str, ArrayLike] = 1.0,
+    optimizer: optax.GradientTransformation | Callable | None = None,
     gradients: str = "exact",
     update: str = "total",
     like: str | None = None,
@@ -126,9 +135,10 @@ def tune(
         targets: the output rms to aim at, or patterns with their targets (first match).
             A readout at 1 / sqrt(width) makes learning rates carry over widths, as in
             mup (Yang and Hu, arXiv 2011.14522).
-        optimizer: an `optax.GradientTransformation` at learning rate 1, without
-            `scale_updates`, such as `optax.adam(1.0)`. A function that makes a new one
-            at each call compiles anew at each call.
+        optimizer: a function of the learning rate, such as `optax.adam`, or what it
+            returns for 1.0, without `scale_updates`. Steps that tell of another
+            learning rate (as those of Adam, Lion and SGD do) are refused. A new
+            function or object at each call compiles anew at each call.
         gradients: the rule of pillar 2; "exact", "unit" or, with an optimizer,
             "plain".
         update: the rule of pillar 3; "total" or "local".
@@ -145,8 +155,9 @@ def tune(
 
     Raises:
         TypeError, ValueError: before anything is compiled, of arguments that do not
-            fit; the message names the path and what to pass instead. Of an optimizer
-            whose first step moves nothing, afterwards.
+            fit, a batch of zeros among them; the message names the path and what to
+            pass instead. Of an optimizer whose first step moves nothing, afterwards.
+            An error of the model's or the loss's own code passes as it is, with a note.
         ValueError: outputs of the scaled model miss their targets by more than 1%
             (units called several times: more than `tolerance`), or gradients that are
             to be exact are not; names the units.
@@ -186,6 +197,9 @@ def tune(
         axis_name=axis_name,
         draws=draws,
     )
+    check_not_zero(bound.arrays.batches)
+    if isinstance(optimizer, optax.GradientTransformation):
+        check_learning_rate(optimizer, params)
     compiled = partial(
         _tune_compiled,
         bound.arrays,

@@ -27,6 +27,7 @@ from ._scales import UPDATE as UPDATE
 from ._scales import check_foreign as check_foreign
 from ._scales import check_missing as check_missing
 from ._scales import from_tree as from_tree
+from ._scales import may_be_method as may_be_method
 from ._scales import ones as ones
 from ._scales import to_tree as to_tree
 from ._scaling import scaling as scaling

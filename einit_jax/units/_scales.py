@@ -1,11 +1,12 @@
 """The `scales` that users see: a factor tree, and what does not fit a model."""
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
 
-from ..core import Path, path_str, plain
+from ..core import Path, as_number, describe, path_str, plain
 from ._unit import ModelGraph, Unit, UnitKey
 
 FACTORS = ("output", "input_grad", "output_grad")
@@ -14,6 +15,10 @@ FACTORS = ("output", "input_grad", "output_grad")
 
 UPDATE = "update"
 """The name of a fourth factor, which multiplies an optimizer's updates."""
+
+
+NUMBERED_CLASS = re.compile(r"[A-Z]\w*_\d+")
+"""How Flax names modules that were given no name; no method is called like this."""
 
 
 def ones(units: Iterable[Unit]) -> dict[UnitKey, dict[str, Any]]:
@@ -35,13 +40,19 @@ def to_tree(values: Mapping[UnitKey, Mapping[str, Any]]) -> dict:
     return tree
 
 
-def from_tree(tree: Mapping, params: Mapping) -> dict[UnitKey, dict[str, Any]]:
+def from_tree(tree: Any, params: Mapping) -> dict[UnitKey, dict[str, Any]]:
     """The values of each unit in a nested dict, told from modules by `params`.
 
     Raises:
+        TypeError: it is no mapping, or a factor no number.
         ValueError: an entry is of no module of `params`, or has not the three factors
             (and `update`, where others have it).
     """
+    if not isinstance(tree, Mapping):
+        raise TypeError(
+            f"scales are {describe(tree)}, a {type(tree).__name__}, expected the dict "
+            "that tune returned"
+        )
     values: dict[UnitKey, dict[str, Any]] = {}
     _collect(plain(tree), params, (), values)
     above = {path[:i] for path, _ in values for i in range(len(path))}
@@ -74,13 +85,26 @@ def _collect(node: Mapping, params: Any, path: Path, values: dict) -> None:
             continue
         if isinstance(params.get(name), Mapping):
             _collect(child, params[name], (*path, name), values)
-        elif _has_factors(child):
+        elif _has_factors(child) and may_be_method(name, params, _has_factors(node)):
             values[(path, name)] = _read_factors(child, path_str(path, name))
         elif child:
             raise ValueError(
                 f"scales have an entry {path_str((*path, name))!r}, which is no module "
                 "of these params: they belong to another model; tune this one"
             )
+
+
+def may_be_method(name: str, module: Any, is_called: bool) -> bool:
+    """Whether an entry that is no module of the params can be a method of one.
+
+    Args:
+        name: of the entry.
+        module: what the params have where the entry lies.
+        is_called: whether that module has an entry for `__call__`, too.
+    """
+    children = module.values() if isinstance(module, Mapping) else ()
+    owns_arrays = any(not isinstance(child, Mapping) for child in children)
+    return (owns_arrays or is_called) and not NUMBERED_CLASS.fullmatch(name)
 
 
 def _has_factors(node: Mapping) -> bool:
@@ -93,7 +117,14 @@ def _read_factors(node: Mapping, where: str) -> dict[str, Any]:
         raise ValueError(
             f"scales at {where!r} lack {', '.join(lacking)}; pass what tune returned"
         )
-    return {name: node[name] for name in (*FACTORS, UPDATE) if name in node}
+    own = {name: node[name] for name in (*FACTORS, UPDATE) if name in node}
+    for name, factor in own.items():
+        if as_number(factor) is None and not hasattr(factor, "dtype"):
+            raise TypeError(
+                f"scales at {where!r}: {name} is {describe(factor)}, expected a number "
+                "or an array of one for each layer; pass what tune returned"
+            )
+    return own
 
 
 def check_missing(graph: ModelGraph, factors: Mapping[UnitKey, Any]) -> None:

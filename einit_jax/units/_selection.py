@@ -1,10 +1,9 @@
 """Which units a user means, and the output rms at which each aims."""
 
 from collections.abc import Mapping
-from numbers import Real
 from typing import Any, NamedTuple
 
-from ..core import as_patterns, match_patterns, select_names
+from ..core import as_number, as_patterns, describe, match_patterns, select_names
 from ._unit import Unit
 
 
@@ -33,16 +32,26 @@ def unit_selection(include: Any, exclude: Any, targets: Any) -> UnitSelection:
     """The patterns, checked as far as they can be without the units.
 
     Raises:
+        TypeError: a pattern is no string.
         ValueError: a target is no positive finite number.
     """
     pairs = targets if isinstance(targets, Mapping) else {"*": targets}
+    numbers = {}
     for pattern, target in pairs.items():
-        if not (isinstance(target, Real) and 0 < float(target) < float("inf")):
-            raise ValueError(
-                f"target {target!r} of pattern {pattern!r} is not positive and finite"
+        if not isinstance(pattern, str):
+            raise TypeError(
+                f"targets have the pattern {pattern!r}, expected a glob over unit "
+                "paths: {'*/Dense_0': 0.5}"
             )
+        number = as_number(target)
+        if number is None or not 0 < number < float("inf"):
+            raise ValueError(
+                f"target {describe(target)} of pattern {pattern!r} is no number that "
+                "is positive, finite and known while nothing runs"
+            )
+        numbers[pattern] = number
     return UnitSelection(
-        None if include is None else as_patterns(include),
-        as_patterns(exclude),
-        tuple((p, float(t)) for p, t in pairs.items()),
+        None if include is None else as_patterns(include, "include"),
+        as_patterns(exclude, "exclude"),
+        tuple(numbers.items()),
     )

@@ -132,7 +132,6 @@ BAD = {
     "variables": (variables, ValueError, ["no module", "nested as params"]),
     "flat": (flat, ValueError, ["no module", "nested as params"]),
     "mixed": (mixed, ValueError, ["'head'", "update"]),
-    "factory": (tuned_with(optimizer=optax.adam), TypeError, ["call it"]),
     "number": (tuned_with(optimizer=1.0), TypeError, ["1.0", "optax.adam(1.0)"]),
     "warm_up": (tuned_with(optimizer=WARM_UP), ValueError, ["moves no parameter"]),
     "lbfgs": (tuned_with(optimizer=optax.lbfgs(1.0)), ValueError, ["first step"]),

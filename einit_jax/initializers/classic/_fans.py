@@ -1,8 +1,10 @@
 """`fans`: how many inputs and outputs a weight array connects."""
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, SupportsIndex
+
+from ...core import as_integer, describe
 
 LAYER_TYPES = ("dense", "conv", "conv_transpose", "embed")
 
@@ -17,13 +19,13 @@ class Fans(NamedTuple):
 
 
 def fans(
-    shape: Sequence[int],
+    shape: Sequence[SupportsIndex],
     kind: str | None = None,
     *,
-    contracted: int = 1,
-    batched: int = 0,
-    groups: int = 1,
-    strides: int | Sequence[int] = 1,
+    contracted: SupportsIndex = 1,
+    batched: SupportsIndex = 0,
+    groups: SupportsIndex = 1,
+    strides: SupportsIndex | Sequence[SupportsIndex] = 1,
 ) -> Fans:
     r"""Fan-in and fan-out of a weight array, in Flax's order of axes.
 
@@ -52,6 +54,7 @@ def fans(
         A named tuple `(fan_in, fan_out)` of floats, which strides can make fractions.
 
     Raises:
+        TypeError: shape is no sequence of integers, or a number none.
         ValueError: unknown kind, too few axes, an axis of size 0, groups that do not
             divide the outputs, or not one stride for each axis of the window.
 
@@ -65,7 +68,13 @@ def fans(
     Source: X. Glorot and Y. Bengio, 2010; K. He et al., arXiv 1502.01852, section 2.2,
     for convolutions.
     """  # noqa: E501
-    shape = tuple(shape)
+    shape = _checked_shape(shape)
+    contracted, batched, groups = (
+        _checked_count(name, value)
+        for name, value in (
+            ("contracted", contracted), ("batched", batched), ("groups", groups)
+        )
+    )  # fmt: skip
     if kind is None:
         general = (contracted, batched) != (1, 0)
         kind = "dense" if len(shape) == 2 or general else "conv"
@@ -82,7 +91,7 @@ def fans(
     if kind == "embed":
         return Fans(1.0, float(math.prod(shape[1:])))
     *window, inputs, outputs = shape
-    steps = (strides,) * len(window) if isinstance(strides, int) else tuple(strides)
+    steps = _integers(strides) or (as_integer(strides) or 0,) * len(window)
     if len(steps) != len(window) or any(step < 1 for step in steps):
         raise ValueError(
             f"strides={strides!r}, expected {len(window)} positive integers"
@@ -94,6 +103,31 @@ def fans(
     if kind == "conv":
         return Fans(float(size * inputs), strided_size * outputs / groups)
     return Fans(strided_size * inputs, float(size * outputs))
+
+
+def _integers(values: object) -> tuple[int, ...] | None:
+    """A sequence of integers as a tuple; None for anything else."""
+    if not isinstance(values, Iterable):
+        return None
+    found = [as_integer(value) for value in values]
+    return tuple(n for n in found if n is not None) if None not in found else None
+
+
+def _checked_shape(shape: object) -> tuple[int, ...]:
+    integers = _integers(shape)
+    if integers is None:
+        raise TypeError(
+            f"shape is {describe(shape)}, expected the sizes of a weight array's axes, "
+            "such as kernel.shape or (3, 3, 16, 32)"
+        )
+    return integers
+
+
+def _checked_count(name: str, value: object) -> int:
+    integer = as_integer(value)
+    if integer is None:
+        raise TypeError(f"{name} is {describe(value)}, expected an integer")
+    return integer
 
 
 def _dense_fans(shape: tuple[int, ...], contracted: int, batched: int) -> Fans:

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ...core import as_number
+
 PRESERVED = ("second_moment", "variance", "gradient")
 
 
@@ -93,11 +95,12 @@ def _function_values(
     """The values of the function, or of its derivative, in float64."""
     with jax.enable_x64(True):
         points = jnp.asarray(z, jnp.float64)
+        some = points[len(points) // 3 :: 2]
         try:
+            values, few = fn(points), fn(some)
+            slopes = values
             if derivative:
-                values = jax.jvp(fn, (points,), (jnp.ones_like(points),))[1]
-            else:
-                values = fn(points)
+                slopes = jax.jvp(fn, (points,), (jnp.ones_like(points),))[1]
         except Exception as error:
             raise TypeError(
                 f"fn cannot take an array of float64: {type(error).__name__}: {error}; "
@@ -109,7 +112,23 @@ def _function_values(
                 f"fn turned an array of shape {z.shape} into one of {shape}, "
                 "expected an elementwise function"
             )
-        return np.asarray(values, np.float64)
+        _check_elementwise(np.asarray(values)[len(points) // 3 :: 2], np.asarray(few))
+        return np.asarray(slopes, np.float64)
+
+
+def _check_elementwise(values: np.ndarray, alone: np.ndarray) -> None:
+    """Raises where values depend on what other elements the array has."""
+    finite = np.isfinite(values)
+    size = np.max(np.abs(values[finite]), initial=0.0)
+    same = values.shape == alone.shape and np.allclose(
+        values, alone, rtol=1e-4, atol=1e-6 * size, equal_nan=True
+    )
+    if not same:
+        raise TypeError(
+            "fn is not elementwise: what it makes of a number depends on the other "
+            "elements of the array, as in a softmax or a normalization; such a "
+            "function has no gain"
+        )
 
 
 def general_relu(
@@ -130,7 +149,7 @@ def general_relu(
         An elementwise function of jax, of any shape and floating dtype.
 
     Raises:
-        ValueError: leak or max_value out of range.
+        ValueError: leak or max_value out of range, or sub is no number.
 
     Example:
         >>> import jax.numpy as jnp, einit_jax as ei
@@ -140,12 +159,15 @@ def general_relu(
 
     Source: J. Howard's fast.ai lesson on initialization (2019), whose sub is 0.4.
     """
-    if not 0 <= leak <= 1:
+    slope, top = as_number(leak), as_number(max_value)
+    if slope is None or not 0 <= slope <= 1:
         raise ValueError(f"leak={leak!r}, expected a slope between 0 and 1")
-    if max_value is not None and not max_value > 0:
+    if max_value is not None and (top is None or not top > 0):
         raise ValueError(f"max_value={max_value!r}, expected a positive number")
-    sub = _centre(leak, max_value) if sub is None else float(sub)
-    return partial(_general_relu, leak=leak, sub=sub, max_value=max_value)
+    shift = _centre(slope, top) if sub is None else as_number(sub)
+    if shift is None or not math.isfinite(shift):
+        raise ValueError(f"sub={sub!r}, expected a number, or None to centre")
+    return partial(_general_relu, leak=slope, sub=shift, max_value=top)
 
 
 def _general_relu(x: Array, leak: float, sub: float, max_value: float | None) -> Array:

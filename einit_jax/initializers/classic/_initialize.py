@@ -1,7 +1,7 @@
 """`initialize`: classic rules by path, rank or module class, and presets by name."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,8 @@ from jaxtyping import PyTree
 from ...binding import setup, sum_of_means
 from ...core import (
     Path,
+    check_arrays,
+    checked_key,
     flatten,
     is_boxed,
     is_concrete,
@@ -30,7 +32,7 @@ def initialize(
     *,
     model: Model | None = None,
     input_fn: Any = None,
-    batch_size: int | None = None,
+    batch_size: SupportsIndex | None = None,
     method: str | Callable | None = None,
     rngs: Sequence[str] | Mapping[str, jax.Array] = (),
     collections: Mapping[str, Any] | None = None,
@@ -101,7 +103,8 @@ def initialize(
         integers and empty biases stay.
 
     Raises:
-        TypeError: a selector or a value of a type that is not listed above.
+        TypeError: a selector or a value of a type that is not listed above; no key;
+            params that are no arrays.
         ValueError: an unknown preset, a rule that matches nothing, an array that no
             rule matches, a model that is needed and not given, an initializer that
             cannot draw an array (orthogonal with one axis), returns another shape or
@@ -125,7 +128,8 @@ def initialize(
     and Keras attention counts its fans in another way than dense layers; here it does
     not.
     """  # noqa: E501
-    parsed = parse_rules(rules)
+    parsed, key = parse_rules(rules), checked_key(key)
+    check_arrays(params, shapes=True)
     if (model is None) != (input_fn is None):
         lacking = "model" if model is None else "input_fn"
         raise ValueError(f"{lacking} is not given; pass both, model and input_fn")
@@ -142,6 +146,7 @@ def initialize(
             rngs=rngs,
             collections=collections,
             axis_name=axis_name,
+            shapes=True,
         )
         parameters, module_types = parameters_of(bound.objective, bound.arrays.args)
     leaves = {

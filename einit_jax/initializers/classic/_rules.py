@@ -1,12 +1,13 @@
 """The rules of `initialize`: how they are checked, matched with arrays, and read."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from fnmatch import fnmatchcase
+from functools import partial
 from numbers import Number
 from typing import Any, NamedTuple
 
 from ...binding import is_model_type
-from ...core import Path
+from ...core import Path, name_matches
 from ._parameters import Parameter
 from ._presets import NEEDS_MODEL, PRESETS, RuleValue
 
@@ -94,15 +95,17 @@ def match_rules(
     """
     names = ", ".join(p.name for p in parameters[:12])
     names += ", ..." if len(parameters) > 12 else ""
+    names_of = {p.name for p in parameters}
+    matches_one = partial(_rule_matches, names=names_of, types=types)
     for rule in rules:
-        if not any(_rule_matches(rule.selector, p, types) for p in parameters):
+        if not any(matches_one(rule.selector, p) for p in parameters):
             raise ValueError(
                 f"rule {rule_str(rule)} matches no array; {_hint(rule, types)}the "
                 f"arrays are: {names}"
             )
     matches = []
     for parameter in parameters:
-        matching = (r for r in rules if _rule_matches(r.selector, parameter, types))
+        matching = (r for r in rules if matches_one(r.selector, parameter))
         rule = next(matching, None)
         if rule is None:
             raise ValueError(
@@ -129,11 +132,20 @@ def _hint(rule: Rule, types: Mapping[Path, type]) -> str:
 
 
 def _rule_matches(
-    selector: Any, parameter: Parameter, types: Mapping[Path, type]
+    selector: Any,
+    parameter: Parameter,
+    *,
+    names: Container[str],
+    types: Mapping[Path, type],
 ) -> bool:
-    """Whether a selector matches an array; `types` are the classes of modules."""
-    if selector is ... or isinstance(selector, str):
-        return fnmatchcase(parameter.name, "*" if selector is ... else selector)
+    """Whether a selector matches an array.
+
+    `names` are those of all arrays, `types` the classes of modules.
+    """
+    if selector is ...:
+        return True
+    if isinstance(selector, str):
+        return name_matches(parameter.name, selector, names)
     if isinstance(selector, int):
         return parameter.rank == selector
     module, name = selector if isinstance(selector, tuple) else (selector, "*")

@@ -13,6 +13,9 @@ from ...core import (
     Path,
     as_patterns,
     broadcast_per_layer,
+    check_arrays,
+    checked_key,
+    fits_layers,
     flatten,
     inverse,
     is_boxed,
@@ -74,8 +77,8 @@ def unit_params(
         The same tree with other values, in the same dtypes.
 
     Raises:
-        ValueError: unknown `draw`, no key to draw with, a pattern without a match, or
-            scales of another model.
+        TypeError, ValueError: unknown `draw`, no key to draw with, a pattern without a
+            match, params that are no arrays, or scales of another model.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp, einit_jax as ei
@@ -93,9 +96,12 @@ def unit_params(
         )
     if key is None and not keep:
         raise ValueError("unit_params needs a key to draw with, or keep=True")
+    if key is not None:
+        checked_key(key)
+    check_arrays(params)
     leaves = flatten(params)
     paths_by_name = {path_str(path): path for path in leaves}
-    patterns = dict.fromkeys(as_patterns(exclude))
+    patterns = dict.fromkeys(as_patterns(exclude, "exclude"))
     excluded = match_patterns(patterns, paths_by_name, what="array")
     lifted_axes = _lifted_axes_by_path(scales, params)
     entries = {}
@@ -104,6 +110,12 @@ def unit_params(
         if path_str(path) in excluded or not is_float(value) or not value.size:
             continue
         own_axes = owner_of(path, lifted_axes, ())
+        if not fits_layers(value.shape, own_axes):
+            raise ValueError(
+                f"scales have layers {tuple(n for n in own_axes if n)} that "
+                f"{path_str(path)!r}, of shape {value.shape}, has not; pass scales of "
+                "this model"
+            )
         role = role_of(path, value.ndim - sum(n > 0 for n in own_axes))
         if role == "weight" and keep:
             entries[path] = _rescale_weight(value, own_axes)

@@ -2,15 +2,17 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, SupportsIndex
 
 import jax
+from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
 from ...binding import setup, sum_of_means
 from ...core import (
     ModelArgs,
     Path,
+    check_not_zero,
     checked_stopping,
     flatten,
     is_concrete,
@@ -32,17 +34,17 @@ def lsuv(
     loss_fn: Callable | None = None,
     *,
     key: jax.Array | None = None,
-    target: float | Mapping[str, float] = 1.0,
+    target: ArrayLike | Mapping[str, ArrayLike] = 1.0,
     center: bool = False,
     orthogonal: bool = True,
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] = (),
-    batch_size: int | None = None,
+    batch_size: SupportsIndex | None = None,
     method: str | Callable | None = None,
     rngs: Sequence[str] | Mapping[str, jax.Array] = (),
     collections: Mapping[str, Any] | None = None,
     axis_name: str | None = None,
-    max_sweeps: int = 32,
+    max_sweeps: SupportsIndex = 32,
     tolerance: float = 0.01,
 ) -> PyTree:
     r"""Layer-sequential unit variance: orthonormal weights, then outputs of variance 1.
@@ -134,6 +136,7 @@ def lsuv(
         collections=collections,
         axis_name=axis_name,
     )
+    check_not_zero(bound.arrays.batches)
     args = bound.arrays.args
     sampled, progress = _start_compiled(
         args,

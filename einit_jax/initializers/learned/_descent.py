@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from ...core import Batch, is_concrete
+from ...core import Batch, as_integer, as_number, is_concrete
 
 REPORTS = 100
 """About how many times `progress` is called in one descent."""
@@ -84,19 +84,22 @@ def check_descent_settings(
     steps: Any, optimizer: Any, progress: Any, **numbers: Any
 ) -> None:
     """Raises where a descent cannot be run with these."""
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+    whole = as_integer(steps)
+    if whole is None or whole < 1:
         raise ValueError(f"steps is {steps!r}, expected a positive integer")
     if not isinstance(optimizer, optax.GradientTransformation | None):
+        hint = "; it is a function: call it" if callable(optimizer) else ""
         raise TypeError(
             f"optimizer is {optimizer!r}, expected an optax.GradientTransformation at "
-            "its learning rate, such as optax.sgd(0.1)"
+            f"its learning rate, such as optax.sgd(0.1){hint}"
         )
     if progress is not None and not callable(progress):
         raise TypeError(
             f"progress is {progress!r}, expected a function of (step, steps, value)"
         )
     for name, value in numbers.items():
-        if not isinstance(value, int | float) or not value > 0:
+        number = as_number(value)
+        if number is None or not number > 0:
             raise ValueError(f"{name} is {value!r}, expected a positive number")
 
 

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any, NamedTuple
+from operator import index
+from typing import Any, NamedTuple, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from ...core import (
     Batch,
     Params,
     Path,
+    check_not_zero,
     first_step,
     squares,
     stack_batches,
@@ -46,15 +48,15 @@ def gradinit(
     loss_fn: Callable,
     *,
     key: jax.Array | None = None,
-    batch_size: int | None = None,
+    batch_size: SupportsIndex | None = None,
     method: str | Callable | None = None,
     rngs: Sequence[str] | Mapping[str, jax.Array] = (),
     collections: Mapping[str, Any] | None = None,
     axis_name: str | None = None,
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] = (),
-    draws: int = 8,
-    steps: int = 200,
+    draws: SupportsIndex = 8,
+    steps: SupportsIndex = 200,
     learning_rate: float = 1e-2,
     optimizer: optax.GradientTransformation | None = None,
     gamma: float | None = None,
@@ -153,6 +155,7 @@ def gradinit(
         draws=draws,
     )
     arrays = bound.arrays
+    check_not_zero(arrays.batches)
     rescaling = make_rescaling(
         bound.objective,
         arrays.args,
@@ -169,7 +172,7 @@ def gradinit(
         jnp.ones_like(rescaling.sizes(params)),
         Variables(params, arrays.collections),
         pool_batches(arrays.batches),
-        steps=steps,
+        steps=index(steps),
         progress=progress,
     )
     return rescale(rescaling, params, factors)

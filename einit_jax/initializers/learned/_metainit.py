@@ -3,7 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from operator import index
+from typing import Any, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from ...binding import setup
-from ...core import Batch, inverse, unfused, widen
+from ...core import Batch, as_number, check_not_zero, inverse, unfused, widen
 from ...linen import Model
 from ..classic import role_of
 from ._descent import Descent, check_descent_settings, descend
@@ -34,15 +35,15 @@ def metainit(
     loss_fn: Callable,
     *,
     key: jax.Array | None = None,
-    batch_size: int | None = None,
+    batch_size: SupportsIndex | None = None,
     method: str | Callable | None = None,
     rngs: Sequence[str] | Mapping[str, jax.Array] = (),
     collections: Mapping[str, Any] | None = None,
     axis_name: str | None = None,
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] = (),
-    draws: int = 8,
-    steps: int = 200,
+    draws: SupportsIndex = 8,
+    steps: SupportsIndex = 200,
     learning_rate: float = 0.1,
     momentum: float = 0.9,
     epsilon: float = 1e-5,
@@ -117,7 +118,8 @@ def metainit(
     check_descent_settings(
         steps, optimizer, progress, learning_rate=learning_rate, epsilon=epsilon
     )
-    if not 0 <= momentum < 1:
+    number = as_number(momentum)
+    if number is None or not 0 <= number < 1:
         raise ValueError(f"momentum is {momentum!r}, expected a number in [0, 1)")
     bound = setup(
         model,
@@ -133,6 +135,7 @@ def metainit(
         draws=draws,
     )
     arrays = bound.arrays
+    check_not_zero(arrays.batches)
     is_weight = lambda path, axes: role_of(path, axes) == "weight"
     rescaling = make_rescaling(
         bound.objective, arrays.args, is_weight, include=include, exclude=exclude
@@ -144,7 +147,7 @@ def metainit(
         first,
         (first, Variables(params, arrays.collections)),
         pool_batches(arrays.batches),
-        steps=steps,
+        steps=index(steps),
         progress=progress,
     )
     return rescale(rescaling, params, sizes * inverse(first))

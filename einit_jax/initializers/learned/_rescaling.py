@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -182,8 +182,8 @@ def make_rescaling(
             if by_default(path, rank):
                 kept.add(name)
     else:
-        kept = _matching(include, names)
-    kept -= _matching(exclude, names)
+        kept = _matching(include, names, "include")
+    kept -= _matching(exclude, names, "exclude")
     if not kept:
         raise ValueError(
             "include and exclude leave no array to resize; the arrays are: "
@@ -197,7 +197,7 @@ def make_rescaling(
     return Rescaling(objective, tuple(scaled_arrays))
 
 
-def _matching(patterns: str | Sequence[str], names: Mapping[str, Path]) -> set[str]:
-    """The names of arrays that some pattern matches."""
-    values = dict.fromkeys(as_patterns(patterns))
+def _matching(patterns: Any, names: Mapping[str, Path], argument: str) -> set[str]:
+    """The names of arrays that some pattern of an argument matches."""
+    values = dict.fromkeys(as_patterns(patterns, argument))
     return set(match_patterns(values, names, what="array"))

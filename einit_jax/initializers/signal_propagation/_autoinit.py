@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from numbers import Real
-from typing import Any
+from operator import index
+from typing import Any, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,9 @@ from jaxtyping import Array, PyTree
 from ...binding import setup, sum_of_means
 from ...core import (
     Path,
+    as_integer,
+    as_number,
+    check_not_zero,
     flatten,
     inverse,
     multiply,
@@ -47,10 +50,10 @@ def autoinit(
     input_var: float | None = None,
     distribution: str | None = "truncated_normal",
     zero_mean: bool = False,
-    samples: int = 8192,
-    along: int = 16,
+    samples: SupportsIndex = 8192,
+    along: SupportsIndex = 16,
     estimators: Mapping[Any, Callable] | None = None,
-    batch_size: int | None = None,
+    batch_size: SupportsIndex | None = None,
     method: str | Callable | None = None,
     rngs: Sequence[str] | Mapping[str, jax.Array] = (),
     collections: Mapping[str, Any] | None = None,
@@ -146,13 +149,20 @@ def autoinit(
         collections=collections,
         axis_name=axis_name,
     )
-    arrays = bound.arrays
+    arrays, moments = bound.arrays, None
     traced = trace_for_propagation(bound.objective, arrays.args, pairs)
-    moments = None
     if (input_mean, input_var) != (None, None):
-        moments = input_mean or 0.0, 1.0 if input_var is None else input_var
+        variance = 1.0 if input_var is None else float(input_var)
+        moments = float(input_mean or 0.0), variance
+    else:
+        check_not_zero(arrays.batches)
     spec = PropagationSpec(
-        signal_variance, moments, zero_mean, samples, along, estimators=pairs
+        float(signal_variance),
+        moments,
+        zero_mean,
+        samples=index(samples),
+        along=index(along),
+        estimators=pairs,
     )
     prediction = predict_variances(traced, arrays.key, spec)
     if prediction.missed:
@@ -256,7 +266,8 @@ def _check_settings(
     samples: Any,
     along: Any,
 ) -> None:
-    number = lambda x: isinstance(x, Real) and math.isfinite(float(x))
+    number = lambda x: (y := as_number(x)) is not None and math.isfinite(y)
+    count, group = as_integer(samples), as_integer(along)
     if not number(signal_variance) or not signal_variance > 0:
         raise ValueError(
             f"signal_variance={signal_variance!r}, expected a positive number"
@@ -270,7 +281,7 @@ def _check_settings(
             f"distribution={distribution!r} is not known; expected "
             f"{', '.join(map(repr, DISTRIBUTIONS))}, or None to rescale what is there"
         )
-    if not isinstance(samples, int) or samples < 64 or samples & (samples - 1):
+    if count is None or count < 64 or count & (count - 1):
         raise ValueError(f"samples={samples!r}, expected a power of two, 64 or more")
-    if not isinstance(along, int) or along < 3:
+    if group is None or group < 3:
         raise ValueError(f"along={along!r}, expected an integer >= 3")
