@@ -73,7 +73,7 @@ def setup(
             params that hold no floating arrays.
     """
     _check_order(model, params, input_fn)
-    _check_options(collections, axis_name)
+    _check_collections(collections)
     objective = bind(model, loss_fn, method, axis_name)
     key = jax.random.key(0) if key is None else checked_key(key)
     _check_params(params, input_fn, shapes)
@@ -92,15 +92,13 @@ def _check_order(model: Any, params: Any, input_fn: Any) -> None:
         )
 
 
-def _check_options(collections: Any, axis_name: Any) -> None:
-    """Raises a TypeError for what are no collections and no name of an axis."""
+def _check_collections(collections: Any) -> None:
+    """Raises a TypeError for what are no collections."""
     if not isinstance(collections, Mapping | None):
         raise TypeError(
             f"collections are {describe(collections)}, expected variables by "
             "collection, such as {'batch_stats': ...}"
         )
-    if not isinstance(axis_name, str | None):
-        raise TypeError(f"axis_name is {axis_name!r}, expected a name or None")
 
 
 def _check_params(params: Any, input_fn: Any, shapes: bool) -> None:

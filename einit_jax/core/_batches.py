@@ -1,7 +1,7 @@
 """What a model is called with: batches of inputs, each with its random keys."""
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, SupportsIndex
 
@@ -170,10 +170,9 @@ def _check_drawn(drawn: Any, what: str) -> None:
         TypeError: it is no array, and no pytree of arrays.
         ValueError: all of its arrays are empty.
     """
-    leaves = jax.tree.leaves(drawn)
-    if drawn is None or (
-        len(leaves) == 1 and leaves[0] is drawn and not is_array(drawn)
-    ):
+    leaves = [drawn] if isinstance(drawn, Iterator) else jax.tree.leaves(drawn)
+    is_leaf = len(leaves) == 1 and leaves[0] is drawn
+    if drawn is None or (is_leaf and not is_array(drawn)):
         hint = "an array, a pytree of arrays, a tuple of arguments, or ei.Inputs(...)"
         if isinstance(drawn, Iterable) and not isinstance(drawn, str):
             hint += "; of an iterator pass one batch, or lambda key: next(iterator)"

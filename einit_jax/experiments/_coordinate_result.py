@@ -101,10 +101,11 @@ class CoordinateCheck:
     def __str__(self) -> str:
         steps = self.changes.shape[1] - 1
         names = ("size at 0", f"size at {steps}", "change at 1", f"change at {steps}")
+        names = names if steps else names[:1]
         cells = []
         for row in self.rows():
             exponents = [row[name] for name in row if name.endswith("exponent")]
-            numbers = map(format_number, exponents)
+            numbers = map(format_number, exponents[: len(names)])
             cells.append([row["path"], *numbers, row["verdict"]])
         return format_table(("unit",), (*names, "verdict"), cells, self.notes())
 

@@ -231,7 +231,8 @@ def linen_objective(
     """Checks what can be checked before any batch is drawn.
 
     Raises:
-        TypeError: model is no Linen module, or loss_fn takes other arguments.
+        TypeError: model is no Linen module, loss_fn takes other arguments, or method
+            or axis_name is no name.
         ValueError: the model has no such method.
     """
     check_module(model)
@@ -242,6 +243,8 @@ def linen_objective(
         )
     if method is not None and not isinstance(method, str) and not callable(method):
         raise TypeError(f"method is {method!r}, expected a name or a function")
+    if not isinstance(axis_name, str | None):
+        raise TypeError(f"axis_name is {axis_name!r}, expected a name or None")
     return LinenObjective(
         model=as_static(model),
         loss_fn=as_static(loss_fn),

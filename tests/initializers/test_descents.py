@@ -22,6 +22,15 @@ DESCENTS = {
 }
 
 
+@pytest.mark.parametrize("verb", DESCENTS.values(), ids=DESCENTS)
+def test_a_scaled_model_is_the_model(verb):
+    """Given as `ei.scaled(model)` too: the same parameters."""
+    model = nn.Dense(3)
+    params = model.init(KEY, draw(KEY))["params"]
+    run = lambda model: verb(model, params, draw, lambda y: jnp.mean(y**2), **FEW)
+    assert jax.tree.all(jax.tree.map(np.array_equal, run(ei.scaled(model)), run(model)))
+
+
 def layers_of(name, path):
     """Along which axis an array of a case holds layers."""
     return (

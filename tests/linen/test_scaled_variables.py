@@ -1,5 +1,6 @@
 """A scaled model beside the plain one: collections, streams, values."""
 
+import inspect
 import pickle
 
 import flax.linen as nn
@@ -110,6 +111,31 @@ def test_a_scaled_model_pickles():
     copy = pickle.loads(pickle.dumps(tuned))
     assert copy == tuned
     assert same(copy.apply(variables, X), tuned.apply(variables, X))
+
+
+@pytest.mark.parametrize("make", [ei.scaled, ei.activation_stats])
+def test_bound_methods_are_equal_by_value(make):
+    """`apply` of equal models: one key, one trace, its own signature, picklable."""
+    left, right, other = (make(CompactMlp(d)).apply for d in (None, None, "float16"))
+    assert left == right != other
+    assert hash(left) == hash(right)
+    assert left != CompactMlp().apply
+    assert len({left, right, other}) == 2
+    assert pickle.loads(pickle.dumps(left)) == left
+    parameters = list(inspect.signature(left).parameters)
+    assert parameters[0] == "variables"
+    assert left.__name__ == "apply"
+    assert type(left.__self__) is type(make(CompactMlp()))
+
+
+def test_the_plain_model_ignores_scales():
+    """As `scaled` says: only its own `apply` puts them into force."""
+    tuned, variables = initialized(CompactMlp(), X)
+    scales = jax.tree.map(lambda s: 2 * s, variables["scales"])
+    given = {**variables, "scales": scales}
+    plain = CompactMlp().apply(given, X)
+    assert same(plain, tuned.apply(variables, X))
+    assert not same(plain, tuned.apply(given, X))
 
 
 @pytest.mark.parametrize(

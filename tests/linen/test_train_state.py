@@ -134,3 +134,31 @@ def test_train_state_takes_a_step():
     close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
     jax.tree.map(close, stepped.params, by_hand)
     assert step(stepped, scales)[1] < before
+
+
+def test_a_train_state_made_anew_has_the_same_structure():
+    """Its `apply_fn` is equal by value, and so a jitted step is traced once."""
+    _, variables = initialized(CompactMlp(), X)
+    traced = []
+
+    @jax.jit
+    def step(state):
+        traced.append(state)
+        variables = {"params": state.params, "scales": state.scales}
+        return state.apply_fn(variables, X)
+
+    def state(model):
+        return ei.TrainState.create(apply_fn=ei.scaled(model).apply, tx=TX, **variables)
+
+    first, again = state(CompactMlp()), state(CompactMlp())
+    assert jax.tree.structure(first) == jax.tree.structure(again)
+    assert hash(jax.tree.structure(first)) == hash(jax.tree.structure(again))
+    np.testing.assert_array_equal(step(first), step(again))
+    assert len(traced) == 1
+    other = state(CompactMlp(dtype=jnp.bfloat16))
+    assert jax.tree.structure(first) != jax.tree.structure(other)
+    step(other)
+    assert len(traced) == 2
+
+
+TX = optax.sgd(0.1)

@@ -2,7 +2,9 @@
 
 from functools import partial
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import einit_jax as ei
@@ -44,3 +46,28 @@ def test_measure_under_jit(case: Case):
     np.testing.assert_allclose(inside.output_rms, outside.output_rms, rtol=1e-5)
     assert inside.rows_of == outside.rows_of
     assert str(outside) in str(inside) or len(str(inside)) > 0
+
+
+def test_a_pillar_that_no_unit_has_is_left_out():
+    """A table alone reads no floating input; nothing warns (warnings are errors)."""
+    tokens = lambda key: jax.random.randint(key, (16,), 0, 10)
+    model = nn.Sequential([nn.Embed(10, 4)])
+    params = model.init(KEY, tokens(KEY))["params"]
+    run = partial(ei.measure, model, params, tokens, to_one)
+    table = run(draws=2)
+    assert set(table.worst()) == {"output_rms", "update_rms"}
+    text = str(table)
+    assert "largest spread over draws, of ln rms: output" in text
+    assert "input_grad" not in text
+    dense = ei.measure(CompactMlp(), params_of(CompactMlp()), vectors, to_one, draws=2)
+    assert "; input_grad 0" in str(dense).replace("\n", " ")
+
+
+def test_what_is_compared_may_lack_a_pillar():
+    tokens = jnp.arange(16) % 10
+    params = nn.Embed(10, 4).init(KEY, tokens)["params"]
+    short = {"strategies": {"as it is": None}, "steps": 1, "learning_rates": (0.1,)}
+    table = ei.compare(nn.Embed(10, 4), params, tokens, to_one, **short)
+    (row,) = table.rows()
+    assert np.isnan(row["gradients"]) and np.isfinite(row["activations"])
+    assert "as it is" in str(table)

@@ -72,3 +72,25 @@ def test_targets_are_reached(targets, wanted):
     scales = ei.tune(model, params_of(model), X, to_one, targets=targets)
     got = list(output_rms(model, scales).values())
     np.testing.assert_allclose(got, wanted, rtol=1e-5)
+
+
+class Bracketed(nn.Module):
+    """Units whose names are globs of others."""
+
+    @nn.compact
+    def __call__(self, x):
+        for name in ("b[1]", "b1"):
+            x = nn.Dense(8, name=name)(x)
+        return x
+
+
+def test_a_units_own_name_is_no_glob():
+    model, params = Bracketed(), params_of(Bracketed())
+    scales = ei.tune(model, params, X, to_one, exclude="b[1]")
+    assert scales["b[1]"]["output"] == 1 != scales["b1"]["output"]
+    drawn = ei.initialize(params, {"b[1]/kernel": 0.0, "*": None}, KEY)
+    assert not drawn["b[1]"]["kernel"].any()
+    assert np.array_equal(drawn["b1"]["kernel"], params["b1"]["kernel"])
+    kept = ei.unit_params(params, KEY, exclude="b[1]/kernel")
+    assert np.array_equal(kept["b[1]"]["kernel"], params["b[1]"]["kernel"])
+    assert not np.array_equal(kept["b1"]["kernel"], params["b1"]["kernel"])
