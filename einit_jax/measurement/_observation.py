@@ -38,7 +38,7 @@ from ..units import (
     scale_by_owner,
     zeros_like_params,
 )
-from ._total_updates import TotalUpdates
+from ..verification import TotalUpdates
 from ._unit_statistics import empty_statistics, observing, output_statistics
 
 Factors = Mapping[UnitKey, Mapping[str, Array]]

@@ -7,3 +7,4 @@ from ._gradients import align_gradients as align_gradients
 from ._outputs import Verdict as Verdict
 from ._outputs import judge as judge
 from ._outputs import output_sizes as output_sizes
+from ._total_updates import TotalUpdates as TotalUpdates

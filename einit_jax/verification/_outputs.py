@@ -116,7 +116,10 @@ def output_sizes(
     run = partial(_sizes, objective, tuple(units), factors, args)
     try:
         sizes = run(hidden)
-    except ValueError:  # branches of nn.cond cannot capture: their trees would differ
+    except (
+        TypeError,
+        ValueError,
+    ):  # branches of nn.cond cannot capture: their trees would differ
         return run(list(units))
     return sizes if len(sizes) == len(units) else run(list(units))
 

@@ -20,7 +20,7 @@ TABLE = {
     "binding": "core units graph linen",
     "reporting": "",
     "command_line": "",
-    "measurement": LOW + "reporting",
+    "measurement": LOW + "reporting verification",
     "verification": "core units",
     "tuning": LOW + "verification",
     "initializers/classic": LOW,
