@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from ..core import (
+    ArrayType,
     ModelArgs,
     Partition,
     anchor,
@@ -23,9 +24,13 @@ from ..core import (
     multiply,
     per_call,
     plain,
+    shaped_like,
     squares,
+    type_of,
     unforeseen,
+    vary_with,
     widen,
+    zeros_of,
 )
 from ..graph import open_to_forward_mode
 from ..units import Interception, Objective, Unit, UnitCall, UnitKey
@@ -61,6 +66,8 @@ def output_changes(
         unit.key: dict.fromkeys(("power", "calls"), jnp.zeros_like(outputs[unit.key]))
         for unit in units
     }
+
+    zeros = vary_with(zeros, args)
 
     def moved(sums):
         def forward(*floats):
@@ -111,10 +118,10 @@ def _tap_jvp(primals, tangents):
 
 @partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["known"])
 @dataclass(frozen=True)
-class Shapes:
-    """Shapes and dtypes for a backward pass, which keeps no array for their sake."""
+class Types:
+    """Types of arrays for a backward pass, which keeps no array for their sake."""
 
-    known: tuple[tuple[tuple[int, ...], Any], ...]
+    known: tuple[ArrayType, ...]
 
 
 @jax.custom_vjp
@@ -125,14 +132,14 @@ def _note(moved, along, sums):
 
 def _note_forward(moved, along, sums):
     power, size = squares(moved)  # each call counts the same, whatever its size
-    statistics = {"power": power / size, "calls": per_call(1, moved)}
-    shaped = {name: statistics[name].reshape(sums[name].shape) for name in sums}
-    return moved, (shaped, Shapes(tuple((t.shape, t.dtype) for t in along)))
+    statistics = {"power": power / size, "calls": per_call(1, power)}
+    shaped = {name: shaped_like(statistics[name], sums[name]) for name in sums}
+    return moved, (shaped, Types(tuple(map(type_of, along))))
 
 
 def _note_backward(residual, cotangents):
-    statistics, shapes = residual
-    zeros = [jnp.zeros(shape, dtype) for shape, dtype in shapes.known]
+    statistics, types = residual
+    zeros = [zeros_of(kind) for kind in types.known]
     return [jnp.zeros_like(t) for t in cotangents], zeros, statistics
 
 

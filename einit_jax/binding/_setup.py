@@ -20,6 +20,7 @@ from ..core import (
     is_float,
     path_str,
     unboxed,
+    vary_with,
 )
 from ..linen import Model
 from ..units import Objective
@@ -78,7 +79,8 @@ def setup(
     key = jax.random.key(0) if key is None else checked_key(key)
     _check_params(params, input_fn, shapes)
     batches = draw_batches(input_fn, key, rngs=rngs, batch_size=batch_size, draws=draws)
-    return Setup(objective, Arrays(params, dict(collections or {}), batches, key))
+    arrays = Arrays(params, dict(collections or {}), batches, key)
+    return Setup(objective, vary_with(arrays, arrays))
 
 
 def _check_order(model: Any, params: Any, input_fn: Any) -> None:

@@ -69,6 +69,13 @@ from ._paths import plain as plain
 from ._paths import select_names as select_names
 from ._paths import unboxed as unboxed
 from ._paths import with_leaves as with_leaves
+from ._placement import ArrayType as ArrayType
+from ._placement import gathered as gathered
+from ._placement import shaped_like as shaped_like
+from ._placement import taken as taken
+from ._placement import type_of as type_of
+from ._placement import vary_with as vary_with
+from ._placement import zeros_of as zeros_of
 from ._types import Collections as Collections
 from ._types import JaxprEqn as JaxprEqn
 from ._types import Params as Params

@@ -8,7 +8,6 @@ measurement. Calls of one module, layers of a scan and devices of a mesh then ad
 themselves.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -16,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact
 
 from ._numerics import is_float, multiply, unforeseen
+from ._placement import shaped_like
 
 
 def float_leaves(tree: Any) -> list[Any]:
@@ -23,15 +23,14 @@ def float_leaves(tree: Any) -> list[Any]:
     return [leaf for leaf in jax.tree.leaves(tree) if is_float(leaf)]
 
 
-def per_call(value: int | float, leaves: Sequence[Array]) -> Float[Array, ""]:
-    """A constant, as a statistic of the call that the arrays are of.
+def per_call(value: int | float, statistic: Float[Array, ""]) -> Float[Array, ""]:
+    """A constant, as a statistic of the call that another statistic is of.
 
     Statistics leave as cotangents, which `vmap` sums over its members where they depend
     on something mapped: it would count a bare constant of all members as one.
     """
     constant = jnp.asarray(value, jnp.float32)
-    first = [leaf.ravel()[0] for leaf in leaves if leaf.size]
-    return jnp.where(first[0] == first[0], constant, constant) if first else constant
+    return jnp.where(statistic == statistic, constant, constant)
 
 
 @jax.custom_jvp
@@ -67,7 +66,7 @@ def _emit_forward(outputs, statistics, sums):
 
 def _emit_backward(residual, cotangents):
     statistics, sums = residual
-    shaped = {name: statistics[name].reshape(sums[name].shape) for name in sums}
+    shaped = {name: shaped_like(statistics[name], sums[name]) for name in sums}
     return cotangents, None, shaped
 
 

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Float, Inexact
 
+from ._placement import gathered
+
 
 def is_float(leaf: object) -> bool:
     """Whether a leaf carries a cotangent: a real or complex floating array."""
@@ -71,14 +73,17 @@ def rms(leaves: Sequence[Array], keep: int = 0) -> Float[Array, "..."]:
 
     Safe where squares under- or overflow float32: the largest magnitude is divided out.
     """
-    flat = [widen(t).reshape(*t.shape[:keep], -1) for t in leaves if t.size]
-    if not flat:
+    wide = [widen(t) for t in leaves if t.size]
+    if not wide:
         return jnp.zeros(leaves[0].shape[:keep] if leaves else (), jnp.float32)
-    peaks = [jnp.max(jnp.abs(t), -1) for t in flat]
+    # not reshaped first: axes that are split over devices cannot always be merged
+    rest = lambda t: tuple(range(keep, t.ndim))
+    peaks = [gathered(jnp.max(jnp.abs(t), rest(t))) for t in wide]
     peak = jnp.max(jnp.stack(peaks), 0)
     divisor = jnp.where((peak > 0) & jnp.isfinite(peak), peak, 1)
-    sums = [jnp.square(jnp.abs(t / divisor[..., None])).sum(-1) for t in flat]
-    size = sum(t.shape[-1] for t in flat)
+    shares = [t / jnp.expand_dims(divisor, rest(t)) for t in wide]
+    sums = [gathered(jnp.square(jnp.abs(t)).sum(rest(t))) for t in shares]
+    size = sum(t.size for t in wide) // max(peak.size, 1)
     return (divisor * jnp.sqrt(sum(sums) / size)).astype(jnp.float32)
 
 

@@ -84,9 +84,10 @@ def _compare_call(call: UnitCall, sums: Mapping[str, Array]) -> Any:
     wide = [widen(jax.lax.stop_gradient(t)) for t in outputs]
     pairs = [jax.lax.all_gather(t, BOTH) for t in wide]
     bad = sum((jnp.sum(~jnp.isfinite(t)) for t in wide), jnp.zeros((), jnp.int32))
+    size = jnp.square(rms(wide))
     statistics = {
-        "calls": per_call(1, wide),
-        "size": jnp.square(rms(wide)),
+        "calls": per_call(1, size),
+        "size": size,
         "change": jnp.square(rms([pair[1] - pair[0] for pair in pairs])),
         "bad": bad.astype(jnp.float32),
     }

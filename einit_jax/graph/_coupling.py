@@ -33,7 +33,7 @@ from ._marks import read_mark
 
 UNCHANGED = {
     "convert_element_type", "copy", "copy_p", "optimization_barrier",
-    "sharding_constraint",
+    "sharding_constraint", "reshard", "pvary",
 }  # fmt: skip
 """Primitives after which a parameter is still the same parameter."""
 CUSTOM_RULES = ("custom_jvp_call", "custom_vjp_call")

@@ -23,7 +23,8 @@ SEVERAL = 1 << 20
 SHAPING = {
     "broadcast_in_dim", "reshape", "convert_element_type", "squeeze", "transpose",
     "copy", "rev", "slice", "dynamic_slice", "copy_p",
-    "optimization_barrier", "sharding_constraint", "name",
+    "optimization_barrier", "sharding_constraint", "reshard", "pvary",
+    "name",
 }  # fmt: skip
 """Primitives that change the shape of an array, and none of its values."""
 WEIGHTING = {"dot_general", "ragged_dot_general", "conv_general_dilated", "gather"}

@@ -31,8 +31,8 @@ from ._traced_values import (
 
 MOVING = {
     "convert_element_type", "copy", "copy_p", "rev", "optimization_barrier",
-    "sharding_constraint", "reduce_precision", "stop_gradient", "slice",
-    "dynamic_slice", "reshape", "squeeze", "transpose", "broadcast_in_dim",
+    "sharding_constraint", "reshard", "pvary", "reduce_precision", "stop_gradient",
+    "slice", "dynamic_slice", "reshape", "squeeze", "transpose", "broadcast_in_dim",
 }  # fmt: skip
 """Primitives that change no value: whatever comes out is what went in, elsewhere."""
 MULTIPLYING, ADDING = {"mul", "div"}, {"add", "sub", "add_any"}

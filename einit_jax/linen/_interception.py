@@ -11,7 +11,15 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from ..core import Partition, Path, float_leaves, is_float, multiply, plain
+from ..core import (
+    Partition,
+    Path,
+    float_leaves,
+    is_float,
+    multiply,
+    plain,
+    shaped_like,
+)
 from ..units import Interception
 from ._carrying import CARRIED, COLLECTION, Carried, path_of, run_carrying
 
@@ -148,7 +156,7 @@ class LinenUnitCall:
 
         def tangent(value: Any) -> Any:
             if is_float(value):
-                return next(numbered).reshape(value.shape)
+                return shaped_like(next(numbered), value)
             return np.zeros(jnp.shape(value), jax.dtypes.float0)
 
         own = self._call.module.variables["params"]
@@ -169,7 +177,7 @@ class LinenUnitCall:
 
         def gradient(cotangents: list[Array]) -> list[Array]:
             own, _ = transpose(cotangents)
-            return [g.reshape(s.shape) for g, s in zip(own, step, strict=True)]
+            return [shaped_like(g, s) for g, s in zip(own, step, strict=True)]
 
         (moved,) = jax.linear_transpose(gradient, outputs)(step)
         return outputs, moved

@@ -17,9 +17,11 @@ from ..core import (
     anchor,
     first_step,
     float_leaves,
+    gathered,
     layers_first,
     plain,
     rms,
+    vary_with,
     widen,
 )
 from ..units import (
@@ -139,6 +141,7 @@ class Observer:
         """One look, and the steps of the units' parameters that follow from it."""
         leaves = Partition(plain(args.params))
         empty = {unit.key: empty_statistics(unit) for unit in self.units}
+        empty = vary_with(empty, args)
         still = {unit.key: zeros_like_params(args.params, unit) for unit in self.units}
 
         def loss(floats: list, shifts: Any, sums: Any) -> tuple[Array, tuple]:
@@ -229,15 +232,16 @@ def _cosine(both: list[list[Array]], sizes: list[Array], keep: int) -> Array:
     """
     live = (sizes[0] > 0) & (sizes[1] > 0)
 
-    def flat(x: Array, size: Array) -> Array:
-        unit = jnp.where(live, size, 1).reshape(*size.shape, 1)
-        return widen(x).reshape(*x.shape[:keep], -1) / unit
+    rest = lambda x: tuple(range(keep, x.ndim))
+
+    def normed(x: Array, size: Array) -> Array:
+        return widen(x) / jnp.expand_dims(jnp.where(live, size, 1), rest(x))
 
     dots = [
-        jnp.real(jnp.conj(flat(x, sizes[0])) * flat(y, sizes[1]))
+        jnp.real(jnp.conj(normed(x, sizes[0])) * normed(y, sizes[1]))
         for x, y in zip(*both, strict=True)
     ]
-    count = max(sum(dot.shape[-1] for dot in dots), 1)
+    count = max(sum(dot.size for dot in dots) // max(sizes[0].size, 1), 1)
     zero = jnp.zeros(sizes[0].shape, jnp.float32)
-    mean = sum((dot.sum(-1) for dot in dots), zero) / count
+    mean = sum((gathered(dot.sum(rest(dot))) for dot in dots), zero) / count
     return jnp.where(live, mean.astype(jnp.float32), jnp.nan)

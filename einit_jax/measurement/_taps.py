@@ -16,7 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ..core import as_integer, as_number, path_str, widen
+from ..core import (
+    as_integer,
+    as_number,
+    gathered,
+    path_str,
+    taken,
+    vary_with,
+    widen,
+)
 from ..units import Interception, UnitCall, UnitKey
 
 TAP_FACTS = ("count", "nonfinite", "sum", "squares")
@@ -54,7 +62,7 @@ class TapSpec:
         parts = [_flat_reals(leaf) for leaf in leaves if leaf.size]
         if not parts:
             return jnp.zeros(self.size // len(SIGNALS), jnp.float32)
-        values = jnp.concatenate(parts)
+        values = gathered(jnp.concatenate(parts))
         fine = jnp.isfinite(values)
         values, ones = jnp.where(fine, values, 0), fine.astype(jnp.float32)
         # one reduction and one scatter: kernels, not elements, are what reading costs
@@ -107,7 +115,7 @@ def sample_evenly(leaf: Array, most: int | None) -> Array:
         axis = int(np.argmax(outer))
         steps[axis] *= 2
         shape[axis] = -(-(leaf.shape[axis] - steps[axis] // 2) // steps[axis])
-    return leaf[tuple(slice(step // 2, None, step) for step in steps)]
+    return taken(leaf, tuple(slice(step // 2, None, step) for step in steps))
 
 
 def _flat_reals(leaf: Array) -> Float[Array, " n"]:
@@ -142,8 +150,10 @@ def _tap_unit(spec: TapSpec, call: UnitCall, entry: Mapping[str, Array]) -> Any:
     _check_methods(call)
     tap = entry[repr(spec)]
     if spec.of == "input":
+        tap = vary_with(tap, call.inputs)
         return call.finish(call.proceed(_tapped(spec, call.inputs, tap)))
-    return call.finish(_tapped(spec, call.proceed(call.inputs), tap))
+    outputs = call.proceed(call.inputs)
+    return call.finish(_tapped(spec, outputs, vary_with(tap, outputs)))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..core import emit, multiply, per_call, rms, scale_gradient, widen
+from ..core import emit, multiply, per_call, rms, scale_gradient, shaped_like, widen
 from ..units import FACTORS, Interception, Unit, UnitCall, UnitKey
 
 OUTPUT_STATISTICS = (
@@ -68,7 +68,7 @@ def output_statistics(outputs: list[Array]) -> dict[str, Float[Array, ""]]:
     total = sum(jnp.sum(t) for t in wide) / max(size, 1)
     strength = rms(wide)
     return {
-        "calls": per_call(1, wide),
+        "calls": per_call(1, strength),
         "rms": strength,
         "power": jnp.square(strength),
         "mean": jnp.real(total).astype(jnp.float32),
@@ -121,7 +121,7 @@ def _watch_backward(sums, cotangents):
         "power": jnp.square(largest),
         "bad": count_nonfinite(cotangents),
     }
-    shaped = {n: statistics[n].reshape(sums[n].shape) for n in INPUT_STATISTICS}
+    shaped = {n: shaped_like(statistics[n], sums[n]) for n in INPUT_STATISTICS}
     return cotangents, shaped
 
 

@@ -19,6 +19,8 @@ from ..core import (
     per_call,
     plain,
     rms,
+    shaped_like,
+    vary_with,
     widen,
 )
 from ..units import Interception, Objective, Unit, UnitCall, UnitKey, flat_floats
@@ -90,6 +92,7 @@ def run_tuned(
         unit.key: dict.fromkeys(FOLD_STATISTICS, jnp.zeros(unit.carried_shape))
         for unit in units
     }
+    zeros = vary_with(zeros, args)
     return objective.over_axis(lambda: jax.grad(loss, has_aux=True)(zeros))
 
 
@@ -101,11 +104,11 @@ def _fold_call(call: UnitCall, entry: Mapping[str, Any]) -> Any:
     own = call.params
     far = relative_gap(moved, outputs) / fold_tolerance((*outputs, *own))
     pairs = zip(own, entry["own"].values(), strict=True)
-    changed = [jnp.any(here.ravel() != carried.ravel()) for here, carried in pairs]
+    changed = [jnp.any(here != shaped_like(carried, here)) for here, carried in pairs]
     far = jnp.where(jnp.any(jnp.array(changed)), jnp.inf, far)
     far = jnp.where(a == 1, 0, far)  # nothing to fold
     statistics = {
-        "calls": per_call(1, outputs),
+        "calls": per_call(1, far),
         "far": jnp.where(jnp.isfinite(far), far, jnp.inf),
     }
     return call.finish(emit(outputs, statistics, entry["sums"]))

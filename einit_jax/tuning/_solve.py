@@ -12,7 +12,7 @@ import jax
 from jax import numpy as jnp
 from jaxtyping import Array, Bool
 
-from ..core import ModelArgs, Partition, anchor, float_leaves, plain
+from ..core import ModelArgs, Partition, anchor, float_leaves, plain, vary_with
 from ._factors import forward_factors, local_factors, region_factors
 from ._state import PassResult, Solution, SolveState, SweepSpec, start_state
 from ._sweep import empty_sums, sweeping
@@ -25,6 +25,7 @@ def solve(spec: SweepSpec, args: ModelArgs) -> Solution:
     """The factors on one batch: a sweep, and more where units are called repeatedly."""
     leaves = Partition(plain(args.params))
     zeros = {unit.key: empty_sums(unit, args.params) for unit in spec.units}
+    zeros = vary_with(zeros, args)
     next_state = local_factors if spec.regions is None else region_factors
     next_state = forward_factors if spec.plain else next_state
 
@@ -39,7 +40,7 @@ def solve(spec: SweepSpec, args: ModelArgs) -> Solution:
         inside = lambda: gradient(zeros, leaves.floats, state.settings)
         value, (sums, of_params) = spec.objective.over_axis(inside)
         result = PassResult(sums, of_params, jnp.isfinite(value))
-        return next_state(spec, state, result)
+        return vary_with(next_state(spec, state, result), args)
 
     def unsettled(state: SolveState) -> Bool[Array, ""]:
         stopping = spec.stopping
@@ -49,7 +50,7 @@ def solve(spec: SweepSpec, args: ModelArgs) -> Solution:
         strained = state.solution.findings.strained & (spec.regions is not None)
         return more | (strained & (passes < RANGE_SWEEPS))
 
-    state = start_state(spec, args.params, leaves.floats)
+    state = vary_with(start_state(spec, args.params, leaves.floats), args)
     if spec.loops:
         return jax.lax.while_loop(unsettled, sweep, state).solution
     return sweep(state).solution

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..core import Params, inverse_rms, multiply, per_call, rms, squares
+from ..core import Params, inverse_rms, multiply, per_call, rms, shaped_like, squares
 from ..units import Interception, Unit, UnitCall, UnitKey, zeros_like_params
 
 PerLayer = Float[Array, "..."]
@@ -195,18 +195,18 @@ def _attach_backward(residual, cotangents):
         strength, count = strength / count, 1
     statistics = {
         "output": power,
-        "output_size": per_call(size, [power]),
+        "output_size": per_call(size, power),
         "input_grad": jnp.square(passed) * strength if fixed else strength,
-        "input_size": per_call(count, [strength]),
+        "input_size": per_call(count, strength),
         "change": change,
     }
     shaped: dict[str, Any] = {
-        name: jnp.asarray(value, jnp.float32).reshape(getattr(sums, name).shape)
+        name: shaped_like(jnp.asarray(value, jnp.float32), getattr(sums, name))
         for name, value in statistics.items()
     }
     if sums.gradient is not None:
         pairs = zip(sums.gradient.items(), gradient, strict=True)
-        shaped["gradient"] = {name: g.reshape(s.shape) for (name, s), g in pairs}
+        shaped["gradient"] = {name: shaped_like(g, s) for (name, s), g in pairs}
     if weight is not None:
         gradient = [multiply(g, weight) for g in gradient]
     back = [multiply(t, passed) for t in back]
@@ -222,7 +222,7 @@ def _step(gradient: list[Array], shared: Shared | None) -> list[Array]:
     if shared is None:
         return gradient
     pairs = zip(gradient, shared.step.values(), strict=True)
-    return [jnp.where(shared.found > 0, s.reshape(g.shape), g) for g, s in pairs]
+    return [jnp.where(shared.found > 0, shaped_like(s, g), g) for g, s in pairs]
 
 
 def _squared_change(

@@ -11,6 +11,7 @@ from ..core import (
     Path,
     broadcast_per_layer,
     flatten,
+    gathered,
     is_float,
     layers_first,
     multiply,
@@ -82,7 +83,8 @@ def flat_floats(params: Mapping, unit: Unit) -> dict[str, Array]:
     `nn.SpectralNorm`, would take a matrix for one of the weights.
     """
     own = own_floats(params, unit)
-    return {n: v if unit.lifted_axes else v.ravel() for n, v in own.items()}
+    flat = lambda v: v if v.ndim < 2 else gathered(v).ravel()
+    return {n: v if unit.lifted_axes else flat(v) for n, v in own.items()}
 
 
 def zeros_like_params(params: Mapping, unit: Unit) -> dict[str, Array]:

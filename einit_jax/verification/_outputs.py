@@ -23,6 +23,7 @@ from ..core import (
     link_cotangents,
     per_call,
     rms,
+    vary_with,
     widen,
 )
 from ..units import Interception, Objective, Unit, UnitCall, UnitKey, scaling
@@ -153,6 +154,7 @@ def _sizes(
         unit.key: dict.fromkeys(("square", "calls"), jnp.zeros(unit.carried_shape))
         for unit in hidden
     }
+    zeros = vary_with(zeros, args)
     sums, sizes = objective.over_axis(lambda: jax.grad(run, has_aux=True)(zeros))
     mean = lambda own: own["square"] / jnp.maximum(own["calls"], 1)
     return sizes | {key: jnp.sqrt(mean(own)) for key, own in sums.items()}
@@ -161,6 +163,7 @@ def _sizes(
 def _read_call(call: UnitCall, sums: Mapping[str, Array]) -> Any:
     outputs = call.proceed(call.inputs)
     still = [widen(jax.lax.stop_gradient(t)) for t in outputs]
-    statistics = {"square": jnp.square(rms(still)), "calls": per_call(1, still)}
+    square = jnp.square(rms(still))
+    statistics = {"square": square, "calls": per_call(1, square)}
     linked = link_cotangents(call.inputs, emit(outputs, statistics, sums))
     return call.finish(linked)

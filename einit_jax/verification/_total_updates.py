@@ -25,6 +25,7 @@ from ..core import (
     per_call,
     plain,
     rms,
+    vary_with,
     widen,
 )
 from ..units import Interception, Objective, Unit, UnitCall, UnitKey, ones, scaling
@@ -114,7 +115,8 @@ class TotalUpdates:
             ends = jax.vmap(run, in_axes=(0, None), axis_name=SIDES)(sides, sums)
             return jnp.sum(ends)
 
-        sums = jax.grad(both)({unit.key: empty_comparison(unit) for unit in units})
+        zeros = {unit.key: empty_comparison(unit) for unit in units}
+        sums = jax.grad(both)(vary_with(zeros, args))
         return {
             key: jnp.sqrt(own["change"] / jnp.maximum(own["calls"], 1)) / reach
             for key, own in sums.items()
@@ -169,10 +171,8 @@ def _compare_call(call: UnitCall, sums: Mapping[str, Array]) -> Any:
     outputs = call.proceed(call.inputs)
     still = [widen(jax.lax.stop_gradient(t)) for t in outputs]
     apart = [t - jax.lax.pmean(t, SIDES) for t in still]
-    statistics = {
-        "change": jnp.square(rms(apart)) / 2,
-        "calls": per_call(1, still) / 2,
-    }
+    change = jnp.square(rms(apart)) / 2
+    statistics = {"change": change, "calls": per_call(0.5, change)}
     return call.finish(emit(outputs, statistics, sums))
 
 

@@ -124,7 +124,7 @@ def _moment_sums(
     count = size / max(mean.size, 1)
     within, _ = squares(around)
     sums = {
-        "size": per_call(size, wide),
+        "size": per_call(size, within),
         "within": within,
         "between": count * squares([mean])[0],
         "real": count * jnp.real(mean),

@@ -17,6 +17,7 @@ from ...core import (
     broadcast_per_layer,
     float_leaves,
     plain,
+    vary_with,
     with_leaves,
 )
 from ...units import Objective, UnitKey, concat_units
@@ -52,6 +53,7 @@ def layer_pass(
         for layer in layers
         for unit in layer.units
     }
+    zeros = vary_with(zeros, args)
     sums = objective.over_axis(lambda: jax.grad(loss)(zeros))
     moments = {layer.path: _joint_moments(layer, sums) for layer in layers}
     return _next_progress(progress, stopping, moments)

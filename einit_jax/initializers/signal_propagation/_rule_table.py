@@ -80,7 +80,7 @@ ELEMENTWISE_RULES = """
     """
 
 
-IDENTITY_RULES = "copy copy_p optimization_barrier sharding_constraint pvary"
+IDENTITY_RULES = "copy copy_p optimization_barrier sharding_constraint pvary reshard"
 
 
 CASTS = ("convert_element_type", "stop_gradient", "neg", "reduce_precision")

@@ -14,7 +14,7 @@ from jax.scipy.special import ndtr, ndtri
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
-from ...core import inverse, inverse_rms, widen
+from ...core import inverse, inverse_rms, taken, widen
 from ._values import AxisSamples, SampledArray
 
 SHUFFLE_ROUNDS = 6
@@ -102,8 +102,8 @@ def samples_of_array(source: SampleSource, array: Array) -> SampledArray:
     for axis, n in enumerate(array.shape):
         # any other index along the axis
         other = (index[axis] + 1 + source.integers(max(n - 1, 1))) % n
-        rows.append(array[tuple(index[:axis] + [other] + index[axis + 1 :])])
-    base = array[tuple(index)]
+        rows.append(taken(array, (*index[:axis], other, *index[axis + 1 :])))
+    base = taken(array, tuple(index))
     sizes = zip(rows, array.shape, strict=True)
     return SampledArray(base, tuple(row if n > 1 else None for row, n in sizes))
 
