@@ -13,6 +13,7 @@ from ..core import (
     ModelArgs,
     check_arrays,
     checked_key,
+    default_key,
     describe,
     draw_batches,
     flatten,
@@ -76,7 +77,7 @@ def setup(
     _check_order(model, params, input_fn)
     _check_collections(collections)
     objective = bind(model, loss_fn, method, axis_name)
-    key = jax.random.key(0) if key is None else checked_key(key)
+    key = default_key() if key is None else checked_key(key)
     _check_params(params, input_fn, shapes)
     batches = draw_batches(input_fn, key, rngs=rngs, batch_size=batch_size, draws=draws)
     arrays = Arrays(params, dict(collections or {}), batches, key)

@@ -12,6 +12,7 @@ from ._batches import Inputs as Inputs
 from ._batches import ModelArgs as ModelArgs
 from ._batches import as_inputs as as_inputs
 from ._batches import check_not_zero as check_not_zero
+from ._batches import default_key as default_key
 from ._batches import draw_batches as draw_batches
 from ._batches import only_zeros as only_zeros
 from ._batches import stack_batches as stack_batches
@@ -40,6 +41,7 @@ from ._numerics import squares as squares
 from ._numerics import unforeseen as unforeseen
 from ._numerics import unfused as unfused
 from ._numerics import usable as usable
+from ._numerics import usual_rules as usual_rules
 from ._numerics import widen as widen
 from ._optimizers import check_learning_rate as check_learning_rate
 from ._optimizers import check_optimizer_factory as check_optimizer_factory

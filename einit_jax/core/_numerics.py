@@ -1,6 +1,7 @@
 """Arithmetic of the method: root mean squares, and inverses that are safe at zero."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,22 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Inexact
 
 from ._placement import gathered
+
+
+@contextmanager
+def usual_rules() -> Iterator[None]:
+    """JAX's default rules for what verbs compute, in whatever mode the user runs.
+
+    They mix ranks and dtypes, as do optimizers of optax, and `nan` is what a table says
+    of a quantity that there is none of: no mode is to take that for an error.
+    """
+    with (
+        jax.numpy_rank_promotion("allow"),
+        jax.numpy_dtype_promotion("standard"),
+        jax.debug_nans(False),
+        jax.transfer_guard("allow"),
+    ):
+        yield
 
 
 def is_float(leaf: object) -> bool:
@@ -26,7 +43,8 @@ def widen(t: Inexact[Array, "..."]) -> Inexact[Array, "..."]:
 
     Squares of float16 overflow from 256 on, and sums of bfloat16 stop growing.
     """
-    return t.astype(jnp.promote_types(t.dtype, jnp.float32))
+    with jax.numpy_dtype_promotion("standard"):
+        return t.astype(jnp.promote_types(t.dtype, jnp.float32))
 
 
 def unfused(t: Inexact[Array, "..."]) -> Array:
@@ -89,7 +107,8 @@ def rms(leaves: Sequence[Array], keep: int = 0) -> Float[Array, "..."]:
 
 def multiply(t: Inexact[Array, "..."], factor: Float[Array, "..."]) -> Array:
     """`factor * t`, computed in at least float32 and returned in the dtype of t."""
-    return (widen(t) * factor).astype(t.dtype)
+    with jax.numpy_dtype_promotion("standard"):
+        return (widen(t) * factor).astype(t.dtype)
 
 
 def usable(size: Float[Array, "..."]) -> Array:

@@ -16,6 +16,7 @@ from ..core import (
     check_not_zero,
     check_optimizer_factory,
     optimizer_at_one,
+    usual_rules,
 )
 from ..linen import Model
 from ._comparer import Comparer, StrategyArguments
@@ -26,6 +27,7 @@ from ._training_runs import TrainingSetup
 RATES = tuple(2.0**e for e in range(-12, 3))
 
 
+@usual_rules()
 def compare(
     model: Model,
     params: PyTree,

@@ -15,7 +15,9 @@ from ..core import (
     as_number,
     check_optimizer_factory,
     checked_key,
+    default_key,
     describe,
+    usual_rules,
 )
 from ..linen import Model
 from ..reporting import difference
@@ -23,6 +25,7 @@ from ._coordinate_result import CoordinateCheck
 from ._coordinate_runs import CoordinateRun, WidthSetup
 
 
+@usual_rules()
 def coordinate_check(
     model_fn: Callable[[int], Model],
     widths: Sequence[SupportsIndex],
@@ -109,7 +112,7 @@ def coordinate_check(
     )
     options = {"batch_size": batch_size, "method": method, "rngs": rngs}
     options |= {"axis_name": axis_name}
-    key = jax.random.key(0) if key is None else checked_key(key)
+    key = default_key() if key is None else checked_key(key)
     steps, seeds = index(steps), index(seeds)
     keys = [jax.random.fold_in(key, i) for i in range(seeds)]
 

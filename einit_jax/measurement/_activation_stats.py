@@ -11,7 +11,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ..binding import binding_of, unscaled
-from ..core import as_patterns, by_value, select_names, unboxed
+from ..core import (
+    as_patterns,
+    by_value,
+    select_names,
+    unboxed,
+    usual_rules,
+)
 from ..linen import Model
 from ..units import Unit, check_measurable
 from ._history import History, SignalHistory
@@ -224,6 +230,7 @@ class ActivationStats:
         apply = binding_of(self.model).apply_intercepted
         return apply(self.model, rest, tapping(self.spec, taps), *args, **kwargs)
 
+    @usual_rules()
     def update(self, state: StatsState, seen: Mapping[str, Array]) -> StatsState:
         """The history with the readings of one more step.
 
@@ -257,6 +264,7 @@ class ActivationStats:
         sums = sums.at[at].add(reading)
         return replace(state, taps=taps, sums=sums, count=count, stride=stride)
 
+    @usual_rules()
     def value(self, state: StatsState) -> History:
         """The history so far, as means, deviations, dead shares and histograms."""
         readings = state.sums[..., TAP_FACTS.index("count")].sum((1, 2))

@@ -21,6 +21,7 @@ from ..core import (
     path_str,
     stack_batches,
     unboxed,
+    usual_rules,
 )
 from ..graph import find_regions
 from ..linen import Model
@@ -41,6 +42,7 @@ from ._observation import Factors, Observed, Observer
 from ._table_of_units import flag_missed, tabulate
 
 
+@usual_rules()
 def measure(
     model: Model,
     params: PyTree,

@@ -19,6 +19,7 @@ from ..core import (
     is_float,
     path_str,
     unboxed,
+    usual_rules,
     with_leaves,
 )
 from ..linen import Model
@@ -39,6 +40,7 @@ DEEPER, MOST = 100, 0.25
 no rounding any more, in whatever dtype."""
 
 
+@usual_rules()
 def fold(
     model: Model,
     params: PyTree,

@@ -62,7 +62,7 @@ class Homogeneity:
                 "shows whether their factors can be folded; pass one that does, or "
                 "leave them out of tuning: tune(..., exclude=...)"
             )
-        if not float(self.apart) <= 1:
+        if not float(jax.device_get(self.apart)) <= 1:
             raise ValueError(
                 "the model computes something else with folded parameters, though each "
                 "unit by itself bears them: something transforms them on their way to "

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from ..core import AndersonState, Params, Stopping, anderson_init, is_concrete
@@ -83,7 +84,8 @@ class Findings:
         """
         if not all(map(is_concrete, jax.tree.leaves(self))):
             return False
-        return bool(self.strained & self.loss & self.activations.all())
+        strained, *fine = jax.device_get((self.strained, self.loss, self.activations))
+        return bool(strained) and all(map(np.all, fine))
 
     def check(self) -> None:
         """Raises where something was not finite; under an outer trace, nothing."""
@@ -91,23 +93,24 @@ class Findings:
             return
         advice = "tune needs finite numbers: check the parameters, the inputs and, for"
         advice += " 16-bit models, the range of the dtype"
-        first = lambda flags: self.names[int(jnp.argmin(flags))]
-        if not self.activations.all():
+        first = lambda flags: self.names[int(np.argmin(flags))]
+        found = jax.device_get(self)
+        if not found.activations.all():
             raise FloatingPointError(
-                f"non-finite activations at unit {first(self.activations)!r}; {advice}"
+                f"non-finite activations at unit {first(found.activations)!r}; {advice}"
             )
-        if not self.loss:
+        if not found.loss:
             raise FloatingPointError(f"the loss is not finite; {advice}")
-        if not self.gradients.all():
+        if not found.gradients.all():
             raise FloatingPointError(
-                f"non-finite gradients at unit {first(self.gradients)!r}; {advice}"
+                f"non-finite gradients at unit {first(found.gradients)!r}; {advice}"
             )
-        if not self.steps.all():
+        if not found.steps.all():
             raise FloatingPointError(
-                f"the optimizer's first step of unit {first(self.steps)!r} is not "
+                f"the optimizer's first step of unit {first(found.steps)!r} is not "
                 f"finite; {advice}"
             )
-        if not self.moves:
+        if not found.moves:
             raise ValueError(
                 "the optimizer's first step moves no parameter of any unit; pass it at "
                 "learning rate 1, without a warm-up from zero, such as optax.adam(1.0)"

@@ -19,6 +19,7 @@ from ..core import (
     check_not_zero,
     checked_stopping,
     stack_batches,
+    usual_rules,
 )
 from ..graph import find_regions
 from ..linen import Model
@@ -40,6 +41,7 @@ from ._state import Findings, SweepSpec
 from ._update_factors import add_update_factors, rescale_to_total
 
 
+@usual_rules()
 def tune(
     model: Model,
     params: PyTree,

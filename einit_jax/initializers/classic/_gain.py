@@ -9,7 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ...core import as_number
+from ...core import (
+    as_number,
+    usual_rules,
+)
 
 PRESERVED = ("second_moment", "variance", "gradient")
 
@@ -18,6 +21,7 @@ REACH, GAIN_PANELS, NODES = 14, 64, 8
 """The range in standard deviations, panels in each of these, nodes in each panel."""
 
 
+@usual_rules()
 def gain(fn: Callable, *, preserve: str = "second_moment") -> float:
     r"""The gain of an activation function: `1 / sqrt(E fn(z)^2)` for `z ~ N(0, 1)`.
 

@@ -17,6 +17,7 @@ from ...core import (
     is_concrete,
     path_key,
     path_str,
+    usual_rules,
     with_leaves,
 )
 from ...linen import Model
@@ -25,6 +26,7 @@ from ._rules import Rule, match_rules, parse_rules, rule_str, rule_value, wants_
 from ._sampling import place_like, sample, sampling_key
 
 
+@usual_rules()
 def initialize(
     params: PyTree,
     rules: str | Callable | Mapping[Any, Any] | Sequence[tuple[Any, Any]],

@@ -30,6 +30,7 @@ from ...core import (
     path_str,
     rms,
     unboxed,
+    usual_rules,
     with_leaves,
 )
 from ...units import from_tree
@@ -38,6 +39,7 @@ from ._parameters import role_of
 UNIT_DRAWS = ("normal", "truncated_normal", "uniform", "orthogonal")
 
 
+@usual_rules()
 def unit_params(
     params: PyTree,
     key: jax.Array | None = None,

@@ -17,6 +17,7 @@ from ...core import (
     flatten,
     is_concrete,
     unboxed,
+    usual_rules,
     with_leaves,
 )
 from ...linen import Model
@@ -27,6 +28,7 @@ from ._passes import layer_pass
 from ._progress import Progress, start_progress
 
 
+@usual_rules()
 def lsuv(
     model: Model,
     params: PyTree,
@@ -138,6 +140,7 @@ def lsuv(
     )
     check_not_zero(bound.arrays.batches)
     args = bound.arrays.args
+    params = args.params
     sampled, progress = _start_compiled(
         args,
         bound.arrays.key,

@@ -11,7 +11,13 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from ...core import Batch, as_integer, as_number, is_concrete
+from ...core import (
+    Batch,
+    as_integer,
+    as_number,
+    is_concrete,
+    vary_with,
+)
 
 REPORTS = 100
 """About how many times `progress` is called in one descent."""
@@ -59,7 +65,8 @@ def descend(
         ValueError: the function cannot be differentiated.
         FloatingPointError: value or gradient is not finite at the start.
     """
-    one, memory = jnp.ones((), jnp.float32), descent.optimizer.init(sizes)
+    sizes = vary_with(sizes, (data, pool))
+    one, memory = jnp.ones_like(sizes[0]), descent.optimizer.init(sizes)
     state = DescentState(sizes, sizes, memory, one, one > 0)
     stretch = -(-steps // REPORTS)
     take = partial(_take_steps, first=sizes, data=data, pool=pool, descent=descent)

@@ -21,6 +21,7 @@ from ...core import (
     squares,
     stack_batches,
     unfused,
+    usual_rules,
     with_leaves,
 )
 from ...linen import Model
@@ -41,6 +42,7 @@ TINY = 1e-4
 """Each element of a stand-in for a gradient, so small that it is not clipped."""
 
 
+@usual_rules()
 def gradinit(
     model: Model,
     params: PyTree,
@@ -156,6 +158,7 @@ def gradinit(
     )
     arrays = bound.arrays
     check_not_zero(arrays.batches)
+    params = arrays.params
     rescaling = make_rescaling(
         bound.objective,
         arrays.args,

@@ -12,7 +12,15 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from ...binding import setup
-from ...core import Batch, as_number, check_not_zero, inverse, unfused, widen
+from ...core import (
+    Batch,
+    as_number,
+    check_not_zero,
+    inverse,
+    unfused,
+    usual_rules,
+    widen,
+)
 from ...linen import Model
 from ..classic import role_of
 from ._descent import Descent, check_descent_settings, descend
@@ -28,6 +36,7 @@ LEAST_NORM = 0.01
 """A norm stays above this part of its start: beyond zero the weights turn around."""
 
 
+@usual_rules()
 def metainit(
     model: Model,
     params: PyTree,
@@ -136,6 +145,7 @@ def metainit(
     )
     arrays = bound.arrays
     check_not_zero(arrays.batches)
+    params = arrays.params
     is_weight = lambda path, axes: role_of(path, axes) == "weight"
     rescaling = make_rescaling(
         bound.objective, arrays.args, is_weight, include=include, exclude=exclude

@@ -21,6 +21,7 @@ from ...core import (
     multiply,
     path_key,
     unboxed,
+    usual_rules,
     widen,
     with_leaves,
 )
@@ -180,6 +181,7 @@ def autoinit(
     )
 
 
+@usual_rules()
 def sample_weights(
     variances: Mapping[WeightRef, Array],
     model: TracedModel,

@@ -18,6 +18,7 @@ from ...core import (
     is_float,
     is_key,
     unboxed,
+    usual_rules,
 )
 from ...graph import marks_in
 from ...units import ModelGraph, Objective
@@ -143,6 +144,7 @@ def trace_for_propagation(
     return TracedModel(graph, parameters, args, met)
 
 
+@usual_rules()
 def predict_variances(
     model: TracedModel, key: jax.Array, spec: PropagationSpec
 ) -> Prediction:
