@@ -10,15 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._numerics import is_concrete, is_float
-from ._types import Collections, Params, as_integer, checked_key, describe
+from ._types import Collections, Params, as_integer, checked_key, describe, is_array
 
 DEFAULT_BATCH_SIZE = 64
 """Passed to an `input_fn` that demands a batch size where the user gives none."""
-
-
-def is_array(leaf: object) -> bool:
-    """Whether a leaf is traced as an array; any other leaf is static."""
-    return isinstance(leaf, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct)
 
 
 @jax.tree_util.register_pytree_node_class
@@ -189,7 +184,8 @@ def _check_drawn(drawn: Any, what: str) -> None:
             f"{what} {'None' if drawn is None else f'a {shown}'}, expected a batch: "
             f"{hint}"
         )
-    sizes = [leaf.size for leaf in leaves if is_array(leaf) and leaf.shape]
+    arrays: list[Any] = [leaf for leaf in leaves if is_array(leaf)]
+    sizes = [leaf.size for leaf in arrays if leaf.shape]
     if sizes and not any(sizes):
         raise ValueError(
             f"{what} {describe(drawn)}, an empty batch; pass one with examples in it"

@@ -8,8 +8,8 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, cast
 
 import jax
 
-from ._batches import is_array
 from ._numerics import is_float
+from ._types import is_array
 
 P = ParamSpec("P")
 R = TypeVar("R")

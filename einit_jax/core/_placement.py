@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
-from ._batches import is_array
+from ._types import is_array
 
 
 def vary_with(tree: PyTree, like: PyTree) -> PyTree:

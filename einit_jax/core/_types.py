@@ -79,3 +79,8 @@ class _Unquoted(str):
 
     def __repr__(self) -> str:
         return str(self)
+
+
+def is_array(leaf: object) -> bool:
+    """Whether a leaf is traced as an array; any other leaf is static."""
+    return isinstance(leaf, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct)
