@@ -13,15 +13,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from flax import linen as nn
-from flax.core import DenyList, FrozenDict
 from flax.core.scope import Scope
 
-from ..core import Path, insert, is_under, path_str, plain
-
-CARRIED = "einit:"
-"""Prefix of every reserved entry; no Flax module can be named so."""
-COLLECTION = "einit"
-"""The collection that entries travel in."""
+from ..core import Path, insert, is_under, path_str
+from ._entries import (
+    CARRIED,
+    COLLECTION,
+    Hidden,
+    entries_under,
+    path_of,
+    take_from_params,
+    variables_of,
+)
 
 
 class Call(NamedTuple):
@@ -57,7 +60,7 @@ class Carried(NamedTuple):
         if not self.entries:
             return dict(variables)
         variables = {**variables, COLLECTION: insert({}, self.entries)}
-        lifted = _under(self.entries, self.among_params)
+        lifted = entries_under(self.entries, self.among_params)
         if lifted:
             variables["params"] = insert(variables.get("params", {}), lifted)
         return variables
@@ -123,7 +126,7 @@ class Carrier:
         reads = arrived and method != "setup" and hasattr(type(module), method)
         self._running.append(_Frame(call, arrived, reads))
         moved = self.among_params.get(call, ()) if arrived else ()
-        hidden = _Hidden(scope, moved)
+        hidden = Hidden(scope, moved)
         try:
             return proceed(*args, **kwargs)
         finally:
@@ -144,11 +147,11 @@ class Carrier:
         Raises:
             Lost: a transform has kept them back.
         """
-        missing = _missing(_variables(scope).get(COLLECTION, {}), call.path, inside)
+        missing = _missing(variables_of(scope).get(COLLECTION, {}), call.path, inside)
         if not missing:
             return True
-        _take_from_params(scope)
-        missing = _missing(_variables(scope).get(COLLECTION, {}), call.path, inside)
+        take_from_params(scope)
+        missing = _missing(variables_of(scope).get(COLLECTION, {}), call.path, inside)
         if not missing:
             return True
         contains = lambda frame: is_under(call.path, frame.call.path)
@@ -179,143 +182,3 @@ def _has_entry(carried: Any, path: Path) -> bool:
     for name in path:
         carried = carried.get(name, {})
     return any(str(name).startswith(CARRIED) for name in carried)
-
-
-def path_of(scope: Scope) -> Path:
-    """Where the variables of a scope lie.
-
-    `scope.path` tells it too, but for what is below a module that has given its scope
-    to another one (`nn.share_scope`).
-    """
-    names: list[str] = []
-    while scope.parent is not None:
-        names.append(str(scope.name))
-        scope = scope.parent
-    return (*scope.path, *reversed(names))
-
-
-def _variables(scope: Scope) -> dict[str, Any]:
-    """A scope's own variables by collection, to be changed in place.
-
-    No public way leads there: what a transform takes up when it is entered, and what
-    a call finds that a transform has made, is what lies in these dicts.
-    """
-    scope._populate_collections()
-    return scope._variables  # pyright: ignore[reportReturnType]
-
-
-def _take_from_params(scope: Scope) -> None:
-    """Takes entries out of the parameters that a transform has handed on."""
-    variables = _variables(scope)
-    params = variables.get("params", {})
-    entries = _entries(params)
-    if not entries:
-        return
-    variables[COLLECTION] = insert(variables.get(COLLECTION, {}), entries)
-    if scope.is_mutable_collection("params"):
-        _drop_entries(params)
-    else:
-        variables["params"] = without_carried(params)
-
-
-class _Hidden:
-    """What is carried, out of sight of a module while it runs.
-
-    The entries of the modules at `paths` are among its parameters meanwhile.
-    """
-
-    def __init__(self, scope: Scope, paths: Iterable[Path]):
-        variables = _variables(scope)
-        below = [path[len(path_of(scope)) :] for path in paths]
-        entries = _under(_entries(variables.get(COLLECTION, {})), below)
-        self._scope, self._before = scope, variables.get("params")
-        self._in_place = bool(entries) and scope.is_mutable_collection("params")
-        seen = self._before
-        if entries:
-            seen = without_carried(self._before)
-            if self._in_place:
-                _put_entries(variables["params"], entries)
-            else:
-                variables["params"] = insert(self._before or {}, entries)
-        self._seen = scope.__dict__.get("variables")
-        scope.variables = lambda: _in_sight(variables, seen)
-
-    def remove(self) -> None:
-        """Leaves the scope as it was."""
-        if self._in_place:
-            _drop_entries(self._before)
-        if self._before is not None:
-            _variables(self._scope)["params"] = self._before
-        if self._seen is None:
-            del self._scope.variables
-        else:
-            self._scope.variables = self._seen
-
-
-def _in_sight(variables: Mapping[str, Any], params: Any) -> dict[str, Any]:
-    """The variables that a module is to see, of those that its scope has."""
-    shown = {name: tree for name, tree in variables.items() if name != COLLECTION}
-    return shown if params is None else {**shown, "params": params}
-
-
-def entries_of(scope: Scope | None) -> list[str]:
-    """The names of what is carried to the module of a scope."""
-    carried = {} if scope is None else _variables(scope).get(COLLECTION, {})
-    return [name for name in carried if str(name).startswith(CARRIED)]
-
-
-def _entries(tree: Any, path: Path = ()) -> dict[Path, Any]:
-    """The entries in a tree, by their paths."""
-    if not isinstance(tree, Mapping):
-        return {}
-    found = {}
-    for name, child in tree.items():
-        if str(name).startswith(CARRIED):
-            found[(*path, name)] = plain(child)
-        else:
-            found |= _entries(child, (*path, name))
-    return found
-
-
-def _under(entries: Mapping[Path, Any], paths: Iterable[Path]) -> dict[Path, Any]:
-    """The entries of modules at or below some paths."""
-    within = lambda path: any(is_under(path, root) for root in paths)
-    return {path: entry for path, entry in entries.items() if within(path)}
-
-
-def _put_entries(tree: dict, entries: Mapping[Path, Any]) -> None:
-    for path, entry in entries.items():
-        node = tree
-        for name in path[:-1]:
-            node = node.setdefault(name, {})
-        node[path[-1]] = entry
-
-
-def _drop_entries(tree: Any) -> None:
-    for name in list(tree) if isinstance(tree, dict) else ():
-        if str(name).startswith(CARRIED):
-            del tree[name]
-        else:
-            _drop_entries(tree[name])
-
-
-def without_carried(tree: Any) -> Any:
-    """The tree without its reserved entries."""
-    if isinstance(tree, Mapping):
-        kept = {k: v for k, v in tree.items() if not str(k).startswith(CARRIED)}
-        inner = {k: without_carried(v) for k, v in kept.items()}
-        return FrozenDict(inner) if isinstance(tree, FrozenDict) else inner
-    return tree
-
-
-def immutable_entries(mutable: Any) -> Any:
-    """A filter of collections that a run may write, without what is carried."""
-    if mutable is True:
-        return DenyList(COLLECTION)
-    if not isinstance(mutable, DenyList) or isinstance(mutable.deny, DenyList):
-        return mutable
-    denied = mutable.deny
-    if isinstance(denied, bool):
-        return False if denied else DenyList(COLLECTION)
-    several = (denied,) if isinstance(denied, str) else tuple(denied)
-    return DenyList((*several, COLLECTION))

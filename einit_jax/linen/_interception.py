@@ -21,7 +21,8 @@ from ..core import (
     shaped_like,
 )
 from ..units import Interception
-from ._carrying import CARRIED, COLLECTION, Carried, path_of, run_carrying
+from ._carrying import Carried, run_carrying
+from ._entries import CARRIED, COLLECTION, path_of
 
 
 @dataclass(frozen=True)

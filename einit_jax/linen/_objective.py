@@ -27,8 +27,8 @@ from ..core import (
     user_inputs,
 )
 from ..units import Interception, ModelGraph, Unit, UnitKey
-from ._carrying import COLLECTION, path_of
 from ._checks import check_module, loss_arguments
+from ._entries import COLLECTION, path_of
 from ._explanations import add_note, explained
 from ._interception import run_intercepted
 from ._tracing import called_types, trace_marked

@@ -18,8 +18,8 @@ from ..units import (
     scaling,
     to_tree,
 )
-from ._carrying import immutable_entries, without_carried
 from ._checks import check_module
+from ._entries import immutable_entries, without_carried
 from ._interception import run_intercepted
 from ._tracing import trace_call
 

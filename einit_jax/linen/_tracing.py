@@ -26,7 +26,8 @@ from ..core import (
 )
 from ..graph import Mark, discover
 from ..units import ModelGraph, UnitKey
-from ._carrying import CARRIED, COLLECTION, Carried, entries_of, run_carrying
+from ._carrying import Carried, run_carrying
+from ._entries import CARRIED, COLLECTION, entries_of
 from ._interception import ModuleCall, intercept_calls
 
 RULED = "custom_vjp("

@@ -14,14 +14,13 @@ from ..binding import binding_of, unscaled
 from ..core import (
     as_patterns,
     by_value,
-    select_names,
     unboxed,
     usual_rules,
 )
 from ..linen import Model
-from ..units import Unit, check_measurable
+from ..units import check_measurable
 from ._history import History, SignalHistory
-from ._tap_layout import TapLayout, tap_layout, taps_by_unit
+from ._tap_layout import TapLayout, tap_layout, taps_by_unit, watched_units
 from ._taps import SIGNALS, TAP_FACTS, TapSpec, check_stats_options, tapping
 
 
@@ -189,7 +188,9 @@ class ActivationStats:
         model = unscaled(self.model)
         graph = binding_of(model).trace_call(model, variables, args, how)
         check_measurable(graph.units)
-        layout = tap_layout(self._chosen(graph.units), variables["params"])
+        layout = tap_layout(
+            watched_units(graph.units, self.include, self.exclude), variables["params"]
+        )
         size = self.spec.size
         shape = self.slots, len(SIGNALS), len(layout.paths), size // len(SIGNALS)
         return StatsState(
@@ -199,16 +200,6 @@ class ActivationStats:
             stride=jnp.ones((), jnp.int32),
             layout=layout,
         )
-
-    def _chosen(self, units: Sequence[Unit]) -> list[Unit]:
-        names = {u.name: None for u in units}
-        kept = select_names(names, self.include, self.exclude)
-        if not kept:
-            raise ValueError(
-                "no unit is left to watch: the model has none, or exclude matches all "
-                f"of {', '.join(list(names)[:12]) or '(no units)'}"
-            )
-        return [u for u in units if u.name in kept]
 
     @by_value
     def apply(self, variables: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:

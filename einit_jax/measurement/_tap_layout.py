@@ -11,8 +11,34 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ..core import Params, first_axis, fits_layers, flatten, lifted_axes_of, path_str
+from ..core import (
+    Params,
+    first_axis,
+    fits_layers,
+    flatten,
+    lifted_axes_of,
+    path_str,
+    select_names,
+)
 from ..units import Unit, UnitKey, call_order, floats_below, may_be_method
+
+
+def watched_units(
+    units: Sequence[Unit], include: tuple[str, ...], exclude: tuple[str, ...]
+) -> list[Unit]:
+    """The units that patterns leave in.
+
+    Raises:
+        ValueError: a pattern matches no unit, or none is left.
+    """
+    names = {u.name: None for u in units}
+    kept = select_names(names, include, exclude)
+    if not kept:
+        raise ValueError(
+            "no unit is left to watch: the model has none, or exclude matches all of "
+            f"{', '.join(list(names)[:12]) or '(no units)'}"
+        )
+    return [u for u in units if u.name in kept]
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from ..units import (
 )
 from ._homogeneity import Homogeneity, fold_tolerance, relative_gap, run_tuned
 
-DEEPER, MOST = 100, 0.25
+DEEPER, NO_ROUNDING = 100, 0.25
 """By how much rounding may grow from a unit to the outputs of a deep model, and what is
 no rounding any more, in whatever dtype."""
 
@@ -175,7 +175,7 @@ def _fold_compiled(
         folded = dict(zip(leaves, scaled, strict=True))
         plainly = plain_outputs(with_leaves(args.params, folded))
     rounding = DEEPER * fold_tolerance([*plainly, *leaves.values()])
-    allowed = min(rounding, MOST)
+    allowed = min(rounding, NO_ROUNDING)
     unseen = lambda key: (statistics[key]["calls"] == 0) & (outputs[key] != 1)
     return folded, Homogeneity(
         names=tuple(unit.name for unit in graph.units),

@@ -1,7 +1,8 @@
 """What a sweep is of, what passes hand on, and what comes of them."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
@@ -94,7 +95,8 @@ class Findings:
         advice = "tune needs finite numbers: check the parameters, the inputs and, for"
         advice += " 16-bit models, the range of the dtype"
         first = lambda flags: self.names[int(np.argmin(flags))]
-        found = jax.device_get(self)
+        flags = {f.name: getattr(self, f.name) for f in fields(self)}
+        found = SimpleNamespace(**jax.device_get(flags))
         if not found.activations.all():
             raise FloatingPointError(
                 f"non-finite activations at unit {first(found.activations)!r}; {advice}"

@@ -116,13 +116,10 @@ def output_sizes(
     hidden = [unit for unit in units if unit.lifted_axes or unit.calls > 1]
     run = partial(_sizes, objective, tuple(units), factors, args)
     try:
-        sizes = run(hidden)
-    except (
-        TypeError,
-        ValueError,
-    ):  # branches of nn.cond cannot capture: their trees would differ
-        return run(list(units))
-    return sizes if len(sizes) == len(units) else run(list(units))
+        sizes = run(hidden=hidden)
+    except (TypeError, ValueError):  # branches of nn.cond cannot capture: other trees
+        return run(hidden=units)
+    return sizes if len(sizes) == len(units) else run(hidden=units)
 
 
 def _sizes(
@@ -130,6 +127,7 @@ def _sizes(
     units: tuple[Unit, ...],
     factors: Mapping[UnitKey, Mapping[str, Array]],
     args: ModelArgs,
+    *,
     hidden: Sequence[Unit],
 ) -> dict[UnitKey, Array]:
     """The sizes of what is captured, and of those units that are `hidden`."""

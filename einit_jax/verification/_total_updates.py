@@ -30,12 +30,12 @@ from ..core import (
 )
 from ..units import Interception, Objective, Unit, UnitCall, UnitKey, ones, scaling
 
-SIDES = "einit_sides"
+ENDS = "einit_ends"
 """The axis along which the two ends of the way lie."""
-REACH = 2.0**-10
+WAY = 2.0**-10
 """How far the parameters of some unit, or the outputs of the model, move at most, in
 their own rms: far enough for the rounding of float32, and near enough for a curve."""
-COARSE_REACH = 2.0**-4
+COARSE_WAY = 2.0**-4
 """The same where something is computed in 16 bits."""
 
 
@@ -112,7 +112,7 @@ class TotalUpdates:
 
         def both(sums: Any) -> Array:
             sides = jnp.array([-1.0, 1.0])
-            ends = jax.vmap(run, in_axes=(0, None), axis_name=SIDES)(sides, sums)
+            ends = jax.vmap(run, in_axes=(0, None), axis_name=ENDS)(sides, sums)
             return jnp.sum(ends)
 
         zeros = {unit.key: empty_comparison(unit) for unit in units}
@@ -147,7 +147,7 @@ class TotalUpdates:
         sizes = jnp.where((sizes > 0) & jnp.isfinite(sizes), sizes, jnp.inf)
         nearest = jnp.min(sizes, initial=jnp.inf)
         nearest = jnp.where(jnp.isfinite(nearest), nearest, 1.0)
-        return nearest * (COARSE_REACH if coarse else REACH)
+        return nearest * (COARSE_WAY if coarse else WAY)
 
     def _factors(self) -> dict[UnitKey, dict[str, Array]]:
         """Factors at which gradients are those of the plain model."""
@@ -159,7 +159,7 @@ class TotalUpdates:
 
 def comparing(sums: Mapping[UnitKey, Mapping[str, Array]]) -> Interception:
     """The interception that compares the outputs of units at both ends."""
-    return Interception("compare", sums, _compare_call)
+    return Interception("compare", sums, _compare_ends)
 
 
 def empty_comparison(unit: Unit) -> dict[str, Array]:
@@ -167,10 +167,10 @@ def empty_comparison(unit: Unit) -> dict[str, Array]:
     return dict.fromkeys(("change", "calls"), jnp.zeros(unit.carried_shape))
 
 
-def _compare_call(call: UnitCall, sums: Mapping[str, Array]) -> Any:
+def _compare_ends(call: UnitCall, sums: Mapping[str, Array]) -> Any:
     outputs = call.proceed(call.inputs)
     still = [widen(jax.lax.stop_gradient(t)) for t in outputs]
-    apart = [t - jax.lax.pmean(t, SIDES) for t in still]
+    apart = [t - jax.lax.pmean(t, ENDS) for t in still]
     change = jnp.square(rms(apart)) / 2
     statistics = {"change": change, "calls": per_call(0.5, change)}
     return call.finish(emit(outputs, statistics, sums))
