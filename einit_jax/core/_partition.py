@@ -1,6 +1,6 @@
 """What of a pytree is traced and what is static."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import update_wrapper
 from types import MethodType
@@ -16,11 +16,18 @@ R = TypeVar("R")
 
 
 class Partition:
-    """A pytree taken apart: floating leaves, other arrays, and static leaves."""
+    """A pytree taken apart: floating leaves, other arrays, and static leaves.
 
-    def __init__(self, tree: Any):
+    Floating leaves whose numbers are in `data` count among the other arrays.
+    """
+
+    def __init__(self, tree: Any, data: Collection[int] = ()):
         leaves, self.treedef = jax.tree.flatten(tree)
         self._groups = [_group_of(leaf) for leaf in leaves]
+        floats = [i for i, group in enumerate(self._groups) if group == "float"]
+        for number, place in enumerate(floats):
+            if number in data:
+                self._groups[place] = "array"
         self.floats = self._leaves_in("float", leaves)
         self.arrays = self._leaves_in("array", leaves)
         self.static = self._leaves_in("static", leaves)

@@ -7,12 +7,12 @@ that depends on no parameter (a mask, a table of positions, an input) carries no
 gradient to one, and couples nothing.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 
 from jax.extend.core import Jaxpr, Literal, Var
 
 from ..core import JaxprEqn
-from ..units import UnitKey
+from ..units import Unit, UnitKey
 from ._coupled_values import (
     WHOLE,
     CoupledValue,
@@ -43,7 +43,7 @@ CUSTOM_RULES = ("custom_jvp_call", "custom_vjp_call")
 class CouplingWalk:
     """Walks through jaxprs, once for each jaxpr and each pattern of its inputs."""
 
-    def __init__(self, units: Collection[UnitKey]):
+    def __init__(self, units: Mapping[UnitKey, Unit]):
         self.units = units
         self._couplings: dict[tuple, tuple[Jaxpr, Coupling]] = {}
 
@@ -131,8 +131,11 @@ class _JaxprScope:
         mark = read_mark(eqn)
         if mark is None or mark.leaf < 0 or mark.role not in ("input", "output"):
             return value
-        if (mark.path, mark.method) not in self.walk.units:
+        unit = self.walk.units.get((mark.path, mark.method))
+        if unit is None:
             return value
+        if mark.role == "output" and mark.leaf in unit.data_outputs:
+            return None
         at_port = self.classes.at_port
         inner = at_port(Port("inner", mark.path))
         outer = at_port(Port(mark.role, mark.path, mark.method), mark.call)

@@ -35,7 +35,8 @@ class Token(NamedTuple):
     """One thing that a value depends on.
 
     "own": the parameter at `path`; "leaf": the same while only its shape changed;
-    "input": an input of the call `call`; "result": the model's outputs.
+    "input": an input of the call `call`; "result": the model's outputs; "units": what
+    some unit returned.
     """
 
     what: str
@@ -46,6 +47,7 @@ class Token(NamedTuple):
 
 Tokens = frozenset[Token]
 NO_TOKENS: Tokens = frozenset()
+OF_UNITS = Token("units")
 
 
 @dataclass
@@ -61,7 +63,11 @@ class CallRecord:
     """Of each floating output the number of calls, in all layers."""
 
     def unit(
-        self, shapes: Mapping[Path, tuple[int, ...]], differentiated: set[UnitKey]
+        self,
+        shapes: Mapping[Path, tuple[int, ...]],
+        *,
+        data: frozenset[int],
+        differentiated: bool,
     ) -> Unit:
         """The unit, given the shapes of all parameters outside of lifted transforms."""
         mark = self.mark
@@ -76,14 +82,15 @@ class CallRecord:
             path=mark.path,
             method=mark.method,
             module_type=mark.module_type,
-            shape=mark.output_shapes,
+            shape=tuple(s for i, s in enumerate(mark.output_shapes) if i not in data),
             calls=max(1, round(max(self.calls.values()) / layers)),
             lifted_axes=lifted_axes,
             floats=self.floats,
             opaque=self.opaque,
             narrow=self.narrow,
+            data_outputs=data,
             ruled=mark.ruled,
-            differentiated=(mark.path, mark.method) in differentiated,
+            differentiated=differentiated,
         )
 
 
@@ -102,7 +109,14 @@ def discover(
         for key, record in walk.calls.items()
         if key[0] not in above and key not in around
     )
-    units = tuple(record.unit(shapes, walk.differentiated) for record in records)
+    units = tuple(
+        record.unit(
+            shapes,
+            data=walk.data_outputs(record.mark[2:4]),
+            differentiated=record.mark[2:4] in walk.differentiated,
+        )
+        for record in records
+    )
     return ModelGraph(
         units=units,
         raw_parameters=tuple(
@@ -124,6 +138,13 @@ class DependenceWalk:
         self.multiplied: dict[Path, bool] = {}
         self.opaque: set[tuple[str, Path, int]] = set()
         self.differentiated: set[UnitKey] = set()
+        self.outputs: dict[UnitKey, dict[int, bool]] = {}
+        """Of floating outputs of calls, by number, whether parameters change them."""
+
+    def data_outputs(self, key: UnitKey) -> frozenset[int]:
+        """The numbers of a unit's floating outputs that no parameter changes."""
+        seen = self.outputs[key].items()
+        return frozenset(number for number, changes in seen if not changes)
 
     def run(
         self, jaxpr: Jaxpr, ins: Iterable[Tokens], *, trips: int, recording: bool
@@ -149,6 +170,7 @@ class DependenceWalk:
             return [self.marked(mark, eqn, ins[0], trips if recording else 0)]
         if name.startswith("custom_vjp_call"):
             self.opaque |= {_whose(token) for tokens in ins for token in tokens}
+            self.opaque.discard(_whose(OF_UNITS))
         inner = bodies(eqn)
         if name == "scan":
             body = open_jaxpr(eqn.params["jaxpr"])
@@ -212,6 +234,10 @@ class DependenceWalk:
             self.differentiated.add((mark.path, mark.method))
         if mark.role != "output":
             return tokens
+        if floating and trips:
+            seen = self.outputs.setdefault((mark.path, mark.method), {})
+            changes = any(token.what in ("own", "units") for token in tokens)
+            seen[mark.leaf] = seen.get(mark.leaf, False) | changes
         owns = any(t.what == "own" and is_under(t.path, mark.path) for t in tokens)
         inputs = {t for t in tokens if t.what == "input" and t.call == mark.call}
         if not (owns and inputs and floating):
@@ -226,7 +252,7 @@ class DependenceWalk:
             size = max(int(np.prod(mark.output_shapes[mark.leaf])), 1)
             calls = out.size * trips / size
             record.calls[mark.leaf] = record.calls.get(mark.leaf, 0) + calls
-        return NO_TOKENS
+        return frozenset({OF_UNITS})
 
 
 def _whose(token: Token) -> tuple[str, Path, int]:

@@ -97,7 +97,7 @@ def _owners_of_layers(units: Sequence[Unit]) -> Int[np.ndarray, " n"]:
 
 def find_regions(graph: ModelGraph, units: Sequence[Unit]) -> Regions:
     """The regions of a model between `units`; other modules couple what they touch."""
-    walk = CouplingWalk({u.key for u in units})
+    walk = CouplingWalk({u.key: u for u in units})
     seeds = [
         ParameterSlice(path, tuple(range(len(s)))) for path, s in graph.shapes.items()
     ]

@@ -20,7 +20,7 @@ from ..core import (
     plain,
     shaped_like,
 )
-from ..units import Interception
+from ..units import Interception, UnitKey
 from ._carrying import Carried, run_carrying
 from ._entries import CARRIED, COLLECTION, path_of
 
@@ -82,19 +82,28 @@ def intercept_calls(
 
 
 def run_intercepted(
-    apply: Callable[[Carried], Any], interceptions: Sequence[Interception]
+    apply: Callable[[Carried], Any],
+    interceptions: Sequence[Interception],
+    data_of: Callable[[UnitKey], frozenset[int]],
 ) -> Any:
-    """`apply(carried)` with calls of units intercepted, the first one outermost."""
+    """`apply(carried)` with calls of units intercepted, the first one outermost.
+
+    `data_of` tells which of a unit's floating outputs are mere data; it is asked where
+    there are several.
+    """
     entries: dict[Path, dict] = {}
     for one in interceptions:
         for (path, method), entry in one.entries.items():
             entries.setdefault((*path, CARRIED + one.name), {})[method] = entry
     if not entries:
         return apply(Carried({}))
-    return run_carrying(apply, [intercept_units(one) for one in interceptions], entries)
+    hooks = [intercept_units(one, data_of) for one in interceptions]
+    return run_carrying(apply, hooks, entries)
 
 
-def intercept_units(interception: Interception) -> Callable:
+def intercept_units(
+    interception: Interception, data_of: Callable[[UnitKey], frozenset[int]]
+) -> Callable:
     """The interceptor of the modules to which an entry is carried."""
     name = CARRIED + interception.name
 
@@ -105,7 +114,7 @@ def intercept_units(interception: Interception) -> Callable:
         return plain(module.get_variable(COLLECTION, name))
 
     def handle(call: ModuleCall) -> Any:
-        unit_call = LinenUnitCall(call)
+        unit_call = LinenUnitCall(call, data_of)
         if call.method in call.entries:
             return interception.handle(unit_call, call.entries[call.method])
         interception.otherwise(unit_call)
@@ -117,9 +126,9 @@ def intercept_units(interception: Interception) -> Callable:
 class LinenUnitCall:
     """A call of a Linen module as a pure function: a `units.UnitCall`."""
 
-    def __init__(self, call: ModuleCall):
+    def __init__(self, call: ModuleCall, data_of: Callable[[UnitKey], frozenset[int]]):
         self.path, self.method, self.entries = call.path, call.method, call.entries
-        self._call = call
+        self._call, self._data_of = call, data_of
         self._inputs = Partition((call.args, dict(call.kwargs)))
         self._outputs: Partition | None = None
         self._arrays: list[Any] = []
@@ -138,14 +147,15 @@ class LinenUnitCall:
 
     def proceed(self, inputs: list[Array]) -> list[Array]:
         args, kwargs = self._inputs.build(inputs)
-        outputs = Partition(self._call.proceed(*args, **kwargs))
+        outputs = self._apart(self._call.proceed(*args, **kwargs))
         self._outputs, self._arrays = outputs, outputs.arrays
         return outputs.floats
 
     def vjp(self, inputs: list[Array]) -> tuple[list[Array], Callable]:
-        outputs, transpose, self._arrays = nn.vjp(  # pyright: ignore[reportAssignmentType]
+        outputs, transpose, arrays = nn.vjp(  # pyright: ignore[reportAssignmentType]
             self._function(), self._call.module, *inputs, has_aux=True, multi_scope=True
         )
+        self._arrays = _still(arrays)
         return outputs, jax.tree_util.Partial(_split_gradients, transpose)
 
     def jvp(
@@ -165,7 +175,8 @@ class LinenUnitCall:
         function = self._function()
         bound = lambda module: function(module, *inputs)
         lifted: Any = nn.jvp(bound, self._call.module, (), (), tangents)
-        (outputs, self._arrays), (moved, _) = lifted
+        (outputs, arrays), (moved, _) = lifted
+        self._arrays = _still(arrays)
         return outputs, moved
 
     def _transposed_twice(
@@ -200,10 +211,18 @@ class LinenUnitCall:
 
         def run(module: nn.Module, *floats: Any) -> tuple[list, list]:
             args, kwargs = self._inputs.build(list(floats))
-            self._outputs = Partition(call.function(module, *args, **kwargs))
+            outputs = call.function(module, *args, **kwargs)
+            self._outputs = self._apart(outputs)
             return self._outputs.floats, self._outputs.arrays
 
         return nn.compact(run) if hasattr(call.function, "compact") else run
+
+    def _apart(self, outputs: Any) -> Partition:
+        """What the call returns, with mere data among the arrays that do not float."""
+        leaves = Partition(outputs)
+        several = len(leaves.floats) > 1
+        data = self._data_of((self.path, self.method)) if several else ()
+        return Partition(outputs, data) if data else leaves
 
     def _rewind_keys(self) -> None:
         """Sets the counts of random keys back to where the first run began."""
@@ -212,6 +231,11 @@ class LinenUnitCall:
             self._key_counts = [dict(counts) for counts in counters]
         for counts, first in zip(counters, self._key_counts, strict=True):
             counts.update(first)
+
+
+def _still(arrays: list[Any]) -> list[Any]:
+    """Arrays that are mere data, such that no gradient is taken through them."""
+    return [jax.lax.stop_gradient(x) if is_float(x) else x for x in arrays]
 
 
 def _split_gradients(transpose: Any, cotangents: list) -> tuple[list, list]:

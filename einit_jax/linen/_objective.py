@@ -16,11 +16,11 @@ from ..core import (
     Collections,
     ModelArgs,
     Params,
+    Partition,
     Path,
     as_static,
     describe,
     flatten,
-    float_leaves,
     path_str,
     static_value,
     unboxed,
@@ -31,6 +31,7 @@ from ._checks import check_module, loss_arguments
 from ._entries import COLLECTION, path_of
 from ._explanations import add_note, explained
 from ._interception import run_intercepted
+from ._mere_data import data_in_run
 from ._tracing import called_types, trace_marked
 
 FIXED = ("params", "scales", "intermediates", COLLECTION)
@@ -69,7 +70,9 @@ class LinenObjective:
         apply = lambda carried: self._apply(
             carried.beside(variables), args.batch, wanted if capture else False
         )
-        outputs, written = run_intercepted(apply, interceptions)
+        outputs, written = run_intercepted(
+            apply, interceptions, data_in_run(self, args)
+        )
         return outputs, _captured(written.get("intermediates", {}), capture)
 
     def _apply(self, variables: Mapping, batch: Batch, capture: Any) -> Any:
@@ -269,7 +272,8 @@ def _captured(
         if unit.lifted_axes or not node or len(node) % unit.calls:
             continue
         chain = len(node) // unit.calls
-        calls = [float_leaves(outputs) for outputs in node[chain - 1 :: chain]]
+        own = lambda outputs, unit=unit: Partition(outputs, unit.data_outputs).floats
+        calls = [own(outputs) for outputs in node[chain - 1 :: chain]]
         if all(tuple(t.shape for t in outputs) == unit.shape for outputs in calls):
             captured[unit.key] = calls
     return captured

@@ -21,6 +21,7 @@ from ..units import (
 from ._checks import check_module
 from ._entries import immutable_entries, without_carried
 from ._interception import run_intercepted
+from ._mere_data import knowing_data
 from ._tracing import trace_call
 
 UNSEEN = flax.core.DenyList("intermediates")
@@ -40,10 +41,11 @@ def scaled(model: "nn.Module | Scaled") -> "Scaled":
          "scales": {"Dense_0": {"output": 1., "input_grad": 1., "output_grad": 1.}}}
 
     A unit that is entered through a method other than `__call__` (`Embed.attend`) has
-    factors of its own under that method's name. Factors of 1 leave every output and
-    gradient bit-identical (under `nn.vmap`, gradients to rounding where members share
-    an input). The model itself and its parameters are unchanged: the plain
-    `model.apply` takes variables with `scales` among them, and ignores these.
+    factors of its own under that method's name. Floats among a unit's outputs that
+    depend on no parameter at all (masks, paddings) pass as they are. Factors of 1 leave
+    every output and gradient bit-identical (under `nn.vmap`, gradients to rounding
+    where members share an input). The model itself and its parameters are unchanged:
+    the plain `model.apply` takes variables with `scales` among them, and ignores these.
 
     Args:
         model: any Linen module; a scaled one is returned as it is.
@@ -183,7 +185,9 @@ def apply_intercepted(
     """
     how = {**kwargs, "mutable": immutable_entries(mutable)}
     apply = lambda carried: model.apply(carried.beside(variables), *args, **how)
-    return run_intercepted(apply, (interception,))
+    traced = lambda: trace_call(model, variables, args, how)
+    run = lambda data_of: run_intercepted(apply, (interception,), data_of)
+    return knowing_data(run, traced)
 
 
 def _may_lack(params: Mapping, factors: Mapping[UnitKey, Any]) -> bool:

@@ -1,8 +1,7 @@
 """What a sweep is of, what passes hand on, and what comes of them."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
@@ -95,24 +94,24 @@ class Findings:
         advice = "tune needs finite numbers: check the parameters, the inputs and, for"
         advice += " 16-bit models, the range of the dtype"
         first = lambda flags: self.names[int(np.argmin(flags))]
-        flags = {f.name: getattr(self, f.name) for f in fields(self)}
-        found = SimpleNamespace(**jax.device_get(flags))
-        if not found.activations.all():
+        flags = self.activations, self.loss, self.gradients, self.steps, self.moves
+        activations, loss, gradients, steps, moves = jax.device_get(flags)
+        if not activations.all():
             raise FloatingPointError(
-                f"non-finite activations at unit {first(found.activations)!r}; {advice}"
+                f"non-finite activations at unit {first(activations)!r}; {advice}"
             )
-        if not found.loss:
+        if not loss:
             raise FloatingPointError(f"the loss is not finite; {advice}")
-        if not found.gradients.all():
+        if not gradients.all():
             raise FloatingPointError(
-                f"non-finite gradients at unit {first(found.gradients)!r}; {advice}"
+                f"non-finite gradients at unit {first(gradients)!r}; {advice}"
             )
-        if not found.steps.all():
+        if not steps.all():
             raise FloatingPointError(
-                f"the optimizer's first step of unit {first(found.steps)!r} is not "
+                f"the optimizer's first step of unit {first(steps)!r} is not "
                 f"finite; {advice}"
             )
-        if not found.moves:
+        if not moves:
             raise ValueError(
                 "the optimizer's first step moves no parameter of any unit; pass it at "
                 "learning rate 1, without a warm-up from zero, such as optax.adam(1.0)"

@@ -26,7 +26,7 @@ class Unit:
     module_type: str
     """The name of the module's class."""
     shape: tuple[tuple[int, ...], ...]
-    """Of each floating output of a call."""
+    """Of each floating output of a call, mere data aside."""
     calls: int
     """Of one layer, in one run of the model."""
     lifted_axes: tuple[int, ...]
@@ -41,6 +41,9 @@ class Unit:
     """Whether it runs inside of a lifted custom reverse rule."""
     differentiated: bool = False
     """Whether the model itself differentiates it."""
+    data_outputs: frozenset[int] = frozenset()
+    """The numbers of floating outputs that no parameter of the model changes: masks,
+    paddings. They have no factor and no statistics."""
 
     @property
     def key(self) -> UnitKey:

@@ -14,6 +14,7 @@ from tests.support.cases import (
     make,
     normal,
     paths,
+    squared_error,
     vectors,
 )
 from tests.support.models.dense import BLOCK, Block
@@ -34,6 +35,18 @@ def masked_series(key):
     left, right = jax.random.split(key)
     mask = jax.random.bernoulli(right, 0.5, (16, 5, 5))
     return jax.random.normal(left, (16, 5, 8)), mask | jnp.eye(5, dtype=bool)
+
+
+def padded_series(key):
+    """Series of several lengths, and what of them is padding."""
+    lengths = jax.random.randint(key, (16, 1), 1, 9)
+    padding = (jnp.arange(8) >= lengths).astype(jnp.float32)
+    return jax.random.normal(key, (16, 8, 6)), padding
+
+
+def of_first(outputs, key):
+    """The squared error of the first output alone."""
+    return squared_error(outputs[0], key)
 
 
 class Bilinear(nn.Module):
@@ -132,6 +145,45 @@ class Bytes(nn.Module):
         return nn.Dense(4, name="head")(x.mean((1, 2)))
 
 
+class PaddedConv(nn.Module):
+    """A strided convolution that tells, by a float, what of its output is padding."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x, padding):
+        shape = (3, x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        y = jax.lax.conv_general_dilated(
+            x, kernel, (2,), "SAME", dimension_numbers=("NHC", "HIO", "NHC")
+        )
+        padding = padding[:, ::2]
+        return nn.relu(y) * (1 - padding)[..., None], padding
+
+
+class PaddedNorm(nn.Module):
+    """Batch statistics of the steps that are no padding; the gain is `1 + scale`."""
+
+    @nn.compact
+    def __call__(self, x, padding):
+        scale = self.param("scale", nn.initializers.zeros_init(), x.shape[-1:])
+        there = (1 - padding)[..., None]
+        count = jnp.maximum(there.sum(), 1)
+        x = x - (x * there).sum((0, 1)) / count
+        variance = (jnp.square(x) * there).sum((0, 1)) / count
+        return x * (1 + scale) * jax.lax.rsqrt(variance + 1e-3) * there
+
+
+class Padded(nn.Module):
+    """Paddings are floats; they go through units beside the activations."""
+
+    @nn.compact
+    def __call__(self, x, padding):
+        x, padding = PaddedConv(8, name="conv")(x, padding)
+        x = PaddedNorm(name="norm")(x, padding)
+        return nn.Dense(4, name="head")(x), padding
+
+
 ROWS: tuple[Case, ...] = (
     Case(
         "masked_attention",
@@ -167,6 +219,11 @@ ROWS: tuple[Case, ...] = (
         "key_input",
         lambda: make(KeyInput(), batches(vectors, lambda key: key)),
         paths("first last"),
+    ),
+    Case(
+        "padded_series",
+        lambda: make(Padded(), padded_series, of_first),
+        paths("conv norm head"),
     ),
     Case(
         "uint8_images",
