@@ -173,7 +173,8 @@ def _check_drawn(drawn: Any, what: str) -> None:
         TypeError: it is no array, and no pytree of arrays.
         ValueError: all of its arrays are empty.
     """
-    leaves = [drawn] if isinstance(drawn, Iterator) else jax.tree.leaves(drawn)
+    iterator = isinstance(drawn, Iterator)  # of which jax warns
+    leaves: list[Any] = [drawn] if iterator else jax.tree.leaves(drawn)
     is_leaf = len(leaves) == 1 and leaves[0] is drawn
     if drawn is None or (is_leaf and not is_array(drawn)):
         hint = "an array, a pytree of arrays, a tuple of arguments, or ei.Inputs(...)"
@@ -212,7 +213,7 @@ def _any_nonzero(leaf: Any) -> bool:
         platforms = {device.platform for device in leaf.devices()}
         if platforms != {"cpu"} or not leaf.is_fully_addressable:
             return bool(jax.device_get(jax.jit(jnp.any)(leaf)))
-    return bool(np.any(np.asarray(leaf)))
+    return bool(np.any(jax.device_get(leaf)))
 
 
 def check_not_zero(batches: Sequence[Batch]) -> None:

@@ -1,7 +1,7 @@
 """What is no Linen model, and what is no loss."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from flax import linen as nn
@@ -53,3 +53,18 @@ def loss_arguments(loss_fn: Callable) -> tuple[str, ...]:
             "others with functools.partial"
         )
     return wanted
+
+
+def check_loss_keywords(loss_fn: Callable, keywords: Mapping[str, Any]) -> None:
+    """Raises a TypeError where a loss does not take some keywords."""
+    try:
+        parameters = inspect.signature(loss_fn).parameters
+    except ValueError:
+        return
+    variadic = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    foreign = [name for name in keywords if name not in parameters]
+    if foreign and not variadic:
+        raise TypeError(
+            f"loss_fn takes ({', '.join(parameters)}) and no {', '.join(foreign)}, an "
+            "unexpected keyword; train is to return inputs and keywords of loss_fn"
+        )

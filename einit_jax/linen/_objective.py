@@ -27,7 +27,7 @@ from ..core import (
     user_inputs,
 )
 from ..units import Interception, ModelGraph, Unit, UnitKey
-from ._checks import check_module, loss_arguments
+from ._checks import check_loss_keywords, check_module, loss_arguments
 from ._entries import COLLECTION, path_of
 from ._explanations import add_note, explained
 from ._interception import run_intercepted
@@ -223,6 +223,7 @@ class LinenObjective:
         """
         if not keywords:
             return self
+        check_loss_keywords(static_value(self.loss_fn), keywords)
         loss_fn = partial(static_value(self.loss_fn), **keywords)
         arguments = loss_arguments(loss_fn)
         return replace(self, loss_fn=as_static(loss_fn), loss_arguments=arguments)

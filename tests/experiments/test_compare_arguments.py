@@ -55,7 +55,11 @@ ONLY = {"as it is": None}
         ),
         ({"train": X}, TypeError, "train is a ArrayImpl, expected a function of a key"),
         ({"train": lambda key: X}, TypeError, "train must return a pair"),
-        ({"train": lambda key: (X, {"label": Y})}, ValueError, "unexpected keyword"),
+        (
+            {"train": lambda key: (X, {"label": Y})},
+            TypeError,
+            "no label, an unexpected",
+        ),
         ({"optimizer": optax.adam(0.1)}, TypeError, "not optax.adam"),
         (
             {"optimizer": lambda rate: optax.sgd(float(rate))},
