@@ -1,0 +1,248 @@
+"""Models that nobody wrote: what holds of every model holds of them.
+
+`python -m tests.fuzz` runs any number of them.
+"""
+
+import json
+import random
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, Phase, assume, given, settings
+
+from tests.fuzz import properties
+from tests.fuzz.__main__ import main, records
+from tests.fuzz.captures import Recorder
+from tests.fuzz.examples import Example, Model
+from tests.fuzz.growing import KINDS, inside
+from tests.fuzz.properties import Verdict, gradient_deviation, judge
+from tests.fuzz.running import Broken, Invalid, Refused, Run, judged
+from tests.fuzz.shrinking import failure_kind, shrunk
+from tests.fuzz.strategies import KNOWN, drawn, examples, numbered
+
+ALL_CHECKS: Any = HealthCheck
+EVERY = settings(
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(ALL_CHECKS),
+    print_blob=False,
+)
+
+
+def holds(example: Example) -> None:
+    """Asserts all properties of an example, which is printed where one fails."""
+    verdict = judge(example)
+    assume(verdict.status != "invalid")
+    assert verdict.status in ("ok", "refused"), f"{example!r}: {verdict}"
+
+
+@given(examples(without=KNOWN))
+@settings(EVERY, max_examples=4, phases=[Phase.generate])
+def test_a_few_models(example):
+    holds(example)
+
+
+@pytest.mark.slow
+@given(examples(without=KNOWN))
+@settings(EVERY, max_examples=200)
+def test_many_models(example):
+    try:
+        holds(example)
+    finally:
+        jax.clear_caches()
+
+
+# The parts: examples are plain data.
+
+MANY = [numbered(0, i) for i in range(1500)]
+
+
+def test_examples_are_plain_data():
+    """The line that is printed makes the same example, and so the same model."""
+    for example in MANY[:100]:
+        again = eval(repr(example), {"Example": Example})
+        assert again == example
+        assert hash(Model(again)) == hash(Model(example))
+    assert numbered(0, 7) == MANY[7] != numbered(1, 7)
+
+
+def test_every_kind_is_drawn():
+    assert len(KINDS) > 50
+    found = {node[0] for example in MANY for node in inside(example.body)}
+    assert found == set(KINDS)
+
+
+def test_known_kinds_are_left_out():
+    without = [drawn(random.Random(i).choice, KNOWN) for i in range(300)]
+    assert not {n[0] for e in without for n in inside(e.body)} & KNOWN
+    assert not any(example.extreme for example in without)
+    assert any(example.extreme for example in MANY)
+
+
+# The properties notice.
+
+BRANCHED = Example(("residual", ("dense", 4, True)), extra=("vector",))
+
+
+@pytest.fixture(scope="module")
+def tuned() -> Run:
+    run = Run(BRANCHED)
+    run.scales  # noqa: B018
+    return run
+
+
+def changed(run: Run, unit: str, **factors: float) -> Run:
+    """The run, with some factors of a unit multiplied."""
+    again = Run(run.example)
+    scales = jax.tree.map(lambda s: s, run.scales)
+    node: Any = scales
+    for name in unit.split("/"):
+        node = node[name]
+    node |= {name: node[name] * factor for name, factor in factors.items()}
+    again.__dict__["scales"] = scales
+    return again
+
+
+UNIT = "Net_0/Dense_0"
+
+
+@pytest.mark.parametrize(
+    ("name", "factors"),
+    [
+        ("factors_are_positive", {"output": np.nan}),
+        ("factors_are_positive", {"output_grad": 0.0}),
+        ("outputs_are_at_their_targets", {"output": 1.03}),
+        ("rules_hold", {"output_grad": 3.0}),
+        ("the_same_key_gives_the_same_bits", {"output": 1 + 1e-6}),
+        ("jitted_is_eager", {"output": 1 + 1e-4}),
+    ],
+)
+def test_what_does_not_hold_is_noticed(name, factors, tuned):
+    check = getattr(properties, name)
+    check(tuned)
+    with pytest.raises(Broken):
+        check(changed(tuned, UNIT, **factors))
+
+
+def test_turned_gradients_are_noticed(tuned):
+    assert gradient_deviation(tuned)[0] < 1e-5
+    properties.carried_gradients_are_true(tuned)
+    worst, path = gradient_deviation(changed(tuned, UNIT, input_grad=3.0))
+    assert worst > 1e-3
+    assert path[0] in ("Dense_0", "Embed_0")
+
+
+def test_outputs_of_other_functions_are_noticed(tuned, monkeypatch):
+    for name in ("factors_of_one_change_nothing", "folded_is_the_same"):
+        getattr(properties, name)(tuned)
+    plain, ones, scaled = tuned.forward(
+        tuned.job.params, tuned.probed, tuned.scales, tuned.batches()[0]
+    )
+    off = jax.tree.map(lambda y: 1.01 * y, ones)
+    monkeypatch.setitem(tuned.__dict__, "forward", lambda *_: (plain, off, scaled))
+    with pytest.raises(Broken, match="factors of 1"):
+        properties.factors_of_one_change_nothing(tuned)
+    with pytest.raises(Broken, match="folded"):
+        properties.folded_is_the_same(tuned)
+
+
+def test_errors_are_judged(tuned):
+    """Only those that the package raises itself, in words that fit."""
+    own = lambda error: judged(raised_inside(error), tuned)
+    assert isinstance(judged(raised(ValueError("has no units")), tuned), Broken)
+    assert isinstance(own(ValueError("M has no units")), Refused)
+    assert isinstance(own(ValueError("something else")), Broken)
+    assert isinstance(own(KeyError("has no units")), Broken)
+    assert isinstance(own(FloatingPointError("non-finite")), Broken)
+
+
+def raised(error: Exception) -> Exception:
+    try:
+        raise error
+    except Exception as caught:
+        return caught
+
+
+def raised_inside(error: Exception) -> Exception:
+    """The error as if a line of the package had raised it."""
+    line = compile("raise error", f"{properties.PACKAGE}/_some.py", "exec")
+    try:
+        exec(line, {"error": error})
+    except Exception as caught:
+        return caught
+    raise AssertionError
+
+
+def test_models_that_do_not_run_are_no_failures():
+    with pytest.raises(Invalid):
+        Run(Example(("attention", 3, False)))
+    assert judge(Example(("attention", 3, False))).status == "invalid"
+    assert judge(Example(("act", "tanh"), outputs="body")).status == "refused"
+
+
+def test_recorder_sees_through_loops():
+    """Three layers under a scan, and one that is called three times."""
+    layers = Example(("scan", 3, 0, True, ("dense", 4, True)), outputs="body")
+    calls = Example(("shared", 3, ("dense", 4, True)), outputs="body")
+    for example, count in ((layers, 3), (calls, 1)):
+        run = Run(example)
+        seen = Recorder([u.key for u in run.graph.units], run.job.params)
+        variables = {"params": run.job.params}
+        apply = lambda v, run=run: run.applied(run.job.model, v, run.batches()[0])
+        seen.run(jax.jit(apply), variables)
+        ((_, rms),) = seen.rms().items()
+        assert len(rms) == count
+        assert np.all(np.array(rms) > 0)
+
+
+# Simpler examples, and the command.
+
+
+def test_a_failing_example_is_made_simpler():
+    fails = lambda e: any(node[0] == "scan" for node in inside(e.body))
+    example = next(e for e in MANY if fails(e) and len(list(inside(e.body))) > 4)
+    least = shrunk(example, fails, tries=500)
+    assert fails(least)
+    assert [node[0] for node in inside(least.body)] == ["scan", "act"]
+    assert least == Example(least.body)
+    assert shrunk(example, fails, tries=0) == example
+
+
+def test_kinds_of_failures_have_no_numbers():
+    same = [
+        Verdict("failed", f"'a_{i}/b' has rms [0.{i}], expected 1", "p") for i in (1, 2)
+    ]
+    assert len({failure_kind(verdict) for verdict in same}) == 1
+    other = Verdict("failed", "'a_1/b' is not called", "p")
+    assert failure_kind(other) != failure_kind(same[0])
+
+
+def test_the_command_resumes_and_tells(tmp_path, monkeypatch, capsys):
+    """A record for each example, once; what had begun and not ended is a failure."""
+    seen = []
+
+    def fake(example: Example) -> Verdict:
+        seen.append(example)
+        failed = "conv" in repr(example.body)
+        return Verdict("failed", "it is off", "p") if failed else Verdict("ok")
+
+    monkeypatch.setattr(properties, "judge", fake)
+    out = tmp_path / "out.jsonl"
+    given = ["--seed", "3", "--out", str(out), "--tries", "30"]
+    assert main(["--examples", "2", "--without", "conv,conv_transpose", *given]) == 0
+    assert len(seen) == 2
+    assert main(["--examples", "60", *given]) == 1
+    assert seen[2] == numbered(3, 2, KNOWN)
+    said = capsys.readouterr().out
+    assert "times p: it is off" in said
+    assert "Example(body=('conv" in said
+    assert {r["status"] for r in records(out).values()} == {"ok", "failed"}
+    with out.open("a") as file:
+        print(
+            json.dumps({"number": 60, "spec": "Example()", "status": "begun"}),
+            file=file,
+        )
+    assert records(out)[60]["kind"] == "the process ended"
