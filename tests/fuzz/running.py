@@ -43,7 +43,6 @@ REFUSALS = (
     "does not depend on the model's outputs",
     "first step moves no parameter",
     "derivative",
-    "custom_vjp",
 )
 """Words of errors that tell of what the package does not take."""
 ROUNDING = {"float32": 1e-5, "bfloat16": 0.03, "float16": 0.01}

@@ -40,7 +40,7 @@ def holds(example: Example) -> None:
 
 
 @given(examples(without=KNOWN))
-@settings(EVERY, max_examples=4, phases=[Phase.generate])
+@settings(EVERY, max_examples=3, phases=[Phase.generate])
 def test_a_few_models(example):
     holds(example)
 
