@@ -45,10 +45,11 @@ class Recorder:
             return function(*args)
 
     def rms(self) -> dict[UnitKey, list[float]]:
-        """Of each unit the rms of each of its layers, over calls, in order of size."""
+        """Of each unit the rms of each of its layers, over calls, in order of sums."""
         jax.effects_barrier()
+        root = lambda squares: float(np.sqrt(np.mean(squares)))
         return {
-            key: sorted(float(np.sqrt(np.mean(each))) for each in layers.values())
+            key: [root(layers[total]) for total in sorted(layers)]
             for key, layers in self.squares.items()
         }
 
