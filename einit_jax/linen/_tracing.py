@@ -6,7 +6,7 @@ with parameters of their own. Nothing runs and nothing is compiled.
 """
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import flax
@@ -130,8 +130,16 @@ def _names(params: Params, prefix: str = "") -> dict[Path, dict]:
     It tells the modules of this run from those of another `apply` inside of it. A trace
     that `nn.jit` caches for one path is not taken for another.
     """
-    owners = {(): None} | {p[:i]: None for p in flatten(params) for i in range(len(p))}
-    return {(*path, f"{CARRIED}{prefix}{path_str(path)}"): {} for path in owners}
+    name = lambda path: f"{CARRIED}{prefix}{path_str(path)}"
+    return {(*path, name(path)): {} for path in _owners(params)}
+
+
+def _owners(params: Any, path: Path = ()) -> Iterator[Path]:
+    """The modules with parameters at or below them, by path."""
+    if isinstance(params, Mapping) and flatten(params):
+        yield path
+        for name, child in params.items():
+            yield from _owners(child, (*path, name))
 
 
 def _own_variables(module: nn.Module) -> Mapping[str, Any] | None:

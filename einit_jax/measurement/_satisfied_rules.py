@@ -39,14 +39,13 @@ def satisfied_rules(
     cosine, input_grad = columns["cosine"], columns["input_grad_rms"]
     own = _shared_updates(columns["update_rms"], rows)
     total = columns["total_update_rms"]
-    largest = np.max(total[usable], initial=0)
+    largest = np.max(total, initial=0, where=np.isfinite(total))
     typical = np.median(own[counted]) if counted.any() else 1.0
     holds = {
         "exact": bool(np.all(cosine[usable & ~np.isnan(cosine)] > EXACT_COSINE)),
         "unit": close(np.where(np.isnan(input_grad), 1, input_grad), usable),
         "local": close(own, counted),
-        "total": close(own / typical, counted)
-        and close(np.where(total == largest, total, 1), usable),
+        "total": close(own / typical, counted) and abs(float(largest) - 1) <= tolerance,
     }
     return {
         pillar: tuple(name for name in names if holds[name])

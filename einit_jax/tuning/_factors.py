@@ -259,12 +259,12 @@ def _make_findings(
     owner = np.repeat(np.arange(len(units)), [unit.size for unit in units])
 
     def finite(name: str) -> Bool[Array, " n"]:
-        values = {key: getattr(own, name) for key, own in result.sums.items()}
-        return jnp.isfinite(concat_units(units, values))
+        return jnp.isfinite(concat_units(units, _fields(result.sums, name)))
 
     every = lambda good: jnp.ones(len(units), bool).at[owner].min(good)
     return Findings(
         names=tuple(unit.name for unit in units),
+        heard=every(concat_units(units, _fields(result.sums, "output_size")) > 0),
         activations=every(finite("output")),
         gradients=every(finite("input_grad") & finite("change")),
         loss=result.finite_loss,
@@ -272,3 +272,7 @@ def _make_findings(
         steps=jnp.ones(len(units), bool),
         moves=jnp.array(True),
     )
+
+
+def _fields(sums: Mapping[UnitKey, Sums], name: str) -> dict[UnitKey, Array]:
+    return {key: getattr(own, name) for key, own in sums.items()}

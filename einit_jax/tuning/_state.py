@@ -54,14 +54,18 @@ class SweepSpec:
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["activations", "gradients", "loss", "strained", "steps", "moves"],
+    data_fields=[
+        "heard", "activations", "gradients", "loss", "strained", "steps", "moves",
+    ],
     meta_fields=["names"],
-)
+)  # fmt: skip
 @dataclass(frozen=True)
 class Findings:
     """What was finite in the last pass, per unit in call order."""
 
     names: tuple[str, ...]
+    heard: Bool[Array, "..."]
+    """Whether statistics came back: none do from where no gradient reaches the loss."""
     activations: Bool[Array, "..."]
     gradients: Bool[Array, "..."]
     loss: Bool[Array, "..."]
@@ -86,6 +90,11 @@ class Findings:
             return False
         strained, *fine = jax.device_get((self.strained, self.loss, self.activations))
         return bool(strained) and all(map(np.all, fine))
+
+    def silent(self) -> tuple[str, ...]:
+        """The units from which nothing came back."""
+        heard = jax.device_get(self.heard)
+        return tuple(n for n, back in zip(self.names, heard, strict=True) if not back)
 
     def check(self) -> None:
         """Raises where something was not finite; under an outer trace, nothing."""
@@ -151,6 +160,7 @@ def start_state(spec: SweepSpec, params: Params, floats: list[jax.Array]) -> Sol
     flags, fine = jnp.ones(len(units), bool), jnp.array(True)
     findings = Findings(
         names=tuple(unit.name for unit in units),
+        heard=flags,
         activations=flags,
         gradients=flags,
         loss=fine,

@@ -18,6 +18,7 @@ from ..core import (
     check_learning_rate,
     check_not_zero,
     checked_stopping,
+    is_concrete,
     stack_batches,
     usual_rules,
 )
@@ -210,12 +211,25 @@ def tune(
     )
     scales, findings, verdicts = compiled(options=options)
     if findings.needs_more():
-        again = options._replace(repeat_under_potentials=True)
-        scales, findings, verdicts = compiled(options=again)
+        options = options._replace(repeat_under_potentials=True)
+        scales, findings, verdicts = compiled(options=options)
+    if _is_misled(findings, verdicts):
+        rest = options.selection.without(findings.silent())
+        scales, findings, verdicts = compiled(options=options._replace(selection=rest))
     findings.check()
     for verdict in verdicts:
         verdict.check()
     return scales
+
+
+def _is_misled(findings: Findings, verdicts: Sequence[Verdict | Alignment]) -> bool:
+    """Whether units ran on others' outputs at other sizes than these have.
+
+    A unit from which no gradient reaches the loss keeps factors of 1, but the sweep has
+    not known that on the way forward. Under an outer trace nobody can tell.
+    """
+    concrete = all(map(is_concrete, jax.tree.leaves((findings, verdicts))))
+    return concrete and bool(findings.silent()) and any(v.missed() for v in verdicts)
 
 
 @partial(jax.jit, static_argnames=("objective", "options", "zeros"))

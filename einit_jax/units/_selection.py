@@ -1,6 +1,6 @@
 """Which units a user means, and the output rms at which each aims."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from ..core import as_number, as_patterns, describe, match_patterns, select_names
@@ -13,6 +13,10 @@ class UnitSelection(NamedTuple):
     include: tuple[str, ...] | None
     exclude: tuple[str, ...]
     targets: tuple[tuple[str, float], ...]
+
+    def without(self, names: Iterable[str]) -> "UnitSelection":
+        """The selection with some units left out, by name."""
+        return self._replace(exclude=(*self.exclude, *names))
 
     def among(self, units: tuple[Unit, ...]) -> dict[Unit, float]:
         """The units that the patterns leave in, with the output rms each aims at.

@@ -50,15 +50,19 @@ class Alignment:
         """
         if not all(map(is_concrete, self.apart)):
             return
-        apart = np.array(jax.device_get(self.apart))
-        wrong = np.array(self.names)[~(apart <= 1)]
-        if wrong.size:
+        wrong = self.missed()
+        if wrong:
             raise ValueError(
                 f"the scaled gradients of {', '.join(wrong[:8])} are not the true ones "
                 "times a positive number: the parameters are read in a way that is not "
                 "seen; leave their units out: tune(..., exclude=...), or ask for "
                 "gradients='unit'"
             )
+
+    def missed(self) -> list[str]:
+        """The parameters whose gradients are not true."""
+        apart = np.array(jax.device_get(self.apart))
+        return np.array(self.names)[~(apart <= 1)].tolist()
 
 
 def align_gradients(

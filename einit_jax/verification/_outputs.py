@@ -58,14 +58,7 @@ class Verdict:
         """
         if not all(map(is_concrete, jax.tree.leaves(self))):
             return
-        sizes, allowed = jax.device_get((self.sizes, self.allowed))
-        missed = {}
-        rows = zip(self.names, self.targets, sizes, allowed, strict=True)
-        for name, target, size, near in rows:
-            far = np.abs(np.log(np.where(size > 0, size, target) / target))
-            if np.any(~(far <= near)):
-                worst = np.unravel_index(np.argmax(far - near), far.shape)
-                missed[name] = f"{name} has {size[worst]:.4g}, expected {target:.4g}"
+        missed = self.missed()
         if missed:
             first = next(iter(missed))
             raise ValueError(
@@ -75,6 +68,18 @@ class Verdict:
                 "random stream of its own), or passes did not settle (max_sweeps); "
                 f"leave such units out: tune(..., exclude={first!r})"
             )
+
+    def missed(self) -> dict[str, str]:
+        """What was got and expected of each unit that misses its target, by name."""
+        sizes, allowed = jax.device_get((self.sizes, self.allowed))
+        missed = {}
+        rows = zip(self.names, self.targets, sizes, allowed, strict=True)
+        for name, target, size, near in rows:
+            far = np.abs(np.log(np.where(size > 0, size, target) / target))
+            if np.any(~(far <= near)):
+                worst = np.unravel_index(np.argmax(far - near), far.shape)
+                missed[name] = f"{name} has {size[worst]:.4g}, expected {target:.4g}"
+        return missed
 
 
 def judge(
