@@ -18,11 +18,12 @@ from tests.support.models import (
     recurrent,
     stateful,
     transformers,
+    wrapped,
 )
 
 KINDS = (
     (dense, lifted, recurrent, inputs, stateful, numbers, calls, insides)
-    + (transformers, convolutional, published)
+    + (transformers, convolutional, published, wrapped)
 )  # fmt: skip
 TABLE: tuple[Case, ...] = tuple(chain.from_iterable(kind.ROWS for kind in KINDS))
 CASES: dict[str, Case] = {case.name: case for case in TABLE}

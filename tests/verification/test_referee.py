@@ -1,0 +1,202 @@
+"""The referee of `tune` and of `measure`: errors planted in the one or the other."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import einit_jax as ei
+from einit_jax.core import ModelArgs, Partition, plain
+from einit_jax.tuning import _tune, _update_factors
+from einit_jax.units import ones
+from einit_jax.verification import TotalUpdates
+from tests.support.cases import Job, squared_error
+from tests.support.checks import (
+    KEY,
+    batch_of,
+    objective_of,
+    params_of,
+    quick,
+    refuses,
+    some,
+    traced,
+)
+from tests.support.models import CASES
+from tests.support.models.wrapped import Detached, HandTied, Pair
+
+X = jax.random.normal(KEY, (16, 8))
+WRONG = 1.1
+too_large = lambda x: WRONG * x
+
+
+@pytest.fixture
+def planted(monkeypatch):
+    """Multiplies factors of a unit between the sweep and what follows it."""
+
+    def plant(unit, **by):
+        solve = _tune.solve
+
+        def planted_solve(spec, args):
+            solution = solve(spec, args)
+            own = solution.factors[(unit,), "__call__"]
+            changed = {name: own[name] * by.get(name, 1.0) for name in own}
+            factors = {**solution.factors, ((unit,), "__call__"): changed}
+            return solution._replace(factors=factors)
+
+        jax.clear_caches()  # nothing compiled before is to be taken
+        monkeypatch.setattr(_tune, "solve", planted_solve)
+
+    yield plant
+    jax.clear_caches()
+
+
+class Chain(nn.Module):
+    """Two layers; the width tells one test's programs from another's."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x):
+        x = jnp.tanh(nn.Dense(self.width, name="first")(x))
+        return nn.Dense(4, name="last")(x)
+
+
+# Outputs.
+
+
+def test_an_output_that_misses_its_target_is_an_error(planted):
+    """It names the unit, what was got, what was expected, and what to do."""
+    model = Chain(9)
+    params = params_of(model)
+    planted("first", output=WRONG)
+    tune = partial(ei.tune, model, params, X, squared_error)
+    with refuses(ValueError, r"first has 1.1, expected 1.*exclude='first'"):
+        tune()
+    assert set(tune(verify=False)) == {"first", "last"}
+
+
+def test_half_a_percent_is_none(planted):
+    """The tolerance is 1%."""
+    model = Chain(10)
+    params = params_of(model)
+    planted("first", output=1.005)
+    assert ei.tune(model, params, X, squared_error)
+
+
+def test_under_an_outer_jit_measure_flags_it(planted):
+    """No exception can be raised there; on other batches 10% are no sign of it."""
+    model = Chain(11)
+    params = params_of(model)
+    planted("last", output=1.3)
+    scales = quick(lambda p: ei.tune(model, p, X, squared_error))(params)
+    flags = lambda **how: [
+        row["flag"] for row in ei.measure(model, params, X, squared_error, **how).rows()
+    ]
+    assert flags(scales=scales) == ["ok", "missed"]
+    assert flags(scales=scales, targets={"last": 1.3}) == ["ok", "ok"]
+    assert flags() == ["ok", "ok"]
+
+
+@pytest.mark.parametrize("draws", [1, 3])
+def test_targets_and_draws_are_what_outputs_are_compared_with(draws):
+    """Factors that are averages over draws are no miss."""
+    model = Chain(12)
+    params = params_of(model)
+    inputs = lambda key: jax.random.normal(key, (16, 8))
+    how = {"targets": {"last": 0.3, "*": 1.0}, "draws": draws}
+    scales = ei.tune(model, params, inputs, squared_error, **how)
+    table = ei.measure(model, params, inputs, squared_error, scales=scales, **how)
+    assert [row["flag"] for row in table.rows()] == ["ok", "ok"]
+    np.testing.assert_allclose(
+        table.output_rms, [1, 0.3], rtol=1e-5 if draws == 1 else 0.1
+    )
+
+
+def test_a_layer_behind_which_gradients_stop_keeps_its_size():
+    """Units after it are tuned on the inputs that they get."""
+    params = params_of(Detached())
+    scales = ei.tune(Detached(), params, X, squared_error)
+    table = ei.measure(Detached(), params, X, squared_error, scales=scales)
+    assert {n: float(f) for n, f in scales["held"].items()} == dict.fromkeys(
+        ("output", "input_grad", "output_grad"), 1.0
+    )
+    rows = {row["path"]: row for row in table.rows()}
+    assert rows["held"]["flag"] == "zero" and rows["head"]["flag"] == "ok"
+    np.testing.assert_allclose(rows["head"]["output_rms"], 1, rtol=1e-5)
+    assert abs(rows["held"]["output_rms"] - 1) > 0.1
+
+
+def test_a_parameter_may_be_a_tuple_of_arrays():
+    params = params_of(Pair())
+    scales = ei.tune(Pair(), params, X, squared_error)
+    table = ei.measure(Pair(), params, X, squared_error, scales=scales)
+    np.testing.assert_allclose(table.output_rms, 1, rtol=1e-5)
+
+
+# Gradients.
+
+
+def test_gradients_that_are_not_true_are_an_error(planted):
+    """Where a layer's parameters are used elsewhere, its own part must not outgrow."""
+    params = params_of(HandTied())
+    assert ei.tune(HandTied(), params, X, squared_error)
+    planted("up", input_grad=0.5, output_grad=2.0)
+    with refuses(ValueError, "the scaled gradients of up/kernel are not the true ones"):
+        ei.tune(HandTied(), params, X, squared_error)
+
+
+# Total updates.
+
+
+def total_of(model, params):
+    scales = ei.tune(model, params, X, squared_error)
+    table = ei.measure(model, params, X, squared_error, scales=scales)
+    return float(jnp.max(table.total_update_rms)), table.modes()["update"]
+
+
+def test_measure_and_tune_find_the_total_update_apart(monkeypatch, planted):
+    """What is wrong in either is seen in measure's table, and only then."""
+    model = Chain(13)
+    params = params_of(model)
+    total, held = total_of(model, params)
+    np.testing.assert_allclose(total, 1, rtol=1e-5)
+    assert held == ("total",)
+    changes = _update_factors.output_changes
+    wrong = lambda *args, **how: jax.tree.map(too_large, changes(*args, **how))
+    with monkeypatch.context() as patch:
+        jax.clear_caches()
+        patch.setattr(_update_factors, "output_changes", wrong)
+        total, held = total_of(model, params)
+        np.testing.assert_allclose(total, 1 / WRONG, rtol=1e-5)
+        assert held == ()
+    along = TotalUpdates.along
+    wrong = lambda *args: jax.tree.map(too_large, along(*args))
+    with monkeypatch.context() as patch:
+        jax.clear_caches()
+        patch.setattr(TotalUpdates, "along", wrong)
+        total, held = total_of(model, params)
+        np.testing.assert_allclose(total, WRONG, rtol=1e-5)
+        assert held == ()
+
+
+@some("compact_mlp", "two_sizes", "tied_lm", "two_outputs")
+def test_tangents_and_differences_agree(case):
+    """Two ways to the same changes; differences are off by the curve of the model."""
+    job: Job = CASES[case.name].build()
+    graph, objective, batch = traced(job), objective_of(job), batch_of(job)
+    outputs = {key: own["output"] for key, own in ones(graph.units).items()}
+    args = ModelArgs(job.params, job.options.get("collections", {}), batch)
+    keys = jax.random.split(KEY, 100)
+    floats = Partition(plain(job.params)).floats
+    step = [jax.random.normal(k, x.shape) for k, x in zip(keys, floats, strict=False)]
+
+    def found(capture):
+        updates = TotalUpdates(objective, graph.units, outputs, capture)
+        return quick(lambda: updates.along(args, step))()
+
+    tangents, differences = found(True), found(False)
+    for key in tangents:
+        np.testing.assert_allclose(differences[key], tangents[key], rtol=5e-3)
