@@ -18,7 +18,7 @@ HEAVIEST = 9
 """How many units an example may have, about, to compile in a few seconds."""
 KNOWN = frozenset(
     ("mapped", "bent_vjp", "shared_scope", "look", "penalty", "hand_tied", "forces",
-     "hyper", "times", "stop", "lookup", "tied", "pair")
+     "hyper", "times", "stop", "lookup", "tied", "pair", "lifted_vjp")
 )  # fmt: skip
 """Kinds with a fault that is known; with "times" go all sizes that are extreme."""
 
