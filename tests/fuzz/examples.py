@@ -14,7 +14,7 @@ import einit_jax as ei
 from tests.fuzz import layers as _layers  # noqa: F401 - registers its kinds
 from tests.fuzz import lifting as _lifting  # noqa: F401
 from tests.fuzz import wrappers as _wrappers  # noqa: F401
-from tests.fuzz.growing import Node, dtypes, grown, like
+from tests.fuzz.growing import Node, dtypes, grown, like, narrowed
 from tests.support.cases import QUICK, Job
 
 VOCABULARY = 5
@@ -81,7 +81,7 @@ class Model(nn.Module):
         embed = nn.Embed(VOCABULARY, self.example.width, **dtypes(self))
         if self.example.tokens:
             x = embed(x)
-        x = x.astype(self.dtype)
+        x = narrowed(self, x)
         for other in more:
             if jnp.issubdtype(other.dtype, jnp.integer):
                 y = nn.Embed(VOCABULARY, x.shape[-1], **dtypes(self))(other)

@@ -101,7 +101,14 @@ def grown(m: Any, node: Node, x: jax.Array) -> jax.Array:
 
 def dtypes(m: Any) -> dict[str, Any]:
     """The keywords of all layers that are made in a module."""
-    return {"dtype": jnp.dtype(m.dtype), "param_dtype": jnp.dtype(m.param_dtype)}
+    dtype = None if m.dtype == "float32" else jnp.dtype(m.dtype)
+    return {"dtype": dtype, "param_dtype": jnp.dtype(m.param_dtype)}
+
+
+def narrowed(m: Any, x: jax.Array) -> jax.Array:
+    """The array in the dtype of a module; where it is float32, in as many bits as it
+    has, so that all of a model widens with its parameters."""
+    return x if m.dtype == "float32" else x.astype(m.dtype)
 
 
 def names(m: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from tests.fuzz.growing import LEAF, WIDTHS, dtypes, kind, names, over_steps
+from tests.fuzz.growing import LEAF, WIDTHS, dtypes, kind, names, narrowed, over_steps
 
 lecun = nn.initializers.lecun_normal()
 CELLS: dict[str, Any] = {
@@ -75,7 +75,7 @@ class Own(nn.Module):
     def project(self, x):
         """What the unit does."""
         n, dtype = x.shape[-1], jnp.dtype(self.param_dtype)
-        x = x.astype(self.dtype)
+        x = narrowed(self, x)
         kernel = lambda key, shape: lecun(key, shape, dtype)
         if self.how == "halves":
             a, b = jnp.split(
@@ -169,7 +169,7 @@ def attention(m, x, heads, causal):
     lambda c: (c.pick(tuple(CELLS)), c.pick(WIDTHS), c.pick((False, True))), tags=LEAF
 )
 def rnn(m, x, cell, features, both):
-    kinds = {"dtype": jnp.dtype(m.dtype)}  # Flax draws orthogonal kernels in 32 bits
+    kinds = {"dtype": dtypes(m)["dtype"]}  # Flax draws orthogonal kernels in 32 bits
     make = lambda: nn.RNN(CELLS[cell](features, **kinds))
     return over_steps(nn.Bidirectional(make(), make()) if both else make(), x)
 
