@@ -83,7 +83,16 @@ def output_changes(
             return float_leaves(model_outputs)
 
         plainly = open_to_forward_mode(forward, leaves.floats)
-        _, tangents = jax.jvp(plainly, tuple(leaves.floats), tuple(step))
+        try:
+            _, tangents = jax.jvp(plainly, tuple(leaves.floats), tuple(step))
+        except Exception as error:
+            raise ValueError(
+                f"{objective.model_type} has no derivative in forward mode, by which "
+                "updates are followed through the model: "
+                f"{type(error).__name__}: {error}; write what has none (a host "
+                "callback in a custom_vjp) as a jax.custom_jvp, or "
+                "tune(..., update='local') without an optimizer, which needs none"
+            ) from error
         return anchor(tangents)
 
     sums = objective.over_axis(lambda: jax.grad(moved)(zeros))

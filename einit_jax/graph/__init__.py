@@ -8,6 +8,7 @@ from ._jaxprs import closed_bodies as closed_bodies
 from ._jaxprs import open_jaxpr as open_jaxpr
 from ._jaxprs import open_to_forward_mode as open_to_forward_mode
 from ._jaxprs import scan_counts as scan_counts
+from ._jaxprs import transposed as transposed
 from ._marks import Mark as Mark
 from ._marks import marks_in as marks_in
 from ._marks import read_mark as read_mark

@@ -13,8 +13,12 @@ from jax.extend.core import (
     jaxpr_as_fun,
     primitives,
 )
+from jaxtyping import Array
 
 from ..core import JaxprEqn
+
+LOOPS = ("scan", "while", "cond")
+"""Primitives whose bodies run several times, or not at all."""
 
 
 def open_jaxpr(jaxpr: Jaxpr | ClosedJaxpr) -> Jaxpr:
@@ -71,7 +75,27 @@ def open_to_forward_mode(function: Callable, arguments: Sequence) -> Callable:
     Forward mode cannot go through a `custom_vjp`, but it can go through the function
     that the `custom_vjp` wraps, and the derivative of that tells what a step changes.
     """
-    return jaxpr_as_fun(_without_reverse_rules(jax.make_jaxpr(function)(*arguments)))
+    opened = _without_reverse_rules(jax.make_jaxpr(function)(*arguments))
+    return _unrounded(opened) if _rounds(opened) else jaxpr_as_fun(opened)
+
+
+def transposed(function: Callable, like: list[Array]) -> Callable:
+    """The transpose of a function of a list of arrays that is linear, or nearly so.
+
+    A custom reverse rule may clip cotangents and round them to 8 bits. What is
+    transposed then is the derivative at zero, without rounding.
+    """
+
+    def transpose(values: list[Array]) -> list[Array]:
+        try:
+            return jax.linear_transpose(function, like)(values)[0]
+        except NotImplementedError:
+            smooth = _unrounded(jax.make_jaxpr(function)(like))
+            at_zero = [jnp.zeros_like(x) for x in like]
+            _, back = jax.vjp(lambda arrays: smooth(*arrays), at_zero)
+            return back(values)[0]
+
+    return transpose
 
 
 def _without_reverse_rules(param: Any) -> Any:
@@ -94,3 +118,73 @@ def _without_reverse_rule(eqn: JaxprEqn) -> JaxprEqn:
         return eqn.replace(primitive=call, params={"call_jaxpr": body})
     params = {name: _without_reverse_rules(p) for name, p in eqn.params.items()}
     return eqn.replace(params=params)
+
+
+def _rounds(jaxpr: Any) -> bool:
+    """Whether anything is rounded to 8 bits in a jaxpr."""
+    return any(map(_rounds_in, open_jaxpr(jaxpr).eqns))
+
+
+def _rounds_in(eqn: JaxprEqn) -> bool:
+    """Whether anything is rounded to 8 bits in an equation."""
+    return _has_8_bits(eqn.params.get("new_dtype")) or any(map(_rounds, bodies(eqn)))
+
+
+def _has_8_bits(dtype: Any) -> bool:
+    """Whether a dtype is of floats that have 8 bits or fewer."""
+    floating = dtype is not None and jnp.issubdtype(dtype, jnp.floating)
+    return floating and jnp.finfo(dtype).bits <= 8
+
+
+def _unrounded(jaxpr: Any) -> Callable[..., list[Any]]:
+    """The function of a jaxpr, but that nothing is rounded to 8 bits.
+
+    Derivatives would be rounded as values are, and into a range that suits the values:
+    of smaller ones nothing would be left.
+    """
+    body, consts = open_jaxpr(jaxpr), getattr(jaxpr, "consts", ())
+
+    def run(*arguments: Any) -> list[Any]:
+        known: dict[Any, Any] = dict(zip(body.constvars, consts, strict=True))
+        known |= zip(body.invars, arguments, strict=True)
+        read = lambda atom: atom.val if isinstance(atom, Literal) else known[atom]
+        for eqn in body.eqns:
+            outs = _equation_unrounded(eqn, [read(atom) for atom in eqn.invars])
+            known |= zip(eqn.outvars, outs, strict=True)
+        return [read(atom) for atom in body.outvars]
+
+    return run
+
+
+def _equation_unrounded(eqn: JaxprEqn, ins: list[Any]) -> list[Any]:
+    """The results of an equation in which nothing is rounded to 8 bits."""
+    name, params = eqn.primitive.name, dict(eqn.params)
+    if _rounds_in(eqn):
+        if name == "convert_element_type":
+            return ins
+        if name not in LOOPS:
+            return _unrounded(closed_bodies(eqn)[0])(*ins)
+        params = {name: _with_bodies_unrounded(p) for name, p in params.items()}
+    # what was rounded outside of the jaxpr meets what was to be, and is not
+    exact = [x.dtype for x, var in zip(ins, eqn.invars, strict=True) if _was(x, var)]
+    if exact:
+        ins = [x.astype(exact[0]) if _has_8_bits(x.dtype) else x for x in ins]
+    bound = eqn.primitive.get_bind_params(params)
+    outs = eqn.primitive.bind(*ins, **bound)
+    return [*outs] if eqn.primitive.multiple_results else [outs]
+
+
+def _was(value: Any, var: Any) -> bool:
+    """Whether a value of more bits stands where the jaxpr has 8."""
+    return _has_8_bits(var.aval.dtype) and not _has_8_bits(value.dtype)
+
+
+def _with_bodies_unrounded(param: Any) -> Any:
+    """A parameter of a loop's equation; its bodies are traced anew."""
+    if isinstance(param, tuple):
+        return tuple(map(_with_bodies_unrounded, param))
+    if not isinstance(param, Jaxpr | ClosedJaxpr):
+        return param
+    jaxpr: Any = param  # the two are one class in newer versions
+    kinds = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in jaxpr.in_avals]
+    return jax.make_jaxpr(_unrounded(jaxpr))(*kinds)

@@ -1,6 +1,7 @@
 """What is no Linen model, and what is no loss."""
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -24,6 +25,26 @@ def check_module(model: Any) -> None:
 def is_module_type(value: Any) -> bool:
     """Whether a value is a class of Linen modules."""
     return isinstance(value, type) and issubclass(value, nn.Module)
+
+
+class ForeignUnitError(ValueError):
+    """A unit that is no module of Linen: nothing can be carried to it."""
+
+
+def check_unit(module: nn.Module) -> None:
+    """Raises where a unit is a module of nnx in a wrapper of Linen.
+
+    Raises:
+        ForeignUnitError: it is; it looks at its variables and knows its own alone.
+    """
+    bridge = sys.modules.get("flax.nnx.bridge.wrappers")  # there, if such a module is
+    if bridge is not None and isinstance(module, bridge.ToLinen):
+        raise ForeignUnitError(
+            f"{'/'.join(module.path) or '.'} is a module of flax.nnx, wrapped by "
+            "nnx.bridge.to_linen, expected one of flax.linen: a wrapper takes no "
+            "variables but those of its own, so that no factor gets to it; write that "
+            "layer in flax.linen"
+        )
 
 
 def loss_arguments(loss_fn: Callable) -> tuple[str, ...]:

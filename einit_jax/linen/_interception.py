@@ -20,8 +20,10 @@ from ..core import (
     plain,
     shaped_like,
 )
+from ..graph import transposed
 from ..units import Interception, UnitKey
 from ._carrying import Carried, run_carrying
+from ._checks import check_unit
 from ._entries import CARRIED, COLLECTION, path_of
 
 
@@ -114,6 +116,7 @@ def intercept_units(
         return plain(module.get_variable(COLLECTION, name))
 
     def handle(call: ModuleCall) -> Any:
+        check_unit(call.module)
         unit_call = LinenUnitCall(call, data_of)
         if call.method in call.entries:
             return interception.handle(unit_call, call.entries[call.method])
@@ -191,8 +194,7 @@ class LinenUnitCall:
             own, _ = transpose(cotangents)
             return [shaped_like(g, s) for g, s in zip(own, step, strict=True)]
 
-        (moved,) = jax.linear_transpose(gradient, outputs)(step)
-        return outputs, moved
+        return outputs, transposed(gradient, outputs)(step)
 
     def rescaled(self, factor: Float[Array, ""]) -> list[Array]:
         self._rewind_keys()

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..core import Params, inverse_rms, multiply, per_call, rms, shaped_like, squares
+from ..graph import transposed
 from ..units import Interception, Unit, UnitCall, UnitKey, zeros_like_params
 
 PerLayer = Float[Array, "..."]
@@ -241,8 +242,8 @@ def _squared_change(
         size = rms(step)
         size = jnp.where(size > 0, size, 1)
         step = [multiply(t, 1 / size) for t in step]
-    pullback = jax.linear_transpose(lambda ct: transpose(ct)[0], cotangents)
-    (moved,) = pullback([jnp.conj(t) for t in step])
+    pullback = transposed(lambda ct: transpose(ct)[0], cotangents)
+    moved = pullback([jnp.conj(t) for t in step])
     power, _ = squares(moved)
     return jnp.square(size) * power if narrow else power
 
