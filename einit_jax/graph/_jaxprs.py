@@ -84,13 +84,24 @@ def transposed(function: Callable, like: list[Array]) -> Callable:
 
     A custom reverse rule may clip cotangents and round them to 8 bits. What is
     transposed then is the derivative at zero, without rounding.
+
+    Raises:
+        ValueError: where it is called, if the function is not linear in another way.
     """
 
     def transpose(values: list[Array]) -> list[Array]:
         try:
             return jax.linear_transpose(function, like)(values)[0]
-        except NotImplementedError:
-            smooth = _unrounded(jax.make_jaxpr(function)(like))
+        except Exception as error:
+            traced = jax.make_jaxpr(function)(like)
+            if not _rounds(traced):
+                raise ValueError(
+                    "a unit has a reverse rule that is not linear in cotangents (their "
+                    "sign, or a clip), so that no factor scales its gradients: "
+                    f"{type(error).__name__}: {error}; take it out of the model, or "
+                    "leave that unit out of tuning: tune(..., exclude=...)"
+                ) from error
+            smooth = _unrounded(traced)
             at_zero = [jnp.zeros_like(x) for x in like]
             _, back = jax.vjp(lambda arrays: smooth(*arrays), at_zero)
             return back(values)[0]

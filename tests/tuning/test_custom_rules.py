@@ -1,5 +1,6 @@
 """Units whose own reverse rules round, call the host, or are of another library."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -73,6 +74,24 @@ class Hosted(nn.Module):
         return nn.Dense(4)(between(nn.Dense(8)(x)))
 
 
+def clip_by_norm(gradient):
+    """The gradient, with a norm of 0.001 at most."""
+    return gradient * jnp.minimum(1, 1e-3 * jax.lax.rsqrt(jnp.sum(gradient**2)))
+
+
+class Ruled(nn.Module):
+    """A unit whose output has a reverse rule of its own."""
+
+    rule: Callable
+
+    @nn.compact
+    def __call__(self, x):
+        with_rule = jax.custom_vjp(lambda y: y)
+        with_rule.defvjp(lambda y: (y, None), lambda _, g: (self.rule(g),))
+        product = lambda *args, **how: with_rule(jax.lax.dot_general(*args, **how))
+        return nn.Dense(4, dot_general=product)(x)
+
+
 class Bridged(nn.Module):
     """A layer of nnx among those of Linen."""
 
@@ -111,6 +130,15 @@ def test_changes_go_through_products_of_8_bits(kind, product):
     table = measured(job, scales=factors)
     np.testing.assert_allclose(table.total_update_rms.max(), 1, rtol=2.0**-4)
     assert (table.cosine > 0.98).all() and (table.cosine < 1 - 1e-5).any()
+
+
+@pytest.mark.parametrize("rule", [jnp.sign, clip_by_norm], ids=["sign", "norm"])
+def test_reverse_rules_that_are_not_linear_are_refused(rule):
+    """The error says what is wrong with the rule; what is linear passes."""
+    with refuses(ValueError, match="not linear in cotangents.*exclude="):
+        tuned(job_of(Ruled(rule)))
+    factors = tuned(job_of(Ruled(lambda g: 2 * g)))
+    assert all(np.isfinite(s) for s in jax.tree.leaves(factors))
 
 
 def test_what_the_host_computes_has_no_total_update():
