@@ -1,6 +1,6 @@
 """The referee: whether a scaled model does what its factors promise.
 
-Imports `core`, `units`. Start at `_outputs`; shares no code with the sweep."""
+Imports `core`, `units`, `graph`. Start at `_outputs`; shares no code with the sweep."""
 
 from ._gradients import Alignment as Alignment
 from ._gradients import align_gradients as align_gradients

@@ -2,9 +2,9 @@
 
 `tune` finds it by taps on tangents. Nothing of that is used here: the scaled model runs
 as it is. Where its units' outputs are let out as intermediates, they are outputs of
-`jax.jvp`. Of the others (inside of lifted transforms, or where a custom reverse rule
-leaves no forward mode) differences are taken: the model runs at both ends of a short
-way along the step, side by side under `vmap`, and each unit compares its two outputs.
+`jax.jvp`. Of the others (inside of lifted transforms) differences are taken: the model
+runs at both ends of a short way along the step, side by side under `vmap`, and each
+unit compares its two outputs.
 """
 
 from collections.abc import Mapping
@@ -28,6 +28,7 @@ from ..core import (
     vary_with,
     widen,
 )
+from ..graph import open_to_forward_mode
 from ..units import Interception, Objective, Unit, UnitCall, UnitKey, ones, scaling
 
 ENDS = "einit_ends"
@@ -65,9 +66,7 @@ class TotalUpdates:
     def _along_unit_step(
         self, args: ModelArgs, step: list[Array]
     ) -> dict[UnitKey, Array]:
-        changes: dict[UnitKey, Array] = {}
-        if self.capture and not any(unit.opaque for unit in self.units):
-            changes = self._by_tangents(args, step)
+        changes = self._by_tangents(args, step) if self.capture else {}
         left = [unit for unit in self.units if unit.key not in changes]
         if left:
             changes |= self._by_differences(args, step, left)
@@ -76,21 +75,22 @@ class TotalUpdates:
     def _by_tangents(self, args: ModelArgs, step: list[Array]) -> dict[UnitKey, Array]:
         """The changes of those units whose outputs come out."""
         leaves = Partition(plain(args.params))
+        calls: dict[UnitKey, list[list[Array]]] = {}
 
-        def outputs(*floats: Array) -> Any:
+        def outputs(*floats: Array) -> list[Array]:
             filled = args._replace(params=leaves.build(list(floats)))
-            _, captured = self.objective.run(
-                filled, scaling(self._factors()), capture=self.units
-            )
-            return captured
+            how = {"capture": self.units}
+            _, captured = self.objective.run(filled, scaling(self._factors()), **how)
+            calls.update(captured)
+            return jax.tree.leaves(captured)
 
-        _, moved = jax.jvp(outputs, tuple(leaves.floats), tuple(step))
-        unit = {unit.key: unit for unit in self.units}
+        plainly = open_to_forward_mode(outputs, leaves.floats)
+        _, moved = jax.jvp(plainly, tuple(leaves.floats), tuple(step))
+        captured = jax.tree.unflatten(jax.tree.structure(calls), moved)
+        shapes = {unit.key: unit.carried_shape for unit in self.units}
+        over_calls = lambda each: rms([jnp.stack([rms(call) for call in each])])
         return {
-            key: _over_calls([rms(call) for call in calls]).reshape(
-                unit[key].carried_shape
-            )
-            for key, calls in moved.items()
+            key: over_calls(each).reshape(shapes[key]) for key, each in captured.items()
         }
 
     def _by_differences(
@@ -138,11 +138,10 @@ class TotalUpdates:
             for x, t in zip(floats, step, strict=True)
             if x.size
         ]
-        coarse = any(jnp.finfo(x.dtype).bits == 16 for x in floats)
-        if not any(unit.opaque for unit in self.units):
-            here, moved = jax.jvp(outputs, floats, tuple(step))
-            sizes.append(rms(here) / jnp.where(rms(moved) > 0, rms(moved), jnp.nan))
-            coarse |= any(jnp.finfo(t.dtype).bits == 16 for t in here)
+        plainly = open_to_forward_mode(outputs, leaves.floats)
+        here, moved = jax.jvp(plainly, floats, tuple(step))
+        sizes.append(rms(here) / jnp.where(rms(moved) > 0, rms(moved), jnp.nan))
+        coarse = any(jnp.finfo(x.dtype).bits == 16 for x in (*floats, *here))
         sizes = jnp.stack(sizes)
         sizes = jnp.where((sizes > 0) & jnp.isfinite(sizes), sizes, jnp.inf)
         nearest = jnp.min(sizes, initial=jnp.inf)
@@ -174,8 +173,3 @@ def _compare_ends(call: UnitCall, sums: Mapping[str, Array]) -> Any:
     change = jnp.square(rms(apart)) / 2
     statistics = {"change": change, "calls": per_call(0.5, change)}
     return call.finish(emit(outputs, statistics, sums))
-
-
-def _over_calls(each: list[Array]) -> Array:
-    """The root mean square over the calls of a unit."""
-    return rms([jnp.stack(each)])

@@ -21,7 +21,7 @@ TABLE = {
     "reporting": "",
     "command_line": "",
     "measurement": LOW + "reporting verification",
-    "verification": "core units",
+    "verification": "core units graph",
     "tuning": LOW + "verification",
     "initializers/classic": LOW,
     "initializers/signal_propagation": LOW + "initializers/classic",
