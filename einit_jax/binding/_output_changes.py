@@ -16,27 +16,33 @@ import jax
 import jax.numpy as jnp
 
 from ..core import (
+    FLOOR,
+    WINDOWS,
     ArrayType,
     ModelArgs,
     Partition,
     anchor,
     float_leaves,
+    from_windows,
     multiply,
     per_call,
     plain,
+    rms,
     shaped_like,
     squares,
     type_of,
     unforeseen,
     vary_with,
     widen,
+    windows,
     zeros_of,
 )
 from ..graph import open_to_forward_mode
 from ..units import Interception, Objective, Unit, UnitCall, UnitKey
 
 SHRINK = 2.0**-20
-"""Keeps squares of large tangents finite in float32; a power of two rounds nothing."""
+"""Keeps squares of large tangents finite in float32; a power of two rounds nothing. In
+a wide pass there is no need."""
 
 
 def output_changes(
@@ -47,6 +53,7 @@ def output_changes(
     outputs: Mapping[UnitKey, jax.Array],
     step: list[jax.Array],
     inputs_held: bool = False,
+    wide: bool = True,
 ) -> dict[UnitKey, jax.Array]:
     """The rms of each unit's change, mean square over calls, to first order.
 
@@ -57,13 +64,16 @@ def output_changes(
         outputs: the factor a of each unit.
         step: how each floating leaf of params moves, in their order.
         inputs_held: whether each unit sees its inputs fixed, and moves by itself.
+        wide: whether changes may be such that their squares leave float32. It costs a
+            reduction more for each unit.
     """
     leaves = Partition(plain(args.params))
-    shrink = 1.0 if any(unit.narrow for unit in units) else SHRINK
+    shrink = 1.0 if wide or any(unit.narrow for unit in units) else SHRINK
     step = [(shrink * widen(t)).astype(t.dtype) for t in step]
     step = [unforeseen(t, x) for t, x in zip(step, leaves.floats, strict=True)]
+    names = ("calls", *WINDOWS) if wide else ("calls", "power")
     zeros = {
-        unit.key: dict.fromkeys(("power", "calls"), jnp.zeros_like(outputs[unit.key]))
+        unit.key: dict.fromkeys(names, jnp.zeros_like(outputs[unit.key]))
         for unit in units
     }
 
@@ -96,6 +106,8 @@ def output_changes(
         return anchor(tangents)
 
     sums = objective.over_axis(lambda: jax.grad(moved)(zeros))
+    if wide:
+        return {key: from_windows(own, own["calls"]) for key, own in sums.items()}
     return {
         key: jnp.sqrt(own["power"] / jnp.maximum(own["calls"], 1)) / shrink
         for key, own in sums.items()
@@ -108,7 +120,7 @@ def _tap_call(call: UnitCall, entry: Mapping[str, Any]) -> Any:
     raw = call.proceed([still(x) for x in call.inputs])
     a = entry["output"].reshape(())
     outputs = [multiply(t, a) for t in raw]
-    sums = {name: entry[name] for name in ("power", "calls")}
+    sums = {n: t for n, t in entry.items() if n in ("calls", "power", *WINDOWS)}
     return call.finish(_tap(outputs, call.inputs, sums))
 
 
@@ -140,8 +152,13 @@ def _note(moved, along, sums):
 
 
 def _note_forward(moved, along, sums):
-    power, size = squares(moved)  # each call counts the same, whatever its size
-    statistics = {"power": power / size, "calls": per_call(1, power)}
+    if "power" in sums:
+        power, size = squares(moved, FLOOR)
+        statistics = {"power": power / size}
+    else:
+        statistics = windows(rms(moved))
+    some, *_ = statistics.values()  # each call counts the same, whatever its size
+    statistics["calls"] = per_call(1, some)
     shaped = {name: shaped_like(statistics[name], sums[name]) for name in sums}
     return moved, (shaped, Types(tuple(map(type_of, along))))
 

@@ -56,7 +56,7 @@ def _mapped_like(t: Array, factor: Array) -> Array:
 
 @jax.custom_vjp
 def emit(outputs, statistics, sums):
-    """The outputs; the cotangent of `sums`, a dict of zeros, is the statistics."""
+    """The outputs; the cotangent of `sums`, dicts of zeros, is the statistics."""
     return outputs
 
 
@@ -66,8 +66,8 @@ def _emit_forward(outputs, statistics, sums):
 
 def _emit_backward(residual, cotangents):
     statistics, sums = residual
-    shaped = {name: shaped_like(statistics[name], sums[name]) for name in sums}
-    return cotangents, None, shaped
+    wanted = {name: statistics[name] for name in sums}
+    return cotangents, None, jax.tree.map(shaped_like, wanted, dict(sums))
 
 
 emit.defvjp(_emit_forward, _emit_backward)

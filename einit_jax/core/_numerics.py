@@ -1,14 +1,28 @@
-"""Arithmetic of the method: root mean squares, and inverses that are safe at zero."""
+"""Arithmetic of the method: root mean squares, and inverses that are safe at zero.
 
-from collections.abc import Iterator, Sequence
+Sizes are float32. What is squared has half of the range of that: `rms` and `times` are
+for all of it, `squares` for the middle.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import reduce
 
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
-from jaxtyping import Array, Float, Inexact
+from jaxtyping import Array, Bool, Float, Inexact, Int
 
 from ._placement import gathered
+
+SMALLEST, LARGEST = 2.0**-126, 2.0**127
+"""Powers of two that are normal float32: what is smaller is flushed to zero."""
+FLOOR = 2.0**-104
+"""What squares of numbers that are not zero may count at least: see `squares`."""
+LEAST_RMS, MOST_RMS = 2.0**-40, 2.0**50
+"""Between these root mean squares `squares` is right."""
+WINDOWS = {"low": 128, "middle": 0, "high": -128}
+"""By what power of two squares of sizes are multiplied, by name."""
 
 
 @contextmanager
@@ -68,22 +82,27 @@ def unforeseen(t: Inexact[Array, "..."], beside: Inexact[Array, "..."]) -> Array
     return jnp.where(jnp.isnan(beside), -t, t)
 
 
-def squares(leaves: Sequence[Array]) -> tuple[Float[Array, ""], int]:
+def squares(
+    leaves: Sequence[Array], floor: float = 0.0
+) -> tuple[Float[Array, ""], int]:
     """The sum of `|t|^2` over all elements of some arrays, and their number (or 1).
 
     The two are returned apart, because the compiler then needs no kernel for the
-    quotient of each layer.
+    quotient of each layer. With a floor, what is not zero counts that at least: a sum
+    of zero is one of zeros, and small where squares underflowed.
     """
-    parts = [_square(unfused(widen(leaf))).sum() for leaf in leaves if leaf.size]
+    parts = [_square(unfused(widen(leaf)), floor).sum() for leaf in leaves if leaf.size]
     total = jnp.asarray(sum(parts), jnp.float32)
     return total, max(sum(leaf.size for leaf in leaves), 1)
 
 
-def _square(t: Array) -> Array:
-    """`|t|^2`, elementwise."""
+def _square(t: Array, floor: float) -> Array:
+    """`|t|^2`, elementwise, and the floor where that is less and t is not zero."""
     if jnp.iscomplexobj(t):
-        return jnp.square(t.real) + jnp.square(t.imag)
-    return jnp.square(t)
+        square = jnp.square(t.real) + jnp.square(t.imag)
+    else:
+        square = jnp.square(t)
+    return jnp.where((square < floor) & (t != 0), floor, square) if floor else square
 
 
 def rms(leaves: Sequence[Array], keep: int = 0) -> Float[Array, "..."]:
@@ -117,11 +136,86 @@ def usable(size: Float[Array, "..."]) -> Array:
 
 
 def inverse(value: Float[Array, "..."]) -> Float[Array, "..."]:
-    """`1 / value`, and 1 where that is no positive finite number."""
-    return 1 / jnp.where(usable(value), value, 1.0)
+    """`1 / value`, a normal number, and 1 where the value is no positive finite one."""
+    return jnp.maximum(1 / jnp.where(usable(value), value, 1.0), SMALLEST)
 
 
 def inverse_rms(mean_sq: Float[Array, "..."]) -> Float[Array, "..."]:
     """`1 / sqrt(mean_sq)`, and 1 where that is no positive finite number."""
     fine = usable(mean_sq)
     return jnp.where(fine, jax.lax.rsqrt(jnp.where(fine, mean_sq, 1.0)), 1.0)
+
+
+def times(*sizes: Float[Array, "..."] | float) -> Float[Array, "..."]:
+    """The product of sizes, whatever the products of some of them are.
+
+    0 where one is 0; else out of range it is as near to its value as can be, and
+    `in_range` tells. Exponents are added as integers.
+    """
+    parts = [_split(jnp.asarray(size, jnp.float32)) for size in sizes]
+    mantissa, carry = _split(reduce(jnp.multiply, [m for m, _ in parts]))
+    exponent = jnp.clip(carry + sum(e for _, e in parts), -125, 128)
+    half = exponent // 2
+    return mantissa * _two_to(half) * _two_to(exponent - half)
+
+
+def _split(
+    size: Float[Array, "..."],
+) -> tuple[Float[Array, "..."], Int[Array, "..."]]:
+    """`(m, e)` with `size = m 2^e` and m from 1/2 to 1; the size and 0 where that
+    cannot be."""
+    bits = jax.lax.bitcast_convert_type(size, jnp.int32)
+    exponent = ((bits >> 23) & 255) - 126
+    half = (bits & ~(255 << 23)) | (126 << 23)
+    mantissa = jax.lax.bitcast_convert_type(half, jnp.float32)
+    normal = jnp.isfinite(size) & (jnp.abs(size) >= SMALLEST)
+    whole = jnp.where(jnp.isfinite(size), 0.0, size)
+    return jnp.where(normal, mantissa, whole), jnp.where(normal, exponent, 0)
+
+
+def _two_to(exponent: Int[Array, "..."]) -> Float[Array, "..."]:
+    """`2^exponent`, exactly, for exponents of normal numbers."""
+    return jax.lax.bitcast_convert_type((exponent + 127) << 23, jnp.float32)
+
+
+def in_range(size: Float[Array, "..."]) -> Bool[Array, "..."]:
+    """Whether a size and its inverse are normal float32, with an octave to spare."""
+    return (size >= 2 * SMALLEST) & (size <= LARGEST / 4)
+
+
+def at_peak(
+    leaves: Sequence[Array],
+) -> tuple[list[Array], Float[Array, ""]]:
+    """The arrays over a power of two near the largest magnitude, and that power."""
+    peaks = [jnp.max(jnp.abs(widen(t))) for t in leaves if t.size]
+    peak = reduce(jnp.maximum, peaks, jnp.zeros((), jnp.float32)).astype(jnp.float32)
+    _, exponent = _split(jnp.where(usable(peak), peak, 1))
+    exponent = jnp.clip(exponent, -126, 126)
+    back = _two_to(-exponent)
+    return [multiply(t, back) for t in leaves], _two_to(exponent)
+
+
+def windows(size: Float[Array, "..."]) -> dict[str, Array]:
+    """The square of a size times each of `WINDOWS`, as far as that is in range.
+
+    Sums of them over calls are sums of squares, whatever the sizes: one of them fits.
+    (XLA would take constant factors out of a square, and then square both.)
+    """
+    mantissa, exponent = _split(size)
+
+    def square(shift: int) -> Array:
+        moved = 2 * exponent + shift
+        power = _two_to(jnp.clip(moved, -126, 127))
+        return jnp.where(moved < -126, 0 * mantissa, jnp.square(mantissa) * power)
+
+    return {name: square(shift) for name, shift in WINDOWS.items()}
+
+
+def from_windows(sums: Mapping[str, Array], count: Array) -> Float[Array, "..."]:
+    """The root mean square of sizes, from sums of `windows` and their number."""
+    mean = {name: sums[name] / jnp.maximum(count, 1) for name in WINDOWS}
+    low, middle, high = (
+        jnp.sqrt(mean[name]) * 2.0 ** (-shift // 2) for name, shift in WINDOWS.items()
+    )
+    upper = jnp.where(mean["middle"] <= 1 / FLOOR, middle, high)
+    return jnp.where(mean["middle"] < FLOOR, low, upper)

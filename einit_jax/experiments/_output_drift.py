@@ -17,18 +17,21 @@ from ..core import (
     anchor,
     emit,
     float_leaves,
+    from_windows,
     per_call,
     rms,
     widen,
+    windows,
 )
 from ..units import Interception, Objective, Unit, UnitCall, UnitKey, scaling
 
 BOTH = "einit:both"
 """The name of the mapped axis over the two sets of parameters."""
-DRIFT_STATISTICS = ("calls", "size", "change", "bad")
+DRIFT_SIZES = ("size", "change")
 
-DriftSums = Mapping[UnitKey, Mapping[str, Array]]
-"""The sum over calls of each of these statistics, for each unit."""
+DriftSums = Mapping[UnitKey, Mapping[str, Any]]
+"""Sums over calls for each unit: their number, that of elements that are not finite,
+and by `core.WINDOWS` the squares of each of these sizes."""
 
 
 def output_drift(
@@ -45,12 +48,7 @@ def output_drift(
     in `args`, on the same batch with the same random keys; the factors apply to both.
     """
     both = jax.tree.map(lambda a, b: jnp.stack([a, b]), args.params, now)
-    zeros = {
-        unit.key: dict.fromkeys(
-            DRIFT_STATISTICS, jnp.zeros((2, *unit.carried_shape), jnp.float32)
-        )
-        for unit in units
-    }
+    zeros = {unit.key: _empty_drift(unit) for unit in units}
 
     def run(params: Params, sums: DriftSums) -> Float[Array, ""]:
         # the comparison is the outer one: it sees outputs that are scaled
@@ -68,27 +66,34 @@ def output_drift(
     }
 
 
-def _rms_over_calls(sums: Mapping[str, Array]) -> dict[str, Array]:
+def _empty_drift(unit: Unit) -> dict[str, Any]:
+    """Zeros, whose cotangents are the sums, for both sets of parameters."""
+    zero = jnp.zeros((2, *unit.carried_shape), jnp.float32)
+    squared = dict.fromkeys(DRIFT_SIZES, windows(zero))
+    return {"calls": zero, "bad": zero, **squared}
+
+
+def _rms_over_calls(sums: Mapping[str, Any]) -> dict[str, Array]:
     """Root mean squares over calls; NaN where outputs are not finite."""
-    calls = jnp.maximum(sums["calls"], 1)
 
     def root(name: str) -> Array:
-        return jnp.where(sums["bad"] > 0, jnp.nan, jnp.sqrt(sums[name] / calls))
+        size = from_windows(sums[name], sums["calls"])
+        return jnp.where(sums["bad"] > 0, jnp.nan, size)
 
-    return {name: root(name) for name in ("size", "change")}
+    return {name: root(name) for name in DRIFT_SIZES}
 
 
-def _compare_call(call: UnitCall, sums: Mapping[str, Array]) -> Any:
+def _compare_call(call: UnitCall, sums: Mapping[str, Any]) -> Any:
     """A call that emits its statistics, without any change of its outputs."""
     outputs = call.proceed(call.inputs)
     wide = [widen(jax.lax.stop_gradient(t)) for t in outputs]
     pairs = [jax.lax.all_gather(t, BOTH) for t in wide]
     bad = sum((jnp.sum(~jnp.isfinite(t)) for t in wide), jnp.zeros((), jnp.int32))
-    size = jnp.square(rms(wide))
+    size = rms(wide)
     statistics = {
         "calls": per_call(1, size),
-        "size": size,
-        "change": jnp.square(rms([pair[1] - pair[0] for pair in pairs])),
+        "size": windows(size),
+        "change": windows(rms([pair[1] - pair[0] for pair in pairs])),
         "bad": bad.astype(jnp.float32),
     }
     return call.finish(emit(outputs, statistics, dict(sums)))

@@ -173,13 +173,14 @@ def _measure_compiled(
     params, probed = put_probes(arrays.params, graph, arrays.key, zeros)
     factors = {unit.key: factors[unit.key] for unit in graph.units}
     regions = find_regions(graph, graph.units)
+    bound = regions.bound_units(graph.units) if optimizer is None else frozenset()
     observer = Observer(
         objective,
         graph.units,
         factors,
         optimizer,
         like=arrays.params,
-        bound=regions.bound_units(graph.units) if optimizer is None else frozenset(),
+        bound=bound,
         capture=True,
     )
 
@@ -199,5 +200,6 @@ def _measure_compiled(
         "batch": describe(arrays.batches[0].inputs) + ", all zeros" * blank,
         "by": by,
     }
-    table = tabulate(graph, regions, observation, factors=factors, about=about)
+    known = {"factors": factors, "bound": bound, "about": about}
+    table = tabulate(graph, regions, observation, **known)
     return flag_missed(table, graph, selection)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-FLAGS = ("ok", "zero", "non-finite", "unreached", "missed")
+FLAGS = ("ok", "zero", "non-finite", "unreached", "missed", "out of range")
 
 
 PILLAR_COLUMNS = ("output_rms", "input_grad_rms", "update_rms")
@@ -67,7 +67,7 @@ class Measurement:
     | `output`, `input_grad`, `output_grad` | the three factors in force |
     | `update` | the factor of an optimizer's updates, 1 where there is none |
     | `nonfinite` | number of elements that are not finite |
-    | `flag` | index into `FLAGS`: ok, zero, non-finite, unreached, missed (the output is not what its factor is for) |
+    | `flag` | index into `FLAGS`: ok, zero, non-finite, unreached, missed (the output is not what its factor is for), out of range (a factor, or a product of two, is hardly a float32) |
     | `*_deviation` | standard deviation over draws of the logarithm of a pillar |
     | `loss` | the loss, averaged over draws |
     | `probed` | whether each array of `probes` was zero and was replaced |
@@ -193,7 +193,8 @@ class Measurement:
         """
         flag = np.asarray(self.flag)
         usable = np.isin(flag, [FLAGS.index("ok"), FLAGS.index("missed")])
-        if not usable.any() or np.any(flag == FLAGS.index("non-finite")):
+        broken = [FLAGS.index("non-finite"), FLAGS.index("out of range")]
+        if not usable.any() or np.isin(flag, broken).any():
             return dict.fromkeys(RULE_NAMES, ())
         names = ("cosine", "input_grad_rms", "update_rms", "total_update_rms")
         columns = {name: np.asarray(getattr(self, name), np.float64) for name in names}

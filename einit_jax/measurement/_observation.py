@@ -41,7 +41,12 @@ from ..units import (
     zeros_like_params,
 )
 from ..verification import TotalUpdates
-from ._unit_statistics import empty_statistics, observing, output_statistics
+from ._unit_statistics import (
+    empty_statistics,
+    observing,
+    output_statistics,
+    over_calls,
+)
 
 Factors = Mapping[UnitKey, Mapping[str, Array]]
 
@@ -59,7 +64,7 @@ class Observed(NamedTuple):
 class _Look(NamedTuple):
     """What one run of the model and its gradient show."""
 
-    sums: dict[UnitKey, dict[str, dict[str, Array]]]
+    sums: dict[UnitKey, dict[str, dict[str, Any]]]
     captured: dict[UnitKey, dict[str, Array]]
     loss: Float[Array, ""]
     gradient: list[Array]
@@ -88,13 +93,15 @@ class Observer:
 
     def observe(self, args: ModelArgs) -> Observed:
         true, carried, moved = self._look_thrice(args)
-        statistics: dict[UnitKey, dict[str, Any]] = dict(carried.sums)
+        statistics: dict[UnitKey, dict[str, Any]] = {}
         for unit in self.units:
-            own = statistics[unit.key]
-            changes = moved.sums[unit.key]["output"]
-            own["output"] |= {n: changes[n] for n in ("update", "update_power")}
+            both = carried.sums[unit.key]
+            own: dict[str, Any] = {n: over_calls(sums) for n, sums in both.items()}
+            statistics[unit.key] = own
+            changes = over_calls(moved.sums[unit.key]["output"])
+            own["output"]["update"] = changes["update"]
             own["output"] |= carried.captured.get(unit.key, {})
-            own["true"] = true.sums[unit.key]["input"]
+            own["true"] = over_calls(true.sums[unit.key]["input"])
             params = own_floats(args.params, unit)
             own["params"] = param_rms(params.values(), unit)
         owned = owners(args.params, self.units)
@@ -177,7 +184,7 @@ class Observer:
         """The loss, anchored at all outputs; what was captured, and the plain loss."""
         capture = self.units if self.capture else ()
         outputs, calls = self.objective.run(args, observing(entries), capture=capture)
-        captured = {key: _sum_over_calls(each) for key, each in calls.items()}
+        captured = {key: _captured_statistics(each) for key, each in calls.items()}
         value = self.objective.loss(outputs, args.batch)
         total = value + anchor(float_leaves(outputs)).astype(value.dtype)
         return total, (captured, value)
@@ -218,10 +225,17 @@ class Observer:
             own["cosine"] = cosine.reshape(unit.carried_shape)
 
 
-def _sum_over_calls(calls: Sequence[list[Array]]) -> dict[str, Array]:
-    """The statistics of captured outputs, call by call, summed."""
+def _captured_statistics(calls: Sequence[list[Array]]) -> dict[str, Array]:
+    """The statistics of captured outputs, over all calls."""
     each = [output_statistics(outputs) for outputs in calls]
-    totals = {name: jnp.asarray(sum(e[name] for e in each)) for name in each[0]}
+    every = {name: jnp.stack([e[name] for e in each]) for name in each[0]}
+    totals = {
+        "calls": jnp.sum(every["calls"]),
+        "bad": jnp.sum(every["bad"]),
+        "mean": jnp.mean(every["mean"]),
+        "rms": rms([every["rms"]]),
+        "varying": rms([every["varying"]]),
+    }
     return jax.lax.stop_gradient(totals)
 
 

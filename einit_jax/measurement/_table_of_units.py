@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..core import path_str
+from ..core import Path, in_range, path_str, times
 from ..graph import Regions
 from ..units import (
     FACTORS,
@@ -23,7 +23,7 @@ from ..units import (
 )
 from ._measurement import FLAGS, Measurement
 from ._observation import Factors, Observed
-from ._unit_statistics import INPUT_STATISTICS, OUTPUT_STATISTICS
+from ._unit_statistics import COUNTS, SIZES
 
 MISSED = 0.1
 """How far the logarithm of an output's rms may be from its target's: on other batches,
@@ -36,11 +36,13 @@ def tabulate(
     observation: Observed,
     *,
     factors: Factors,
+    bound: frozenset[Path],
     about: Mapping[str, Any],
 ) -> Measurement:
     """The table of a measurement, from statistics per draw: whole columns at once.
 
-    `about` has the fields that are no columns of units.
+    Updates of units that are `bound` do not count in total. `about` has the fields that
+    are no columns of units.
     """
     units = graph.units
     rows, order = unit_rows(
@@ -57,35 +59,35 @@ def tabulate(
         own = {key: v[name] if name in v else one(v) for key, v in factors.items()}
         return concat_units(units, own)[order]
 
-    out = {name: column("output", name) for name in OUTPUT_STATISTICS}
-    back = {name: column("input", name) for name in INPUT_STATISTICS}
-    calls = jnp.maximum(out["calls"], 1)
-    once = jnp.array([row.calls == 1 for row in rows])
+    out = {name: column("output", name) for name in (*COUNTS, *SIZES)}
     floats = jnp.array([row.floats for row in rows])
-
-    def combined(single: Array, power: Array) -> Array:
-        return jnp.where(once, single, jnp.sqrt(power / calls))
-
-    strength = combined(out["rms"], out["power"])
+    loose = {u.key: jnp.full(u.carried_shape, u.path in bound) for u in units}
+    counted = ~concat_units(units, loose)[order]
+    strength, update, total = out["rms"], out["update"], column("total")
+    back_rms = column("input", "rms")
     safe = jnp.where(strength > 0, strength, 1)
-    back_rms = combined(back["rms"], back["power"])
-    update = combined(out["update"], out["update_power"])
-    bad = out["bad"] + back["bad"]
-    dead = (strength == 0) | (update == 0) | (floats & (back_rms == 0))
-    broken = (bad > 0) | ~jnp.isfinite(strength + back_rms + update)
-    flag = jnp.where(broken, FLAGS.index("non-finite"), FLAGS.index("ok") + dead)
-    flag = jnp.where(out["calls"] == 0, FLAGS.index("unreached"), flag)
+    bad = out["bad"] + column("input", "bad")
+    dead = (strength == 0) | (update == 0) | (counted & (total == 0))
+    dead |= floats & (back_rms == 0)
+    finite = jnp.isfinite(strength) & jnp.isfinite(back_rms) & jnp.isfinite(update)
+    broken = (bad > 0) | ~finite | jnp.isinf(total)
     a, b, c, u = (factor(name) for name in (*FACTORS, UPDATE))
-    true = combined(column("true", "rms"), column("true", "power"))
+    fit = [in_range(size) for size in (a, b, c, u, times(a, c), times(b, c))]
+    beyond = ~reduce(jnp.logical_and, fit)
+    flag = FLAGS.index("ok") + dead
+    flag = jnp.where(beyond, FLAGS.index("out of range"), flag)
+    flag = jnp.where(broken, FLAGS.index("non-finite"), flag)
+    flag = jnp.where(out["calls"] == 0, FLAGS.index("unreached"), flag)
+    true = column("true", "rms")
     potential = back_rms / jnp.where(true > 0, true, jnp.nan)
     back_rms = jnp.where(floats, back_rms, jnp.nan)
     return Measurement(
         output_rms=_typical(strength),
-        output_mean=jnp.mean(out["mean"] / calls / safe, 0),
-        output_spread=jnp.mean(jnp.sqrt(out["varying"] / calls) / safe, 0),
+        output_mean=jnp.mean(out["mean"] / safe, 0),
+        output_spread=jnp.mean(out["varying"] / safe, 0),
         input_grad_rms=_typical(back_rms),
         update_rms=_typical(update),
-        total_update_rms=_typical(column("total")),
+        total_update_rms=_typical(total),
         cosine=jnp.mean(column("cosine"), 0),
         potential=jnp.where(floats, _typical(potential), jnp.nan),
         param_rms=column("params")[0],

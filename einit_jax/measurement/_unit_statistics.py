@@ -12,26 +12,62 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..core import emit, multiply, per_call, rms, scale_gradient, shaped_like, widen
+from ..core import (
+    at_peak,
+    emit,
+    from_windows,
+    multiply,
+    per_call,
+    rms,
+    scale_gradient,
+    shaped_like,
+    times,
+    widen,
+    windows,
+)
 from ..units import FACTORS, Interception, Unit, UnitCall, UnitKey
 
-OUTPUT_STATISTICS = (
-    "calls", "rms", "power", "mean", "varying", "update", "update_power", "bad",
-)  # fmt: skip
-"""Sums over calls: their number, rms and mean square of outputs, their mean, the mean
-square around the mean of the batch, rms and mean square of the change by an update, and
-the number of elements that are not finite."""
-INPUT_STATISTICS = ("rms", "power", "bad")
-"""The same of the strongest input gradient."""
+COUNTS = ("calls", "mean", "bad")
+"""Sums over calls: their number, the mean of outputs, and the number of elements that
+are not finite."""
+SIZES = ("rms", "varying", "update")
+"""Root mean squares: of outputs, around the mean of the batch, and of the change by an
+update. Of units that are called several times squares are summed, by `core.WINDOWS`."""
 
 
-def empty_statistics(unit: Unit) -> dict[str, dict[str, Array]]:
-    """Zeros, whose cotangents are the statistics summed over calls."""
+def empty_statistics(unit: Unit) -> dict[str, dict[str, Any]]:
+    """Zeros, whose cotangents are the statistics summed over calls.
+
+    Of input gradients there are the rms and the number of elements that are not finite,
+    of the strongest one.
+    """
     zero = jnp.zeros(unit.carried_shape, jnp.float32)
+    size = windows(zero) if unit.calls > 1 else zero
+    output: dict[str, Any] = dict.fromkeys(COUNTS, zero)
+    output |= dict.fromkeys(SIZES, size)
     return {
-        "output": dict.fromkeys(OUTPUT_STATISTICS, zero),
-        "input": dict.fromkeys(INPUT_STATISTICS, zero),
+        "output": output,
+        "input": {"calls": zero, "bad": zero, "rms": size},
     }
+
+
+def over_calls(sums: Mapping[str, Any]) -> dict[str, Array]:
+    """From sums over calls: the number of these, and what holds of all together."""
+    calls = jnp.maximum(sums["calls"], 1)
+
+    def joint(name: str) -> Array:
+        if isinstance(sums[name], Mapping):
+            return from_windows(sums[name], calls)
+        return sums[name] if name in ("calls", "bad") else sums[name] / calls
+
+    return {name: joint(name) for name in sums}
+
+
+def _as_summed(statistics: Mapping[str, Array], sums: Mapping[str, Any]) -> dict:
+    """Of one call, as they are summed: sizes are squared where there are several."""
+    squared = {n: windows(statistics[n]) for n in sums if isinstance(sums[n], Mapping)}
+    every = {n: {**statistics, **squared}[n] for n in sums}
+    return jax.tree.map(shaped_like, every, dict(sums))
 
 
 def observing(entries: Mapping[UnitKey, Mapping[str, Any]]) -> Interception:
@@ -53,26 +89,26 @@ def _observe_call(call: UnitCall, entry: Mapping[str, Any]) -> Any:
         inputs, list(step.values()), by_transposing="opaque" in entry
     )
     outputs = [multiply(t, a) for t in _moving_along(outputs, moved)]
-    change = rms([a * widen(jax.lax.stop_gradient(t)) for t in moved])
     statistics = output_statistics([jax.lax.stop_gradient(t) for t in outputs])
-    statistics |= {"update": change, "update_power": jnp.square(change)}
+    change = rms([jax.lax.stop_gradient(t) for t in moved])
+    statistics["update"] = times(a, change)
+    sums = entry["sums"]["output"]
     outputs = [scale_gradient(t, c) for t in outputs]
-    return call.finish(emit(outputs, statistics, entry["sums"]["output"]))
+    return call.finish(emit(outputs, _as_summed(statistics, sums), sums))
 
 
 def output_statistics(outputs: list[Array]) -> dict[str, Float[Array, ""]]:
     """What is read off one call's outputs."""
-    wide = [widen(t) for t in outputs]
+    wide, peak = at_peak([widen(t) for t in outputs])
     varying = [t - jnp.mean(t, 0, keepdims=True) for t in wide if t.ndim]
     size = sum(t.size for t in wide)
-    total = sum(jnp.sum(t) for t in wide) / max(size, 1)
     strength = rms(wide)
+    mean = jnp.real(sum(jnp.sum(t) for t in wide) / max(size, 1))
     return {
         "calls": per_call(1, strength),
-        "rms": strength,
-        "power": jnp.square(strength),
-        "mean": jnp.real(total).astype(jnp.float32),
-        "varying": jnp.square(rms(varying)),
+        "rms": peak * strength,
+        "mean": (peak * mean).astype(jnp.float32),
+        "varying": peak * rms(varying),
         "bad": count_nonfinite(wide),
     }
 
@@ -105,7 +141,7 @@ def _watch(inputs, sums):
     A zero is added: where `vmap` shares an input among its members, each has a gradient
     of its own, which must not be summed before it is seen.
     """
-    zero = sums["rms"].reshape(())
+    zero = sums["bad"].reshape(())
     return [x + zero.astype(x.dtype) for x in inputs]
 
 
@@ -117,12 +153,11 @@ def _watch_backward(sums, cotangents):
     each = [rms([t]) for t in cotangents]
     largest = jnp.max(jnp.stack([jnp.zeros((), jnp.float32), *each]))
     statistics = {
+        "calls": per_call(1, largest),
         "rms": largest,
-        "power": jnp.square(largest),
         "bad": count_nonfinite(cotangents),
     }
-    shaped = {n: shaped_like(statistics[n], sums[n]) for n in INPUT_STATISTICS}
-    return cotangents, shaped
+    return cotangents, _as_summed(statistics, sums)
 
 
 _watch.defvjp(_watch_forward, _watch_backward)

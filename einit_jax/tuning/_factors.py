@@ -5,6 +5,7 @@ c, `region_factors` where regions share potentials, `forward_factors` at b = c =
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -13,24 +14,43 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from ..core import (
+    LARGEST,
+    SMALLEST,
     AndersonState,
     anderson_step,
     broadcast_per_layer,
-    inverse_rms,
     multiply,
     usable,
 )
-from ..units import Unit, UnitKey, concat_units, ones, scale_by_owner, split_units
-from ._potentials import factors_from_potentials, log_potentials, out_of_range
+from ..units import (
+    Unit,
+    UnitKey,
+    concat_units,
+    ones,
+    scale_by_owner,
+    split_units,
+)
+from ._potentials import (
+    bounded_exp,
+    closed_forms,
+    factors_from_potentials,
+    is_extreme,
+    log_potentials,
+    out_of_range,
+    tells,
+    unit_factors,
+)
 from ._state import (
     Findings,
     PassResult,
+    Settings,
     Solution,
     SolveState,
+    Sums,
     SweepSpec,
     factor_dtype,
 )
-from ._sweep import Settings, Sums
+from ._update_factors import step_rms
 
 UnitValues = Mapping[UnitKey, Mapping[str, Any]]
 
@@ -42,16 +62,16 @@ def local_factors(spec: SweepSpec, state: SolveState, result: PassResult) -> Sol
     of a common vector would each be a kernel of their own.
     """
     units, shared = spec.units, spec.shared
-    implied = _implied(units, result.sums)
-    findings = _make_findings(units, result, jnp.array(False))
+    implied = closed_forms(units, result.sums)
+    findings = _make_findings(spec, result, implied, jnp.array(False))
+    alone = partial(unit_factors, wide=spec.wide)
+    solved = lambda: {unit.key: alone(unit, implied[unit.key]) for unit in units}
     if not shared:
-        factors = {u.key: _unit_factors(u, implied[u.key]) for u in units}
-        solution = Solution(factors, findings, result.gradient)
+        solution = Solution(solved(), findings, result.gradient)
         return state._replace(solution=solution)
     turn = _search_shared(spec, state.search, implied, ("output", "input_scale"))
     _put(implied, turn.used)
-    factors = {u.key: _unit_factors(u, implied[u.key]) for u in units}
-    new = Solution(factors, findings, result.gradient)
+    new = Solution(solved(), findings, result.gradient)
     solution, moved = _keep_better(shared, state, new, turn.better)
     settings = _next_settings(shared, state.settings, result.sums, turn)
     for unit in shared:
@@ -65,8 +85,8 @@ def forward_factors(
 ) -> SolveState:
     """b = c = 1: gradients are those of the plain model."""
     units, shared = spec.units, spec.shared
-    implied = _implied(units, result.sums)
-    findings = _make_findings(units, result, jnp.array(False))
+    implied = closed_forms(units, result.sums)
+    findings = _make_findings(spec, result, implied, jnp.array(False))
     turn = _search_shared(spec, state.search, implied, ("output",))
     _put(implied, turn.used)
     factors = ones(units)
@@ -84,24 +104,31 @@ def region_factors(
     """b and c of potentials that regions share: arithmetic on all units at once."""
     units, regions, shared = spec.units, spec.regions, spec.shared
     assert regions is not None
-    implied = _implied(units, result.sums)
+    implied = closed_forms(units, result.sums)
     turn = _search_shared(spec, state.search, implied, ("output",))
     _put(implied, turn.used)
     a, strength, change = (
         concat_units(units, _pick(implied, name))
         for name in ("output", "strength", "change")
     )
-    change = jnp.square(a) * change
-    strained = out_of_range(regions, strength, any(u.narrow for u in units))
-    findings = _make_findings(units, result, strained)
+    if not spec.wide:
+        strength, change = jnp.sqrt(strength), a * jnp.sqrt(change)
+    narrow = any(u.narrow for u in units)
+    strained = out_of_range(regions, strength, narrow=narrow, wide=spec.wide)
+    findings = _make_findings(spec, result, implied, strained)
     potentials = log_potentials(regions, state.log_potentials, strength, change)
     potentials = jnp.where(turn.better, potentials, state.log_potentials)
     wide = potentials.astype(factor_dtype(result.gradient))
-    factors = split_units(units, factors_from_potentials(regions, wide, strength))
+    columns = factors_from_potentials(regions, wide, strength)
+    if spec.wide:  # a size at the ends of the range is any beyond
+        for name, size in (("input_grad", strength), ("output_grad", change)):
+            end = jnp.where(size < 1, LARGEST, SMALLEST)
+            columns[name] = jnp.where(tells(size), columns[name], end)
+    factors = split_units(units, columns)
     for unit in units:
         factors[unit.key]["output"] = implied[unit.key]["output"]
     inner = regions.inner_region
-    grown = jnp.exp(potentials - state.log_potentials)[inner]
+    grown = bounded_exp(potentials - state.log_potentials)[inner]
     weights = _pick(split_units(units, {"weight": grown}), "weight")
     by_path = {path: weight for (path, _), weight in weights.items()}
     gradient = scale_by_owner(result.gradient, spec.owners, by_path)
@@ -165,34 +192,6 @@ def _put(values: dict[UnitKey, dict], others: UnitValues) -> None:
         values[key] |= own
 
 
-def _implied(
-    units: Mapping[Unit, float], sums: Mapping[UnitKey, Sums]
-) -> dict[UnitKey, dict[str, Array]]:
-    return {unit.key: _closed_form(t, sums[unit.key]) for unit, t in units.items()}
-
-
-def _closed_form(target: float, sums: Sums) -> dict[str, Array]:
-    """a and b c in closed form, and the mean squares that they and c come from."""
-    size = jnp.maximum(sums.output_size, 1)
-    power = sums.output / size
-    strength = sums.input_grad / jnp.maximum(sums.input_size, 1)
-    return {
-        "output": jnp.where(usable(power), target * inverse_rms(power), 1.0),
-        "input_scale": inverse_rms(strength),
-        "strength": strength,
-        "change": sums.change / size,
-        "sound": jnp.isfinite(power) & jnp.isfinite(strength),
-    }
-
-
-def _unit_factors(unit: Unit, implied: Mapping[str, Array]) -> dict[str, Array]:
-    """a, b and c, from a, b c and the change at a = c = 1."""
-    a, change = implied["output"], implied["change"]
-    c = inverse_rms(jnp.square(a) * change)
-    b = implied["input_scale"] / c if unit.floats else jnp.ones_like(c)
-    return {"output": a, "input_grad": b, "output_grad": c}
-
-
 class _Turn(NamedTuple):
     """One turn of the search for the factors of shared units."""
 
@@ -253,26 +252,35 @@ def _next_settings(
 
 
 def _make_findings(
-    units: Mapping[Unit, float], result: PassResult, strained: Bool[Array, ""]
+    spec: SweepSpec, result: PassResult, implied: UnitValues, strained: Bool[Array, ""]
 ) -> Findings:
     """Which units' statistics are finite in every layer."""
+    units = spec.units
     owner = np.repeat(np.arange(len(units)), [unit.size for unit in units])
-
-    def finite(name: str) -> Bool[Array, " n"]:
-        return jnp.isfinite(concat_units(units, _fields(result.sums, name)))
-
+    size, strength, change, a = (
+        concat_units(units, _pick(implied, name))
+        for name in ("size", "strength", "change", "output")
+    )
     every = lambda good: jnp.ones(len(units), bool).at[owner].min(good)
+    if spec.wide:
+        by_path = step_rms(spec, result.gradient)
+        lengths = {u.key: by_path[u.path] for u in units}
+        kept = usable(concat_units(units, lengths)) | ~usable(change)
+        kept &= spec.plain | (tells(strength) & tells(change))
+        extreme, reach = jnp.array(False), every(kept)
+    else:
+        gradients = jnp.stack([strength, change, jnp.square(a) * change])
+        extreme = is_extreme(gradients, size, a)
+        reach = jnp.ones(len(units), bool)
     return Findings(
         names=tuple(unit.name for unit in units),
-        heard=every(concat_units(units, _fields(result.sums, "output_size")) > 0),
-        activations=every(finite("output")),
-        gradients=every(finite("input_grad") & finite("change")),
+        heard=every(concat_units(units, _pick(implied, "heard"))),
+        activations=every(jnp.isfinite(size)),
+        gradients=every(jnp.isfinite(strength) & jnp.isfinite(change)),
         loss=result.finite_loss,
         strained=strained,
+        extreme=extreme,
         steps=jnp.ones(len(units), bool),
         moves=jnp.array(True),
+        reach=reach,
     )
-
-
-def _fields(sums: Mapping[UnitKey, Sums], name: str) -> dict[UnitKey, Array]:
-    return {key: getattr(own, name) for key, own in sums.items()}

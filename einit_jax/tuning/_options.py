@@ -28,6 +28,7 @@ class TuneOptions(NamedTuple):
     rules: Rules
     verify: bool = True
     repeat_under_potentials: bool = False
+    wide: bool = False
 
 
 def resolve_rules(

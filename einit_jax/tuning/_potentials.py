@@ -1,27 +1,46 @@
-"""From true cotangents to potentials, and from potentials to the factors b and c.
+"""From sums to sizes, from these to potentials, and from potentials to factors.
 
+A unit that solves its own factors has them in closed form. Else
 `phi(R) = 1 / geometric mean of rms(x_bar)` over the units whose inputs lie in region R;
 inside of a unit, where its parameters live, `kappa = 1 / rms(Delta)`, x_bar and Delta
 being those of true gradients. Then `b = phi(in) / kappa` and `c = kappa / phi(out)`
 carry true gradients times a positive number for each parameter.
 """
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from ..core import usable
+from ..core import (
+    LEAST_RMS,
+    MOST_RMS,
+    from_windows,
+    in_range,
+    inverse,
+    inverse_rms,
+    times,
+    usable,
+)
 from ..graph import Regions
+from ..units import Unit, UnitKey
+from ._state import Sums
 
 LOWEST, HIGHEST = -34.0, 34.0
 """Bounds of the natural logarithm of a cotangent's rms, for its square in float32."""
+FULL = -75.0, 75.0
+"""The same in a wide pass, for its elements in float32."""
 HALF = -6.0, 6.0
 """The same for float16, whose elements spread around their rms."""
 OVERFLOW = 44.0
 """The logarithm of an rms whose square is the largest float32."""
-LARGEST = 80.0
-"""Bound of the logarithm of a factor: finite, and not zero, in float32."""
+MILD = 2.0**24
+"""Up to this size, and down to 1 over it, outputs and factors a lose no gradient."""
+BOUND = 87.0
+"""Of the logarithm of a factor: finite, and not zero, in float32, but no more in the
+range in which factors are accepted."""
 
 
 def log_potentials(
@@ -32,8 +51,8 @@ def log_potentials(
 ) -> Float[Array, " count"]:
     """The logarithms of the potentials, from a pass that carried others.
 
-    `carried` are the logarithms of those; `strength` and `change` the mean squares of
-    the carried input gradients, and of the changes by the carried parameter gradients.
+    `carried` are the logarithms of those; `strength` and `change` the rms values of the
+    carried input gradients, and of the changes by the carried parameter gradients.
     Insides that share parameters share a potential, at which their mean square is 1; so
     does a region in which parameters of units are used.
     """
@@ -70,16 +89,16 @@ def _of_regions(
 
 
 def _log_rms(
-    mean_sq: Float[Array, " n"],
+    rms: Float[Array, " n"],
 ) -> tuple[Float[Array, " n"], Bool[Array, " n"]]:
     """The logarithm of an rms, and where there is one.
 
     What overflows is taken to be as large as can be, so that the next pass, under the
     potentials that follow, can read it.
     """
-    known = (mean_sq > 0) | jnp.isnan(mean_sq)
-    held = jnp.where(jnp.isfinite(mean_sq) & known, mean_sq, 1)
-    level = jnp.where(jnp.isfinite(mean_sq), 0.5 * jnp.log(held), OVERFLOW)
+    known = (rms > 0) | jnp.isnan(rms)
+    held = jnp.where(jnp.isfinite(rms) & known, rms, 1)
+    level = jnp.where(jnp.isfinite(rms), jnp.log(held), OVERFLOW)
     return level, known
 
 
@@ -88,17 +107,23 @@ def _sum_by_region(values: Array, segments: np.ndarray, count: int) -> Array:
 
 
 def out_of_range(
-    regions: Regions, strength: Float[Array, " n"], narrow: bool
+    regions: Regions, strength: Float[Array, " n"], *, narrow: bool, wide: bool
 ) -> Bool[Array, ""]:
     """Whether carried input gradients leave the range in which they can be measured.
 
     A gradient of zero alone is no sign of it: branches may be dead. What vanishes for
     its size has neighbours that nearly do.
     """
-    low, high = HALF if narrow else (LOWEST, HIGHEST)
-    level = 0.5 * jnp.log(jnp.where(usable(strength), strength, 1))
+    low, high = FULL if wide else (LOWEST, HIGHEST)
+    low, high = HALF if narrow else (low, high)
+    level = jnp.log(jnp.where(usable(strength), strength, 1))
     bad = ~jnp.isfinite(strength) | (level < low) | (level > high)
     return jnp.any(bad & (regions.input_region >= 0))
+
+
+def bounded_exp(log: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The exponential, finite and not zero."""
+    return jnp.exp(jnp.clip(log, -BOUND, BOUND))
 
 
 def factors_from_potentials(
@@ -109,9 +134,71 @@ def factors_from_potentials(
     `potentials` are logarithms, of the dtype in which factors are wanted.
     """
     inside, reads = potentials[regions.inner_region], regions.input_region >= 0
-    bounded = lambda x: jnp.exp(jnp.clip(x, -LARGEST, LARGEST))
-    c = bounded(inside - potentials[regions.output_region])
+    c = bounded_exp(inside - potentials[regions.output_region])
     dead = (strength == 0) & reads
-    b = bounded(potentials[np.maximum(regions.input_region, 0)] - inside)
+    b = bounded_exp(potentials[np.maximum(regions.input_region, 0)] - inside)
     b = jnp.where(~reads, 1.0, jnp.where(dead, 1 / c, b))
     return {"input_grad": b, "output_grad": c}
+
+
+def closed_forms(
+    units: Mapping[Unit, float], sums: Mapping[UnitKey, Sums]
+) -> dict[UnitKey, dict[str, Array]]:
+    """What the sums of a pass tell of each unit."""
+    return {unit.key: _closed_form(t, sums[unit.key]) for unit, t in units.items()}
+
+
+def _closed_form(target: float, sums: Sums) -> dict[str, Array]:
+    """a and b c in closed form, and the numbers that they and c come from.
+
+    Those are mean squares, the `change` at a = 1; from a wide pass they are root mean
+    squares, the `change` at the a in force.
+    """
+    if sums.wide:
+        size = from_windows(sums.output, sums.output_size)
+        strength = from_windows(sums.input_grad, sums.input_size)
+        change = from_windows(sums.change, sums.output_size)
+        a, input_scale = times(jnp.float32(target), inverse(size)), inverse(strength)
+    else:
+        count = jnp.maximum(sums.output_size, 1)
+        size, change = sums.output / count, sums.change / count
+        strength = sums.input_grad / jnp.maximum(sums.input_size, 1)
+        a, input_scale = target * inverse_rms(size), inverse_rms(strength)
+    return {
+        "output": jnp.where(usable(size), a, 1.0),
+        "input_scale": input_scale,
+        "size": size,
+        "strength": strength,
+        "change": change,
+        "sound": jnp.isfinite(size) & jnp.isfinite(strength),
+        "heard": sums.output_size > 0,
+    }
+
+
+def tells(size: Float[Array, "..."]) -> Bool[Array, "..."]:
+    """Whether a size tells a factor: not at the ends of float32's range, or zero."""
+    return in_range(size) | ~usable(size)
+
+
+def unit_factors(
+    unit: Unit, implied: Mapping[str, Array], *, wide: bool
+) -> dict[str, Array]:
+    """a, b and c, from a, b c and the change of the output."""
+    a, change = implied["output"], implied["change"]
+    c = inverse(change) if wide else inverse_rms(jnp.square(a) * change)
+    b = implied["input_scale"] / c if unit.floats else jnp.ones_like(c)
+    return {"output": a, "input_grad": b, "output_grad": c}
+
+
+def is_extreme(
+    gradients: Float[Array, "kinds n"], size: Float[Array, " n"], a: Float[Array, " n"]
+) -> Bool[Array, ""]:
+    """Whether a pass that is not wide may have missed some size.
+
+    Zeros are zeros, as `core.squares` tells them; but where no gradient is left at all,
+    all may have been flushed to zero. `gradients` and `size` are mean squares.
+    """
+    off = lambda x, low, high: (x > 0) & ((x < low) | (x > high)) | ~jnp.isfinite(x)
+    far = jnp.any(off(gradients, LEAST_RMS**2, MOST_RMS**2))
+    mild = jnp.stack([size, jnp.square(a)])
+    return far | jnp.any(off(mild, 1 / MILD**2, MILD**2)) | ~jnp.any(gradients > 0)

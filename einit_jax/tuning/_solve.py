@@ -6,16 +6,38 @@ pass before (1 at first), and the factors follow from the statistics of all unit
 `gradients="plain"` the potentials stay 1.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 from jax import numpy as jnp
 from jaxtyping import Array, Bool
 
-from ..core import ModelArgs, Partition, anchor, float_leaves, plain, vary_with
+from ..core import (
+    Batch,
+    ModelArgs,
+    Params,
+    Partition,
+    anchor,
+    anderson_init,
+    float_leaves,
+    plain,
+    stack_batches,
+    vary_with,
+)
+from ..units import ones
 from ._factors import forward_factors, local_factors, region_factors
-from ._state import PassResult, Solution, SolveState, SweepSpec, start_state
-from ._sweep import empty_sums, sweeping
+from ._state import (
+    Findings,
+    PassResult,
+    Solution,
+    SolveState,
+    SweepSpec,
+    empty_sums,
+    factor_dtype,
+    first_settings,
+)
+from ._sweep import sweeping
 
 RANGE_SWEEPS = 4
 """The most passes for the sake of the range of the dtype alone."""
@@ -24,7 +46,9 @@ RANGE_SWEEPS = 4
 def solve(spec: SweepSpec, args: ModelArgs) -> Solution:
     """The factors on one batch: a sweep, and more where units are called repeatedly."""
     leaves = Partition(plain(args.params))
-    zeros = {unit.key: empty_sums(unit, args.params) for unit in spec.units}
+    zeros = {
+        unit.key: empty_sums(unit, args.params, wide=spec.wide) for unit in spec.units
+    }
     zeros = vary_with(zeros, args)
     next_state = local_factors if spec.regions is None else region_factors
     next_state = forward_factors if spec.plain else next_state
@@ -54,3 +78,52 @@ def solve(spec: SweepSpec, args: ModelArgs) -> Solution:
     if spec.loops:
         return jax.lax.while_loop(unsettled, sweep, state).solution
     return sweep(state).solution
+
+
+def start_state(spec: SweepSpec, params: Params, floats: list[jax.Array]) -> SolveState:
+    """Before the first pass: potentials of 1, and b and c of 1 where they are given."""
+    units, fixed = spec.units, spec.fixed_gradients
+    flags, fine = jnp.ones(len(units), bool), jnp.array(True)
+    findings = Findings(
+        names=tuple(unit.name for unit in units),
+        heard=flags,
+        activations=flags,
+        gradients=flags,
+        loss=fine,
+        strained=fine,
+        extreme=~fine,
+        steps=flags,
+        moves=fine,
+        reach=flags,
+    )
+    dtype = factor_dtype(floats) if fixed else jnp.float32
+    factors = ones(units)
+    for own in factors.values():
+        own |= {name: own[name].astype(dtype) for name in ("input_grad", "output_grad")}
+    unknowns = (1 if fixed else 2) * sum(unit.size for unit in spec.shared)
+    return SolveState(
+        settings={
+            unit.key: first_settings(unit, target, params, fixed)
+            for unit, target in units.items()
+        },
+        solution=Solution(factors, findings, [jnp.zeros_like(x) for x in floats]),
+        search=anderson_init(unknowns),
+        moved=jnp.full((), jnp.inf, jnp.float32),
+        log_potentials=jnp.zeros(
+            spec.regions.count if spec.regions else 0, jnp.float32
+        ),
+    )
+
+
+def over_batches(run: Callable[[Batch], Any], batches: tuple[Batch, ...]) -> Any:
+    """What `run` gives for each batch, along a new first axis."""
+    if len(batches) == 1:
+        return jax.tree.map(lambda x: x[None], run(batches[0]))
+    return jax.lax.map(run, stack_batches(batches))
+
+
+def geometric_mean(draws: jax.Array) -> jax.Array:
+    """Over the first axis; the value itself of a single one."""
+    if len(draws) == 1:
+        return draws[0]
+    return jnp.exp(jnp.mean(jnp.log(draws), 0))

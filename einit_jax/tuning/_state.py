@@ -1,5 +1,6 @@
 """What a sweep is of, what passes hand on, and what comes of them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -9,10 +10,101 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from ..core import AndersonState, Params, Stopping, anderson_init, is_concrete
+from ..core import AndersonState, Params, Stopping, is_concrete, windows
 from ..graph import Regions
-from ..units import Objective, Unit, UnitKey, ones
-from ._sweep import Settings, Sums, first_settings
+from ..units import Objective, Unit, UnitKey, zeros_like_params
+
+PerLayer = Float[Array, "..."]
+"""A number for each layer, in the shape in which it is carried to the unit."""
+
+
+class Shared(NamedTuple):
+    """What only a unit is told that is called several times.
+
+    Its calls share their factors, so that no call knows them: after a first pass they
+    are given, and `found` is 1.
+    """
+
+    found: PerLayer
+    """1 where the factors below are in force, 0 in a first pass."""
+    output: PerLayer
+    """a."""
+    step: dict[str, Array]
+    """The parameter gradient of the pass before, along which the change is taken."""
+    input_scale: PerLayer | None = None
+    """b c; None where b is given apart."""
+
+
+class Settings(NamedTuple):
+    """What a unit is told before a pass; None where it is told nothing.
+
+    A unit that is called once finds a by itself, where it stands, and without
+    `input_grad` also b and c.
+    """
+
+    target: PerLayer
+    """The output rms to aim at."""
+    output_grad: PerLayer | None = None
+    """c: it acts on every cotangent with `input_grad`, else on parameter gradients."""
+    input_grad: PerLayer | None = None
+    """b, where b and c are fixed and act on every cotangent."""
+    shared: Shared | None = None
+
+
+class Sums(NamedTuple):
+    """What comes out of a pass: sums over the calls of a unit.
+
+    Of a unit that is called several times mean squares are summed, sizes being 1: calls
+    may differ in size. So it is for all units in a *wide* pass, for sizes whose squares
+    leave float32: each sum is there by `core.WINDOWS`, in a dict.
+    """
+
+    output: Any
+    """Squares of the raw output."""
+    output_size: PerLayer
+    """Elements of the output."""
+    input_grad: Any
+    """Squares of the strongest raw input gradient."""
+    input_size: PerLayer
+    """Elements of that gradient."""
+    change: Any
+    """Squares of the change of the output by an update, at a = c = 1; in a wide pass at
+    the a of the call."""
+    gradient: dict[str, Array] | None = None
+    """The parameter gradient, of units called several times: their calls' gradients add
+    up before they change the unit, which no call can know by itself."""
+
+    @property
+    def wide(self) -> bool:
+        """Whether the pass is one for all sizes in float32."""
+        return isinstance(self.output, Mapping)
+
+
+def first_settings(
+    unit: Unit, target: float, params: Params, fixed_gradients: bool
+) -> Settings:
+    """Before a first pass; with `fixed_gradients` b and c are given, and 1."""
+    one = jnp.ones(unit.carried_shape, jnp.float32)
+    settings = Settings(target * one)
+    if fixed_gradients:
+        settings = settings._replace(output_grad=one, input_grad=one)
+    if unit.calls > 1:
+        shared = Shared(
+            found=0 * one,
+            output=one,
+            step=zeros_like_params(params, unit),
+            input_scale=None if fixed_gradients else one,
+        )
+        settings = settings._replace(output_grad=one, shared=shared)
+    return settings
+
+
+def empty_sums(unit: Unit, params: Params, *, wide: bool) -> Sums:
+    """Zeros, whose cotangents are the sums."""
+    zero = jnp.zeros(unit.carried_shape, jnp.float32)
+    gradient = zeros_like_params(params, unit) if unit.calls > 1 else None
+    squared = windows(zero) if wide else zero
+    return Sums(squared, zero, squared, zero, squared, gradient)
 
 
 @dataclass(frozen=True)
@@ -30,6 +122,8 @@ class SweepSpec:
     """Whether b and c stay 1."""
     repeat_under_potentials: bool = False
     """Whether to sweep again where true gradients leave the range of the dtype."""
+    wide: bool = False
+    """Whether sizes may be such that their squares leave float32."""
 
     @property
     def fixed_gradients(self) -> bool:
@@ -55,7 +149,8 @@ class SweepSpec:
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=[
-        "heard", "activations", "gradients", "loss", "strained", "steps", "moves",
+        "heard", "activations", "gradients", "loss", "strained", "extreme", "steps",
+        "moves", "reach",
     ],
     meta_fields=["names"],
 )  # fmt: skip
@@ -71,25 +166,31 @@ class Findings:
     loss: Bool[Array, "..."]
     strained: Bool[Array, "..."]
     """Whether some gradient came near the limits of the dtype's range."""
+    extreme: Bool[Array, "..."]
+    """Whether some size was out of what a pass that is not wide can read."""
     steps: Bool[Array, "..."]
     """Whether the optimizer's first step of each unit was finite."""
     moves: Bool[Array, "..."]
     """Whether that step moved any unit."""
+    reach: Bool[Array, "..."]
+    """Whether the factors of each unit, and their products, are in float32's range."""
 
     def over_draws(self) -> "Findings":
         """One for several draws, along the first axis: the worst of each."""
         every = jax.tree.map(lambda flags: jnp.all(flags, 0), self)
-        return replace(every, strained=jnp.any(self.strained, 0))
+        strained, extreme = jnp.any(self.strained, 0), jnp.any(self.extreme, 0)
+        return replace(every, strained=strained, extreme=extreme)
 
     def needs_more(self) -> bool:
-        """Whether to solve again, under the potentials of a first pass.
+        """Whether to solve again, widely and under the potentials of a first pass.
 
         Under an outer trace nobody can tell, and gradients stay as they are.
         """
         if not all(map(is_concrete, jax.tree.leaves(self))):
             return False
-        strained, *fine = jax.device_get((self.strained, self.loss, self.activations))
-        return bool(strained) and all(map(np.all, fine))
+        flags = self.strained, self.extreme, self.loss, self.activations
+        strained, extreme, *fine = jax.device_get(flags)
+        return bool(extreme) or (bool(strained) and all(map(np.all, fine)))
 
     def silent(self) -> tuple[str, ...]:
         """The units from which nothing came back."""
@@ -103,8 +204,9 @@ class Findings:
         advice = "tune needs finite numbers: check the parameters, the inputs and, for"
         advice += " 16-bit models, the range of the dtype"
         first = lambda flags: self.names[int(np.argmin(flags))]
-        flags = self.activations, self.loss, self.gradients, self.steps, self.moves
-        activations, loss, gradients, steps, moves = jax.device_get(flags)
+        names = "activations", "loss", "gradients", "steps", "reach", "moves"
+        flags = jax.device_get([getattr(self, name) for name in names])
+        activations, loss, gradients, steps, reach, moves = flags
         if not activations.all():
             raise FloatingPointError(
                 f"non-finite activations at unit {first(activations)!r}; {advice}"
@@ -119,6 +221,13 @@ class Findings:
             raise FloatingPointError(
                 f"the optimizer's first step of unit {first(steps)!r} is not "
                 f"finite; {advice}"
+            )
+        if not reach.all():
+            raise FloatingPointError(
+                f"unit {first(reach)!r} needs factors beyond the range of float32 "
+                "(1e-37 to 1e37), or their products are: its inputs, its parameters or "
+                "the loss are too large or too small; bring them nearer to 1, or leave "
+                f"the unit as it is: exclude={first(reach)!r}"
             )
         if not moves:
             raise ValueError(
@@ -152,39 +261,6 @@ class PassResult(NamedTuple):
     sums: dict[UnitKey, Sums]
     gradient: list[jax.Array]
     finite_loss: Bool[Array, ""]
-
-
-def start_state(spec: SweepSpec, params: Params, floats: list[jax.Array]) -> SolveState:
-    """Before the first pass: potentials of 1, and b and c of 1 where they are given."""
-    units, fixed = spec.units, spec.fixed_gradients
-    flags, fine = jnp.ones(len(units), bool), jnp.array(True)
-    findings = Findings(
-        names=tuple(unit.name for unit in units),
-        heard=flags,
-        activations=flags,
-        gradients=flags,
-        loss=fine,
-        strained=fine,
-        steps=flags,
-        moves=fine,
-    )
-    dtype = factor_dtype(floats) if fixed else jnp.float32
-    factors = ones(units)
-    for own in factors.values():
-        own |= {name: own[name].astype(dtype) for name in ("input_grad", "output_grad")}
-    unknowns = (1 if fixed else 2) * sum(unit.size for unit in spec.shared)
-    return SolveState(
-        settings={
-            unit.key: first_settings(unit, target, params, fixed)
-            for unit, target in units.items()
-        },
-        solution=Solution(factors, findings, [jnp.zeros_like(x) for x in floats]),
-        search=anderson_init(unknowns),
-        moved=jnp.full((), jnp.inf, jnp.float32),
-        log_potentials=jnp.zeros(
-            spec.regions.count if spec.regions else 0, jnp.float32
-        ),
-    )
 
 
 def factor_dtype(floats: list[jax.Array]) -> Any:

@@ -17,93 +17,22 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..core import Params, inverse_rms, multiply, per_call, rms, shaped_like, squares
+from ..core import (
+    FLOOR,
+    at_peak,
+    inverse,
+    inverse_rms,
+    multiply,
+    per_call,
+    rms,
+    shaped_like,
+    squares,
+    times,
+    windows,
+)
 from ..graph import transposed
-from ..units import Interception, Unit, UnitCall, UnitKey, zeros_like_params
-
-PerLayer = Float[Array, "..."]
-"""A number for each layer, in the shape in which it is carried to the unit."""
-
-
-class Shared(NamedTuple):
-    """What only a unit is told that is called several times.
-
-    Its calls share their factors, so that no call knows them: after a first pass they
-    are given, and `found` is 1.
-    """
-
-    found: PerLayer
-    """1 where the factors below are in force, 0 in a first pass."""
-    output: PerLayer
-    """a."""
-    step: dict[str, Array]
-    """The parameter gradient of the pass before, along which the change is taken."""
-    input_scale: PerLayer | None = None
-    """b c; None where b is given apart."""
-
-
-class Settings(NamedTuple):
-    """What a unit is told before a pass; None where it is told nothing.
-
-    A unit that is called once finds a by itself, where it stands, and without
-    `input_grad` also b and c.
-    """
-
-    target: PerLayer
-    """The output rms to aim at."""
-    output_grad: PerLayer | None = None
-    """c: it acts on every cotangent with `input_grad`, else on parameter gradients."""
-    input_grad: PerLayer | None = None
-    """b, where b and c are fixed and act on every cotangent."""
-    shared: Shared | None = None
-
-
-class Sums(NamedTuple):
-    """What comes out of a pass: sums over the calls of a unit.
-
-    Of a unit that is called several times mean squares are summed, sizes being 1: calls
-    may differ in size.
-    """
-
-    output: PerLayer
-    """Squares of the raw output."""
-    output_size: PerLayer
-    """Elements of the output."""
-    input_grad: PerLayer
-    """Squares of the strongest raw input gradient."""
-    input_size: PerLayer
-    """Elements of that gradient."""
-    change: PerLayer
-    """Squares of the change of the output by an update, at a = c = 1."""
-    gradient: dict[str, Array] | None = None
-    """The parameter gradient, of units called several times: their calls' gradients add
-    up before they change the unit, which no call can know by itself."""
-
-
-def first_settings(
-    unit: Unit, target: float, params: Params, fixed_gradients: bool
-) -> Settings:
-    """Before a first pass; with `fixed_gradients` b and c are given, and 1."""
-    one = jnp.ones(unit.carried_shape, jnp.float32)
-    settings = Settings(target * one)
-    if fixed_gradients:
-        settings = settings._replace(output_grad=one, input_grad=one)
-    if unit.calls > 1:
-        shared = Shared(
-            found=0 * one,
-            output=one,
-            step=zeros_like_params(params, unit),
-            input_scale=None if fixed_gradients else one,
-        )
-        settings = settings._replace(output_grad=one, shared=shared)
-    return settings
-
-
-def empty_sums(unit: Unit, params: Params) -> Sums:
-    """Zeros, whose cotangents are the sums."""
-    zero = jnp.zeros(unit.carried_shape, jnp.float32)
-    gradient = zeros_like_params(params, unit) if unit.calls > 1 else None
-    return Sums(zero, zero, zero, zero, zero, gradient)
+from ..units import Interception, UnitCall, UnitKey
+from ._state import Settings, Shared, Sums
 
 
 def sweeping(
@@ -144,6 +73,7 @@ class _Residual(NamedTuple):
     params: list[Array]
     transpose: Callable
     power: Float[Array, ""]
+    """Squares of the raw output; in a wide pass its rms."""
     factor: Float[Array, ""]
     settings: Settings
     sums: Sums
@@ -153,8 +83,12 @@ def _sweep_call(call: UnitCall, entry: Mapping[str, Any]) -> Any:
     """A call whose output has the rms aimed at, with the backward pass of the sweep."""
     settings, sums = _scalars(entry["settings"]), Sums(**entry["sums"])
     raw, transpose = call.vjp([jax.lax.stop_gradient(x) for x in call.inputs])
-    power, size = squares(raw)
-    factor = settings.target * inverse_rms(power / size)
+    if sums.wide:
+        power = rms(raw)
+        factor = times(settings.target, inverse(power))
+    else:
+        power, size = squares(raw, FLOOR)
+        factor = settings.target * inverse_rms(power / size)
     if settings.shared is not None:
         shared = settings.shared
         factor = jnp.where(shared.found > 0, shared.output, factor)
@@ -174,12 +108,44 @@ def _attach_forward(outputs, inputs, residual):
 
 
 def _attach_backward(residual, cotangents):
-    params, transpose, power, factor, settings, sums = residual
+    sums: Sums = residual.sums
+    found = (_read_wide if sums.wide else _read)(residual, cotangents)
+    assert len(found.gradient) == len(residual.params), (
+        "parameters of a unit outside its path"
+    )
+    shape = lambda value, zero: shaped_like(jnp.asarray(value, jnp.float32), zero)
+    zeros = {name: getattr(sums, name) for name in found.statistics}
+    shaped: dict[str, Any] = jax.tree.map(shape, found.statistics, zeros)
+    if sums.gradient is not None:
+        pairs = zip(sums.gradient.items(), found.raw, strict=True)
+        shaped["gradient"] = {name: shaped_like(g, s) for (name, s), g in pairs}
+    none: Any = None  # a cotangent of zero
+    rest = _Residual(found.gradient, none, none, none, none, Sums(**shaped))
+    return None, found.back, rest
+
+
+_attach.defvjp(_attach_forward, _attach_backward)
+
+
+class _Found(NamedTuple):
+    """What the backward pass of a call finds."""
+
+    gradient: list[Array]
+    """Of the parameters, as the factors carry it."""
+    raw: list[Array]
+    """The same without the c that was just found."""
+    back: list[Array]
+    """What is passed upstream."""
+    statistics: dict[str, Any]
+
+
+def _read(residual: Any, cotangents: list[Array]) -> _Found:
+    """The backward pass of a call, for sizes whose squares are in float32."""
+    _, transpose, power, factor, settings, _ = residual
     fixed, shared = settings.input_grad is not None, settings.shared
     start = factor * settings.output_grad if fixed else factor
     cotangents = [multiply(t, start) for t in cotangents]
     gradient, back = transpose(cotangents)
-    assert len(gradient) == len(params), "parameters of a unit outside its path"
     strength, count = _strongest(back)
     size = sum(t.size for t in cotangents)
     change = _squared_change(transpose, cotangents, _step(gradient, shared))
@@ -201,21 +167,47 @@ def _attach_backward(residual, cotangents):
         "input_size": per_call(count, strength),
         "change": change,
     }
-    shaped: dict[str, Any] = {
-        name: shaped_like(jnp.asarray(value, jnp.float32), getattr(sums, name))
-        for name, value in statistics.items()
+    carried = gradient if weight is None else [multiply(g, weight) for g in gradient]
+    return _Found(carried, gradient, [multiply(t, passed) for t in back], statistics)
+
+
+def _read_wide(residual: Any, cotangents: list[Array]) -> _Found:
+    """The backward pass of a call, for all sizes in float32.
+
+    The unit transposes cotangents near 1; what they were divided by waits in `aside`.
+    """
+    _, transpose, size, factor, settings, _ = residual
+    fixed, shared = settings.input_grad is not None, settings.shared
+    cotangents, aside = at_peak(cotangents)
+    start = times(factor, settings.output_grad) if fixed else factor
+    gradient, back = transpose([multiply(t, start) for t in cotangents])
+    strength = reduce(jnp.maximum, [rms([t]) for t in back], jnp.zeros(()))
+    step = _step(gradient, shared)
+    length, ahead = rms(step), aside
+    if shared is not None:
+        ahead = jnp.where(shared.found > 0, 1.0, aside)
+    moved = _moved(transpose, cotangents, [multiply(t, inverse(length)) for t in step])
+    change = times(factor, rms(moved), length)
+    if fixed:
+        passed, weight = times(settings.input_grad, aside), aside
+    else:
+        passed = inverse(strength)
+        weight = jnp.where(change > 0, inverse(change), aside)
+        if shared is not None:
+            given = times(shared.input_scale, aside)
+            passed = jnp.where(shared.found > 0, given, passed)
+            weight = times(settings.output_grad, aside)
+    by = settings.input_grad if fixed else 1.0
+    statistics = {
+        "output": windows(size),
+        "output_size": per_call(1, size),
+        "input_grad": windows(times(strength, aside, by)),
+        "input_size": per_call(1, strength),
+        "change": windows(times(factor, rms(moved), length, ahead)),
     }
-    if sums.gradient is not None:
-        pairs = zip(sums.gradient.items(), gradient, strict=True)
-        shaped["gradient"] = {name: shaped_like(g, s) for (name, s), g in pairs}
-    if weight is not None:
-        gradient = [multiply(g, weight) for g in gradient]
-    back = [multiply(t, passed) for t in back]
-    none: Any = None  # a cotangent of zero
-    return None, back, _Residual(gradient, none, none, none, none, Sums(**shaped))
-
-
-_attach.defvjp(_attach_forward, _attach_backward)
+    carried = [multiply(g, weight) for g in gradient]
+    raw = [multiply(g, aside) for g in gradient] if shared is not None else []
+    return _Found(carried, raw, [multiply(t, passed) for t in back], statistics)
 
 
 def _step(gradient: list[Array], shared: Shared | None) -> list[Array]:
@@ -229,23 +221,27 @@ def _step(gradient: list[Array], shared: Shared | None) -> list[Array]:
 def _squared_change(
     transpose: Callable, cotangents: list, step: list
 ) -> Float[Array, ""]:
-    """The squares of `J_theta conj(step)`, by transposing the vjp once more.
+    """The squares of the change of the output along a step.
 
     With 16 bits the step is brought to rms 1 first: raw gradients of wide layers add
     up beyond 65504.
     """
-    if not step:
-        return jnp.zeros((), jnp.float32)
     size = jnp.ones((), jnp.float32)
     narrow = any(jnp.finfo(t.dtype).bits == 16 for t in cotangents)
     if narrow:
         size = rms(step)
         size = jnp.where(size > 0, size, 1)
         step = [multiply(t, 1 / size) for t in step]
-    pullback = transposed(lambda ct: transpose(ct)[0], cotangents)
-    moved = pullback([jnp.conj(t) for t in step])
-    power, _ = squares(moved)
+    power, _ = squares(_moved(transpose, cotangents, step), FLOOR)
     return jnp.square(size) * power if narrow else power
+
+
+def _moved(transpose: Callable, cotangents: list, step: list) -> list[Array]:
+    """`J_theta conj(step)`, by transposing the vjp once more."""
+    if not step:
+        return []
+    pullback = transposed(lambda ct: transpose(ct)[0], cotangents)
+    return pullback([jnp.conj(t) for t in step])
 
 
 def _strongest(gradients: list) -> tuple[Float[Array, ""], Any]:
@@ -253,6 +249,6 @@ def _strongest(gradients: list) -> tuple[Float[Array, ""], Any]:
     if not gradients:
         return jnp.zeros((), jnp.float32), 1
     if len(gradients) == 1:
-        return squares(gradients)
-    means = [power / size for power, size in (squares([t]) for t in gradients)]
+        return squares(gradients, FLOOR)
+    means = [power / size for power, size in (squares([t], FLOOR) for t in gradients)]
     return reduce(jnp.maximum, means), 1

@@ -19,7 +19,6 @@ from ..core import (
     check_not_zero,
     checked_stopping,
     is_concrete,
-    stack_batches,
     usual_rules,
 )
 from ..graph import find_regions
@@ -37,9 +36,9 @@ from ..units import (
 )
 from ..verification import Alignment, Verdict, align_gradients, judge, output_sizes
 from ._options import TuneOptions, resolve_rules
-from ._solve import solve
+from ._solve import geometric_mean, over_batches, solve
 from ._state import Findings, SweepSpec
-from ._update_factors import add_update_factors, rescale_to_total
+from ._update_factors import add_update_factors, keep_in_range, rescale_to_total
 
 
 @usual_rules()
@@ -105,6 +104,9 @@ def tune(
     for all calls; it is found by further passes, with mean squares taken over calls.
     Where true gradients leave the range of the dtype, a further pass reads them under
     the phi of the first one (not under an outer `jit`, unless some unit is float16).
+    Where some size is so small or large that its square is no float32 (inputs of 1e-25,
+    a loss of 1e30), all is solved by a second program, which reads the whole range;
+    under an outer `jit` it is the only one.
 
     A parameter that no unit owns (a raw class token) has no factor: its gradient is
     phi times the true one, and it does not count toward the total update. `measure`
@@ -135,9 +137,9 @@ def tune(
         draws: batches to measure on, averaged in the logarithm.
         max_sweeps: most passes, where units are called several times.
         tolerance: largest |log rms| at which these passes stop.
-        targets: the output rms to aim at, or patterns with their targets (first match).
-            A readout at 1 / sqrt(width) makes learning rates carry over widths, as in
-            mup (Yang and Hu, arXiv 2011.14522).
+        targets: the output rms to aim at, or patterns with their targets (first match),
+            from 1e-30 to 1e30. A readout at 1 / sqrt(width) makes learning rates carry
+            over widths, as in mup (Yang and Hu, arXiv 2011.14522).
         optimizer: a function of the learning rate, such as `optax.adam`, or what it
             returns for 1.0, without `scale_updates`. Steps that tell of another
             learning rate (as those of Adam, Lion and SGD do) are refused. A new
@@ -165,8 +167,9 @@ def tune(
             (units called several times: more than `tolerance`), or gradients that are
             to be exact are not; names the units.
         FloatingPointError: an activation, a gradient, the loss or a step of the
-            optimizer is not finite; names the first such unit. Under an outer `jit` the
-            flags of `measure` tell.
+            optimizer is not finite, or a factor, or the product of two of a unit, would
+            be out of float32's range; names the first such unit. Under an outer `jit`
+            the flags of `measure` tell.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp, einit_jax as ei
@@ -186,7 +189,6 @@ def tune(
     selection = unit_selection(include, exclude, targets)
     stopping = checked_stopping(max_sweeps, tolerance)
     rules = resolve_rules(gradients, update, like, optimizer)
-    options = TuneOptions(selection, stopping, rules, verify)
     bound = setup(
         model,
         params,
@@ -209,9 +211,14 @@ def tune(
         objective=bound.objective,
         zeros=zero_candidates(params),
     )
+    # under an outer trace nobody can look, and look again
+    traced = not all(map(is_concrete, jax.tree.leaves(bound.arrays)))
+    options = TuneOptions(selection, stopping, rules, verify, wide=traced)
     scales, findings, verdicts = compiled(options=options)
+    if not options.wide and not is_concrete(findings.loss):  # something else is traced
+        scales, findings, verdicts = compiled(options=options._replace(wide=True))
     if findings.needs_more():
-        options = options._replace(repeat_under_potentials=True)
+        options = options._replace(repeat_under_potentials=True, wide=True)
         scales, findings, verdicts = compiled(options=options)
     if _is_misled(findings, verdicts):
         rest = options.selection.without(findings.silent())
@@ -255,6 +262,7 @@ def _tune_compiled(
         owners=owners(params, units),
         plain=gradients == "plain",
         repeat_under_potentials=options.repeat_under_potentials,
+        wide=options.wide,
     )
     total = update == "total"
 
@@ -267,10 +275,12 @@ def _tune_compiled(
             solution = add_update_factors(spec, graph.units, solution, args, **how)
         elif total:
             solution = rescale_to_total(spec, graph.units, solution, args)
+        if spec.wide:
+            solution = keep_in_range(spec, solution)
         return solution.factors, solution.findings
 
-    drawn, findings = _over_batches(run, arrays.batches)
-    factors, findings = jax.tree.map(_geometric_mean, drawn), findings.over_draws()
+    drawn, findings = over_batches(run, arrays.batches)
+    factors, findings = jax.tree.map(geometric_mean, drawn), findings.over_draws()
     if not options.verify:
         return to_tree(factors), findings, []
 
@@ -278,7 +288,7 @@ def _tune_compiled(
         args = ModelArgs(params, arrays.collections, batch)
         return output_sizes(objective, list(units), factors, args)
 
-    seen = jax.tree.map(_geometric_mean, _over_batches(sizes, arrays.batches))
+    seen = jax.tree.map(geometric_mean, over_batches(sizes, arrays.batches))
     spread = {key: jnp.std(jnp.log(own["output"]), 0) for key, own in drawn.items()}
     tolerance = options.stopping.tolerance
     verdict = judge(units, seen, spread=spread, tolerance=tolerance)
@@ -288,17 +298,3 @@ def _tune_compiled(
     args = arrays.args._replace(params=params)
     alignment = align_gradients(objective, doubtful, factors, args)
     return to_tree(factors), findings, [verdict, alignment]
-
-
-def _over_batches(run: Callable[[Batch], Any], batches: tuple[Batch, ...]) -> Any:
-    """What `run` gives for each batch, along a new first axis."""
-    if len(batches) == 1:
-        return jax.tree.map(lambda x: x[None], run(batches[0]))
-    return jax.lax.map(run, stack_batches(batches))
-
-
-def _geometric_mean(draws: jax.Array) -> jax.Array:
-    """Over the first axis; the value itself of a single one."""
-    if len(draws) == 1:
-        return draws[0]
-    return jnp.exp(jnp.mean(jnp.log(draws), 0))

@@ -15,8 +15,23 @@ import optax
 from jaxtyping import Array, Float
 
 from ..binding import output_changes
-from ..core import ModelArgs, Params, Path, first_step, inverse, usable
+from ..core import (
+    LARGEST,
+    LEAST_RMS,
+    MOST_RMS,
+    SMALLEST,
+    ModelArgs,
+    Params,
+    Path,
+    first_step,
+    in_range,
+    inverse,
+    rms,
+    times,
+    usable,
+)
 from ..units import (
+    FACTORS,
     UPDATE,
     Unit,
     UnitKey,
@@ -25,7 +40,7 @@ from ..units import (
     scale_by_owner,
     split_units,
 )
-from ._state import Solution, SweepSpec
+from ._state import Findings, Solution, SweepSpec
 
 
 def rescale_to_total(
@@ -39,7 +54,9 @@ def rescale_to_total(
     """
     step = [jnp.conj(g) for g in _counted_gradient(spec, solution.gradient)]
     outputs = _outputs(solution.factors)
-    changes = output_changes(spec.objective, units, args, outputs=outputs, step=step)
+    changes = output_changes(
+        spec.objective, units, args, outputs=outputs, step=step, wide=spec.wide
+    )
     s = _one_over_largest(changes)
     grown = _growth(spec, s)
     factors = dict(solution.factors)
@@ -47,9 +64,38 @@ def rescale_to_total(
         own, by = factors[unit.key], grown[unit.key]
         b = own["input_grad"] * by["input"] / by["inside"]
         c = own["output_grad"] * by["inside"] / by["output"]
-        b = b if unit.floats else own["input_grad"]
-        factors[unit.key] = {**own, "input_grad": b, "output_grad": c}
-    return solution._replace(factors=factors)
+        new = {"input_grad": b if unit.floats else own["input_grad"], "output_grad": c}
+        if spec.wide:  # what is at the ends of the range stays there
+            new = {n: jnp.where(in_range(own[n]), new[n], own[n]) for n in new}
+        factors[unit.key] = {**own, **new}
+    findings = _look_at_changes(spec, changes, solution.findings)
+    return solution._replace(factors=factors, findings=findings)
+
+
+def _look_at_changes(
+    spec: SweepSpec, changes: Mapping[UnitKey, Array], findings: Findings
+) -> Findings:
+    """The findings with changes that overflow, and of which wide passes say more."""
+    over = lambda unit: jnp.any(jnp.isinf(changes[unit.key]))
+    every = jnp.stack([over(unit) for unit in spec.units])
+    if not spec.wide:
+        return replace(findings, extreme=findings.extreme | jnp.any(every))
+    return replace(findings, reach=findings.reach & ~every)
+
+
+def keep_in_range(spec: SweepSpec, solution: Solution) -> Solution:
+    """The solution with factors that are normal float32, and whether they were."""
+    factors, reach = dict(solution.factors), []
+    for unit in spec.units:
+        own = factors[unit.key]
+        a, b, c = (own[name] for name in FACTORS)
+        sizes = [*own.values(), times(a, c), times(b, c)]
+        fine = [jnp.all(in_range(size)) for size in sizes]
+        reach.append(jnp.all(jnp.stack(fine)))
+        factors[unit.key] = {n: jnp.clip(f, SMALLEST, LARGEST) for n, f in own.items()}
+    findings = solution.findings
+    findings = replace(findings, reach=findings.reach & jnp.stack(reach))
+    return solution._replace(factors=factors, findings=findings)
 
 
 def _counted_gradient(spec: SweepSpec, gradient: list[Array]) -> list[Array]:
@@ -101,8 +147,10 @@ def add_update_factors(
     step = first_step(optimizer, like, args.params, solution.gradient)
     step = mask_unowned(step, spec.owners)
     outputs = _outputs(solution.factors)
-    move = partial(output_changes, spec.objective, units, args, outputs=outputs)
-    sizes = _step_rms(spec, step)
+    move = partial(
+        output_changes, spec.objective, units, args, outputs=outputs, wide=spec.wide
+    )
+    sizes = step_rms(spec, step)
     step = scale_by_owner(step, spec.owners, jax.tree.map(inverse, sizes))
     change = _mean_over_methods(spec, move(step=step, inputs_held=True))
     common = jnp.ones((), jnp.float32)
@@ -113,11 +161,17 @@ def add_update_factors(
     for own in factors.values():
         own[UPDATE] = jnp.ones_like(own["output"])
     for unit in spec.units:
-        update = common / sizes[unit.path] / change[unit.path]
-        fine = usable(update) & usable(sizes[unit.path] * change[unit.path])
+        size, moved = sizes[unit.path], change[unit.path]
+        update = common / size / moved
+        if spec.wide:
+            update = times(common, inverse(size), inverse(moved))
+        fine = usable(update) & usable(size) & usable(moved)
         factors[unit.key][UPDATE] = jnp.where(fine, update, 1.0)
+    off = lambda x: jnp.any((x > 0) & ((x < LEAST_RMS) | (x > MOST_RMS)))
+    extreme = jnp.any(jnp.stack([off(x) for x in change.values()]))
     findings = replace(
         solution.findings,
+        extreme=solution.findings.extreme | (extreme & (not spec.wide)),
         steps=jnp.stack([jnp.all(jnp.isfinite(sizes[u.path])) for u in spec.units]),
         moves=jnp.any(jnp.stack([jnp.any(size > 0) for size in sizes.values()])),
     )
@@ -128,7 +182,7 @@ def _outputs(factors: Mapping[UnitKey, Mapping[str, Array]]) -> dict[UnitKey, Ar
     return {key: own["output"] for key, own in factors.items()}
 
 
-def _step_rms(spec: SweepSpec, step: list[Array]) -> dict[Path, Array]:
+def step_rms(spec: SweepSpec, step: list[Array]) -> dict[Path, Array]:
     """The rms of each unit's step, per layer, by path."""
     paths = {unit.path: unit for unit in spec.units}
     pairs = list(zip(step, spec.owners, strict=True))
@@ -142,8 +196,12 @@ def _mean_over_methods(
     """The root mean square over the methods of a module, which share parameters."""
     methods: dict[Path, list[Array]] = {}
     for unit in spec.units:
-        methods.setdefault(unit.path, []).append(jnp.square(changes[unit.key]))
-    return {path: jnp.sqrt(sum(each) / len(each)) for path, each in methods.items()}
+        methods.setdefault(unit.path, []).append(changes[unit.key])
+    joint = lambda each: rms([jnp.stack(each, -1)], keep=each[0].ndim)
+    return {
+        path: joint(each) if len(each) > 1 else each[0]
+        for path, each in methods.items()
+    }
 
 
 def _one_over_largest(changes: Mapping[UnitKey, Array]) -> Float[Array, ""]:

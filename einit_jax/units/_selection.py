@@ -6,6 +6,9 @@ from typing import Any, NamedTuple
 from ..core import as_number, as_patterns, describe, match_patterns, select_names
 from ._unit import Unit
 
+TARGETS = 1e-30, 1e30
+"""The least target and the largest."""
+
 
 class UnitSelection(NamedTuple):
     """Patterns of the units to tune, and of the output rms that they aim at."""
@@ -37,8 +40,9 @@ def unit_selection(include: Any, exclude: Any, targets: Any) -> UnitSelection:
 
     Raises:
         TypeError: a pattern is no string.
-        ValueError: a target is no positive finite number.
+        ValueError: a target is no number from 1e-30 to 1e30.
     """
+    least, most = TARGETS
     pairs = targets if isinstance(targets, Mapping) else {"*": targets}
     numbers = {}
     for pattern, target in pairs.items():
@@ -48,10 +52,11 @@ def unit_selection(include: Any, exclude: Any, targets: Any) -> UnitSelection:
                 "paths: {'*/Dense_0': 0.5}"
             )
         number = as_number(target)
-        if number is None or not 0 < number < float("inf"):
+        if number is None or not least <= number <= most:
             raise ValueError(
                 f"target {describe(target)} of pattern {pattern!r} is no number that "
-                "is positive, finite and known while nothing runs"
+                f"is positive, finite and known while nothing runs, from {least:g} to "
+                f"{most:g}, where factors fit into float32"
             )
         numbers[pattern] = number
     return UnitSelection(

@@ -19,12 +19,14 @@ from ..core import (
     anchor,
     emit,
     float_leaves,
+    from_windows,
     is_concrete,
     link_cotangents,
     per_call,
     rms,
     vary_with,
     widen,
+    windows,
 )
 from ..units import Interception, Objective, Unit, UnitCall, UnitKey, scaling
 
@@ -153,20 +155,17 @@ def _sizes(
 
     if not hidden:
         return objective.over_axis(lambda: run({})[1])
-    zeros = {
-        unit.key: dict.fromkeys(("square", "calls"), jnp.zeros(unit.carried_shape))
-        for unit in hidden
-    }
+    nothing = {unit.key: jnp.zeros(unit.carried_shape) for unit in hidden}
+    zeros = {key: {**windows(zero), "calls": zero} for key, zero in nothing.items()}
     zeros = vary_with(zeros, args)
     sums, sizes = objective.over_axis(lambda: jax.grad(run, has_aux=True)(zeros))
-    mean = lambda own: own["square"] / jnp.maximum(own["calls"], 1)
-    return sizes | {key: jnp.sqrt(mean(own)) for key, own in sums.items()}
+    return sizes | {key: from_windows(own, own["calls"]) for key, own in sums.items()}
 
 
 def _read_call(call: UnitCall, sums: Mapping[str, Array]) -> Any:
     outputs = call.proceed(call.inputs)
     still = [widen(jax.lax.stop_gradient(t)) for t in outputs]
-    square = jnp.square(rms(still))
-    statistics = {"square": square, "calls": per_call(1, square)}
+    size = rms(still)
+    statistics = {**windows(size), "calls": per_call(1, size)}
     linked = link_cotangents(call.inputs, emit(outputs, statistics, sums))
     return call.finish(linked)

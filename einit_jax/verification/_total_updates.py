@@ -21,12 +21,15 @@ from ..core import (
     anchor,
     emit,
     float_leaves,
+    from_windows,
     inverse,
     per_call,
     plain,
     rms,
+    times,
     vary_with,
     widen,
+    windows,
 )
 from ..graph import open_to_forward_mode
 from ..units import Interception, Objective, Unit, UnitCall, UnitKey, ones, scaling
@@ -61,7 +64,7 @@ class TotalUpdates:
         step = [(widen(t) * inverse(size)).astype(t.dtype) for t in step]
         inside = lambda: self._along_unit_step(args, step)
         changes = self.objective.over_axis(inside)
-        return {key: size * change for key, change in changes.items()}
+        return {key: times(size, change) for key, change in changes.items()}
 
     def _along_unit_step(
         self, args: ModelArgs, step: list[Array]
@@ -118,7 +121,7 @@ class TotalUpdates:
         zeros = {unit.key: empty_comparison(unit) for unit in units}
         sums = jax.grad(both)(vary_with(zeros, args))
         return {
-            key: jnp.sqrt(own["change"] / jnp.maximum(own["calls"], 1)) / reach
+            key: times(from_windows(own, own["calls"]), inverse(reach))
             for key, own in sums.items()
         }
 
@@ -163,13 +166,15 @@ def comparing(sums: Mapping[UnitKey, Mapping[str, Array]]) -> Interception:
 
 def empty_comparison(unit: Unit) -> dict[str, Array]:
     """Zeros, whose cotangents are the statistics, summed over calls and both ends."""
-    return dict.fromkeys(("change", "calls"), jnp.zeros(unit.carried_shape))
+    zero = jnp.zeros(unit.carried_shape)
+    return {**windows(zero), "calls": zero}
 
 
 def _compare_ends(call: UnitCall, sums: Mapping[str, Array]) -> Any:
     outputs = call.proceed(call.inputs)
     still = [widen(jax.lax.stop_gradient(t)) for t in outputs]
     apart = [t - jax.lax.pmean(t, ENDS) for t in still]
-    change = jnp.square(rms(apart)) / 2
-    statistics = {"change": change, "calls": per_call(0.5, change)}
+    change = rms(apart)
+    half = {name: square / 2 for name, square in windows(change).items()}
+    statistics = {**half, "calls": per_call(0.5, change)}
     return call.finish(emit(outputs, statistics, sums))

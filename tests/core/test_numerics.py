@@ -91,3 +91,63 @@ def test_a_bare_sum_is_fused_with_a_product_with_zeros():
     total = lambda x: jnp.sum(x @ jnp.zeros((32, 65)))
     (body,) = summed_products(total, jnp.ones((64, 32)))
     assert " broadcast(" in body
+
+
+EXTREMES = [2.0**-120, 1e-30, 1e-19, 1.0, 3.0, 1e19, 1e30, 2.0**120]
+
+
+@pytest.mark.parametrize("size", EXTREMES)
+@pytest.mark.parametrize("run", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_sums_of_squares_in_windows(size, run):
+    """The root mean square of several calls, to the last bits, for all sizes."""
+    sizes = jnp.float32(size) * jnp.array([1.0, 0.5, 2.0, 0.0], jnp.float32)
+
+    def over_calls(sizes):
+        each = core.windows(sizes)
+        sums = jax.tree.map(jnp.sum, each)
+        return core.from_windows(sums, jnp.float32(4))
+
+    expected = np.sqrt(np.mean(np.square(np.asarray(sizes, np.float64))))
+    np.testing.assert_allclose(run(over_calls)(sizes), expected, rtol=3e-7)
+    naive = jnp.sqrt(jnp.mean(jnp.square(sizes)))
+    assert np.isclose(naive, expected, rtol=1e-3, atol=0) == (1e-19 < size < 1e19)
+
+
+@pytest.mark.parametrize("bad", [jnp.inf, jnp.nan])
+def test_windows_of_what_is_not_finite(bad):
+    sums = jax.tree.map(jnp.sum, core.windows(jnp.array([1.0, bad])))
+    assert not jnp.isfinite(core.from_windows(sums, jnp.float32(2)))
+
+
+def test_products_of_sizes_out_of_order():
+    """Right where partial products are not; where it is out, near the end and told."""
+    big, small = jnp.float32(1e30), jnp.float32(1e-30)
+    product = jax.jit(core.times)
+    np.testing.assert_allclose(product(big, big, small, small), 1, rtol=1e-6)
+    np.testing.assert_allclose(product(big, 3.0), 3e30, rtol=1e-6)
+    assert big * big == jnp.inf  # the negative
+    for far in (product(big, big), product(small, small)):
+        assert jnp.isfinite(far) & (far > 0) & ~core.in_range(far)
+    assert product(big, jnp.float32(0)) == 0
+    assert jnp.isnan(product(big, jnp.float32(jnp.nan)))
+
+
+@pytest.mark.parametrize("size", EXTREMES)
+def test_arrays_at_their_peak(size):
+    """Within an octave of 1, and nothing is rounded."""
+    t = jnp.float32(size) * jax.random.normal(jax.random.key(0), (8,))
+    (near,), scale = core.at_peak([t])
+    assert 0.5 <= jnp.max(jnp.abs(near)) <= 1
+    np.testing.assert_array_equal(near * scale, t)
+    (zeros,), _ = core.at_peak([jnp.zeros(3)])
+    assert not zeros.any()
+
+
+def test_a_sum_of_squares_with_a_floor_tells_zeros():
+    small = jnp.array([0.0, 1e-30])
+    assert core.squares([small])[0] == 0
+    assert core.squares([small], core.FLOOR)[0] == core.FLOOR
+    assert core.squares([0 * small], core.FLOOR)[0] == 0
+    assert jnp.isnan(core.squares([small.at[0].set(jnp.nan)], core.FLOOR)[0])
+    ordinary = jax.random.normal(jax.random.key(0), (64,))
+    assert core.squares([ordinary])[0] == core.squares([ordinary], core.FLOOR)[0]

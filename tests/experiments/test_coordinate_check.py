@@ -100,6 +100,15 @@ def test_adam_grows_as_theory_says_and_tuned_is_flat():
     np.testing.assert_allclose(all_flat.exponents("sizes")[0, at], -0.5, atol=1e-4)
 
 
+def test_sizes_whose_squares_leave_float32():
+    """Outputs at the start are as small as inputs, and not zero."""
+    small = np.float32(2.0**-90)
+    once = {"optimizer": optax.sgd, "steps": 1, "seeds": 1}
+    base, found = (check(Net, (8, 16), input_fn=x, **once) for x in (X, small * X))
+    ratio = np.float64(found.sizes[:, 0, 0]) / base.sizes[:, 0, 0]
+    np.testing.assert_allclose(ratio, small, rtol=1e-5)
+
+
 def test_scanned_layers_have_a_row_each():
     found = check(Scanned, (16, 32), optimizer=optax.sgd, steps=1)
     assert found.paths == (

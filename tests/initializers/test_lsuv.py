@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import einit_jax as ei
 from tests.support.cases import Case
-from tests.support.checks import refuses, some
+from tests.support.checks import allclose, refuses, some
 from tests.support.models import CASES, calls, dense, insides, lifted
 
 KEY = jax.random.key(0)
@@ -258,6 +258,22 @@ def test_keys_jit_vmap_and_devices():
     mesh = Mesh(np.array(jax.devices()), ("data",))
     spec = NamedSharding(mesh, PartitionSpec("data"))
     jax.tree.map(close, eager, draw(KEY, jax.device_put(x, spec)))
+
+
+@pytest.mark.parametrize("size", [2.0**-100, 2.0**100])
+def test_inputs_and_weights_of_any_size(size):
+    """Inputs near 1e-30 and 1e30, and all kernels so."""
+    model = nn.Sequential([nn.Dense(8, use_bias=False), nn.tanh, dense.Twice()])
+    params = params_of(model, x)
+    times = lambda by: jax.tree.map(lambda p: np.float32(by) * p, params)
+    base = ei.lsuv(model, params, x, orthogonal=False)
+    found = ei.lsuv(model, params, np.float32(size) * x, orthogonal=False)
+    first, same = found["layers_0"]["kernel"], base["layers_0"]["kernel"]
+    np.testing.assert_allclose(first * np.float32(size), same, rtol=2e-5)
+    allclose(found["layers_2"], base["layers_2"], rtol=1e-2)
+    kept = ei.lsuv(model, times(size), x, orthogonal=False)
+    allclose(kept["layers_0"], base["layers_0"], rtol=2e-5)
+    allclose(kept["layers_2"], base["layers_2"], rtol=1e-2)
 
 
 class Table(nn.Module):

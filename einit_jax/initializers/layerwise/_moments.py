@@ -20,20 +20,22 @@ from ...core import (
     broadcast_per_layer,
     emit,
     flatten,
-    inverse_rms,
+    from_windows,
+    inverse,
     layers_first,
     link_cotangents,
     per_call,
-    squares,
+    rms,
     unboxed,
     usable,
     widen,
+    windows,
 )
 from ...units import Interception, UnitCall, UnitKey
 from ._layers import Layer
 
-ROUNDING = 1e-8
-"""The least variance, over the squared mean, that is taken for more than rounding.
+ROUNDING = 1e-4
+"""The least deviation, over the mean, that is taken for more than rounding.
 
 The mean of 10^3 equal numbers is off by some 20 eps; that of 10^6 is off by more,
 because errors grow with the length of a sum.
@@ -46,16 +48,14 @@ class LayerMoments(NamedTuple):
     mean: Array
     """The mean of each channel, in the shape of the bias, where channels are centred;
     else the mean of all, in the shape in which numbers are carried."""
-    variance: Float[Array, "..."]
-    """The variance around these means; 0 where it is no more than rounding."""
+    deviation: Float[Array, "..."]
+    """The deviation from these means; 0 where it is no more than rounding."""
     reached: Bool[Array, "..."]
     """Whether cotangents come back to the layer; else the pass tells nothing of it."""
 
 
-def empty_moment_sums(
-    params: Params, layer: Layer, *, centred: bool
-) -> dict[str, Array]:
-    """Zeros, whose cotangents are sums over calls.
+def empty_moment_sums(params: Params, layer: Layer, *, centred: bool) -> dict[str, Any]:
+    """Zeros, whose cotangents are sums over calls; squares by `core.WINDOWS`.
 
     Those of means are flat where no axis is lifted, because a transform of the
     variables, such as `nn.SpectralNorm`, would take a matrix for one of the weights.
@@ -66,7 +66,8 @@ def empty_moment_sums(
         shape = flatten(unboxed(params))[layer.channels[0]].shape
         mean = jnp.zeros(shape, jnp.float32)
         mean = mean if layer.lifted_axes else mean.ravel()
-    zeros = {"size": zero, "within": zero, "between": zero}
+    squared = windows(zero)
+    zeros = {"size": zero, "within": squared, "between": squared}
     return zeros | {"real": mean, "imag": mean}
 
 
@@ -92,22 +93,25 @@ def _measure_call(
     outputs = [jax.lax.stop_gradient(t) for t in raw]
     centred, sums = _moment_sums(outputs, channels.get(call.path, 0))
     goal = entry["goal"].reshape(())
-    variance = _variance(sums["within"], sums["between"], sums["size"])
-    factor = jnp.sqrt(jnp.abs(goal)) * inverse_rms(variance)
-    factor = jnp.where(usable(variance), factor, 1.0)
+    deviation = _sure_deviation(sums["within"], sums["between"])
+    factor = jnp.sqrt(jnp.abs(goal)) * inverse(deviation)
+    factor = jnp.where(usable(deviation), factor, 1.0)
     scaled = [
         (factor * t).astype(y.dtype) for t, y in zip(centred, outputs, strict=True)
     ]
     pairs = zip(scaled, outputs, strict=True)
     handed_on = [jnp.where(goal > 0, s, y) for s, y in pairs]
     linked = link_cotangents(call.inputs, handed_on)
+    for name in ("within", "between"):
+        squared = windows(sums[name]).items()
+        sums[name] = {window: sums["size"] * square for window, square in squared}
     return call.finish(emit(linked, sums, entry["sums"]))
 
 
-def _moment_sums(
-    outputs: list[Array], axes: int
-) -> tuple[list[Array], dict[str, Array]]:
+def _moment_sums(outputs: list[Array], axes: int) -> tuple[list[Array], dict[str, Any]]:
     """The outputs to hand on, not yet scaled, and the sums of one call.
+
+    "within" and "between" are sizes: that of deviations from the means, and of these.
 
     The last `axes` are channels, each of which is centred. Without channels the outputs
     keep their mean, and the variance is taken around it.
@@ -121,12 +125,11 @@ def _moment_sums(
     else:
         mean = jnp.asarray(sum(jnp.sum(t) for t in wide)) / max(size, 1)
         around, handed_on = [t - mean for t in wide], wide
-    count = size / max(mean.size, 1)
-    within, _ = squares(around)
+    count, within = size / max(mean.size, 1), rms(around)
     sums = {
         "size": per_call(size, within),
         "within": within,
-        "between": count * squares([mean])[0],
+        "between": rms([mean]),
         "real": count * jnp.real(mean),
         "imag": count * jnp.imag(mean),
     }
@@ -134,15 +137,13 @@ def _moment_sums(
     return handed_on, sums
 
 
-def _variance(within: Array, between: Array, size: Array) -> Float[Array, "..."]:
-    """The mean square around means, and 0 where that is no more than their rounding."""
-    variance = within / jnp.maximum(size, 1)
-    power = between / jnp.maximum(size, 1)
-    return jnp.where(variance <= ROUNDING * power, 0.0, variance)
+def _sure_deviation(within: Array, between: Array) -> Float[Array, "..."]:
+    """The deviation from means, and 0 where that is no more than their rounding."""
+    return jnp.where(within <= ROUNDING * between, 0.0, within)
 
 
-def layer_moments(layer: Layer, sums: Mapping[str, Array]) -> LayerMoments:
-    """Means and variance over all calls, from their sums."""
+def layer_moments(layer: Layer, sums: Mapping[str, Any]) -> LayerMoments:
+    """Means and deviation over all calls, from their sums."""
     unit, total = layer.units[0], sums["real"] + 1j * sums["imag"]
 
     def rows(t: Array) -> Array:
@@ -150,13 +151,18 @@ def layer_moments(layer: Layer, sums: Mapping[str, Array]) -> LayerMoments:
         return layers_first(t, unit.lifted_axes).reshape(*unit.layers, -1)
 
     carried = lambda t: t.reshape(unit.carried_shape)
-    size, within, between = (
-        carried(rows(sums[name])) for name in ("size", "within", "between")
-    )
+    size = carried(rows(sums["size"]))
     count = jnp.maximum(size * unit.size / total.size, 1e-9)
     mean = total / broadcast_per_layer(count, total.shape, unit.lifted_axes)
+    within, between = (
+        from_windows(jax.tree.map(lambda t: carried(rows(t)), sums[name]), size)
+        for name in ("within", "between")
+    )
     if layer.shared:
         # the means of calls differ: their variance around the joint mean counts, too
-        joint = count * carried(jnp.sum(jnp.square(jnp.abs(rows(mean))), -1))
-        within += jnp.maximum(between - joint, 0.0)
-    return LayerMoments(mean, _variance(within, between, size), size > 0)
+        joint = carried(rms([rows(mean)], keep=len(unit.layers)))
+        largest = jnp.maximum(within, between)
+        share = lambda size: jnp.square(size * inverse(largest))
+        apart = jnp.maximum(share(between) - share(joint), 0.0)
+        within = largest * jnp.sqrt(share(within) + apart)
+    return LayerMoments(mean, _sure_deviation(within, between), size > 0)

@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from ...core import (
@@ -40,7 +41,7 @@ def layer_pass(
     filled = args._replace(params=plain(with_leaves(args.params, arrays)))
     channels = {layer.path: layer.channels[1] for layer in centred if layer.channels}
 
-    def loss(sums: dict[UnitKey, dict[str, Array]]) -> Float[Array, ""]:
+    def loss(sums: dict[UnitKey, dict[str, Any]]) -> Float[Array, ""]:
         entries = {
             key: {"goal": progress.goals[key[0]], "sums": own}
             for key, own in sums.items()
@@ -60,7 +61,7 @@ def layer_pass(
 
 
 def _joint_moments(
-    layer: Layer, sums: Mapping[UnitKey, Mapping[str, Array]]
+    layer: Layer, sums: Mapping[UnitKey, Mapping[str, Any]]
 ) -> LayerMoments:
     """The moments of a layer over all of its methods together."""
     each = [sums[unit.key] for unit in layer.units]
@@ -125,14 +126,12 @@ def _misses(layer: Layer, moments: LayerMoments) -> _LayerValues:
 
     The former is 0 where there is no variance.
     """
-    varies = ~(moments.variance <= 0)
-    variance = jnp.where(varies, moments.variance, layer.target)
-    deviation = broadcast_per_layer(
-        jnp.sqrt(variance), moments.mean.shape, layer.lifted_axes
-    )
+    varies, aim = ~(moments.deviation <= 0), layer.target**0.5
+    deviation = jnp.where(varies, moments.deviation, aim)
+    each = broadcast_per_layer(deviation, moments.mean.shape, layer.lifted_axes)
     return _LayerValues(
-        factor=0.5 * jnp.log(variance / layer.target),
-        channels=moments.mean / deviation,
+        factor=jnp.log(deviation) - np.log(aim),
+        channels=moments.mean / each,
     )
 
 
@@ -140,7 +139,7 @@ def _unshared(layer: Layer, moments: LayerMoments) -> _LayerValues:
     """1 where no calls share the weights, else 0; in both parts of complex numbers."""
     value = 0.0 if layer.shared else 1.0
     full = lambda t: jnp.full(t.shape, value, jnp.float32)
-    return _LayerValues(full(moments.variance), full(moments.mean) * (1 + 1j))
+    return _LayerValues(full(moments.deviation), full(moments.mean) * (1 + 1j))
 
 
 def _goal(layer: Layer, moments: LayerMoments) -> Array:
