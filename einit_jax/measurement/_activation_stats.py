@@ -155,6 +155,7 @@ class ActivationStats:
     include: tuple[str, ...]
     exclude: tuple[str, ...]
 
+    @usual_rules()
     def init(
         self,
         variables: Mapping[str, Any],
