@@ -68,10 +68,10 @@ class Own(nn.Module):
     dtype: str
     param_dtype: str
 
-    @nn.compact
     def __call__(self, x):
         return self.project(x)
 
+    @nn.compact
     def project(self, x):
         """What the unit does."""
         n, dtype = x.shape[-1], jnp.dtype(self.param_dtype)

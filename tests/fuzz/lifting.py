@@ -12,6 +12,8 @@ from tests.fuzz.growing import Net, Node, kind, names, net, over_steps, size
 one = lambda c: (c.node(),)
 EACH: Any = {"params": True, "dropout": True}
 STATES = {"batch_stats": 0, "intermediates": 0}
+BOXES = {nn.PARTITION_NAME: "layers"}
+"""The name of the new axis, for parameters in boxes."""
 
 
 class Step(nn.Module):
@@ -36,6 +38,7 @@ def scan(m, x, length, axis, remat, node):
         variable_axes={"params": axis, **STATES},
         split_rngs=EACH,
         length=length,
+        metadata_params=BOXES,
     )
     return layers(node, **names(m))(x, None)[0]
 
@@ -83,6 +86,7 @@ def members(m, x, count, in_axes, node):
         split_rngs=EACH,
         in_axes=in_axes,
         axis_size=count,
+        metadata_params=BOXES,
     )
     given = x if in_axes is None else jnp.stack([x] * count)
     return ensemble(node, **names(m))(given).mean(0)
