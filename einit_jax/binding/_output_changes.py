@@ -37,7 +37,7 @@ from ..core import (
     windows,
     zeros_of,
 )
-from ..graph import open_to_forward_mode
+from ..graph import derivative_along
 from ..units import Interception, Objective, Unit, UnitCall, UnitKey
 
 SHRINK = 2.0**-20
@@ -92,17 +92,7 @@ def output_changes(
             model_outputs, _ = objective.run(filled, taps)
             return float_leaves(model_outputs)
 
-        plainly = open_to_forward_mode(forward, leaves.floats)
-        try:
-            _, tangents = jax.jvp(plainly, tuple(leaves.floats), tuple(step))
-        except Exception as error:
-            raise ValueError(
-                f"{objective.model_type} has no derivative in forward mode, by which "
-                "updates are followed through the model: "
-                f"{type(error).__name__}: {error}; write what has none (a host "
-                "callback in a custom_vjp) as a jax.custom_jvp, or "
-                "tune(..., update='local') without an optimizer, which needs none"
-            ) from error
+        _, tangents = derivative_along(forward, leaves.floats, step)
         return anchor(tangents)
 
     sums = objective.over_axis(lambda: jax.grad(moved)(zeros))

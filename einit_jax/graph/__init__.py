@@ -5,8 +5,8 @@ Imports `core` and `units`. Start with `_marks.py`, then `_discovery.py`.
 
 from ._discovery import discover as discover
 from ._jaxprs import closed_bodies as closed_bodies
+from ._jaxprs import derivative_along as derivative_along
 from ._jaxprs import open_jaxpr as open_jaxpr
-from ._jaxprs import open_to_forward_mode as open_to_forward_mode
 from ._jaxprs import scan_counts as scan_counts
 from ._jaxprs import transposed as transposed
 from ._marks import Mark as Mark

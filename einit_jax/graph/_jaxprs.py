@@ -79,6 +79,26 @@ def open_to_forward_mode(function: Callable, arguments: Sequence) -> Callable:
     return _unrounded(opened) if _rounds(opened) else jaxpr_as_fun(opened)
 
 
+def derivative_along(
+    function: Callable, arguments: Sequence, step: Sequence
+) -> tuple[list[Array], list[Array]]:
+    """The results of a model, and how they move when its parameters take a step.
+
+    Raises:
+        ValueError: something in the model has no derivative in forward mode.
+    """
+    plainly = open_to_forward_mode(function, arguments)
+    try:
+        return jax.jvp(plainly, tuple(arguments), tuple(step))
+    except Exception as error:
+        raise ValueError(
+            "the model has no derivative in forward mode, by which updates are followed"
+            f" through it: {type(error).__name__}: {error}; write what has none (a host "
+            "callback in a custom_vjp) as a jax.custom_jvp, or tune(..., "
+            "update='local') without an optimizer, which needs none"
+        ) from error
+
+
 def transposed(function: Callable, like: list[Array]) -> Callable:
     """The transpose of a function of a list of arrays that is linear, or nearly so.
 

@@ -59,7 +59,8 @@ class Carried(NamedTuple):
         """The variables of the model, with what is carried."""
         if not self.entries:
             return dict(variables)
-        variables = {**variables, COLLECTION: insert({}, self.entries)}
+        carried = insert(variables.get(COLLECTION, {}), self.entries)
+        variables = {**variables, COLLECTION: carried}
         lifted = entries_under(self.entries, self.among_params)
         if lifted:
             variables["params"] = insert(variables.get("params", {}), lifted)

@@ -43,8 +43,8 @@ def scaled(model: "nn.Module | Scaled") -> "Scaled":
     A unit that is entered through a method other than `__call__` (`Embed.attend`) has
     factors of its own under that method's name. Floats among a unit's outputs that
     depend on no parameter at all (masks, paddings) pass as they are. Factors of 1 leave
-    every output and gradient bit-identical (under `nn.vmap`, gradients to rounding
-    where members share an input). The model itself and its parameters are unchanged:
+    every output and gradient bit-identical (to rounding under `nn.vmap`, where members
+    share an input). The model itself and its parameters are unchanged:
     the plain `model.apply` takes variables with `scales` among them, and ignores these.
 
     Args:

@@ -155,7 +155,7 @@ def _sizes(
 
     if not hidden:
         return objective.over_axis(lambda: run({})[1])
-    nothing = {unit.key: jnp.zeros(unit.carried_shape) for unit in hidden}
+    nothing = {unit.key: jnp.zeros(unit.carried_shape, jnp.float32) for unit in hidden}
     zeros = {key: {**windows(zero), "calls": zero} for key, zero in nothing.items()}
     zeros = vary_with(zeros, args)
     sums, sizes = objective.over_axis(lambda: jax.grad(run, has_aux=True)(zeros))

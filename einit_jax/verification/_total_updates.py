@@ -31,7 +31,7 @@ from ..core import (
     widen,
     windows,
 )
-from ..graph import open_to_forward_mode
+from ..graph import derivative_along
 from ..units import Interception, Objective, Unit, UnitCall, UnitKey, ones, scaling
 
 ENDS = "einit_ends"
@@ -87,8 +87,7 @@ class TotalUpdates:
             calls.update(captured)
             return jax.tree.leaves(captured)
 
-        plainly = open_to_forward_mode(outputs, leaves.floats)
-        _, moved = jax.jvp(plainly, tuple(leaves.floats), tuple(step))
+        _, moved = derivative_along(outputs, leaves.floats, step)
         captured = jax.tree.unflatten(jax.tree.structure(calls), moved)
         shapes = {unit.key: unit.carried_shape for unit in self.units}
         over_calls = lambda each: rms([jnp.stack([rms(call) for call in each])])
@@ -141,8 +140,8 @@ class TotalUpdates:
             for x, t in zip(floats, step, strict=True)
             if x.size
         ]
-        plainly = open_to_forward_mode(outputs, leaves.floats)
-        here, moved = jax.jvp(plainly, floats, tuple(step))
+        ends = derivative_along(outputs, floats, step)
+        here, moved = jax.tree.map(jnp.asarray, ends)
         sizes.append(rms(here) / jnp.where(rms(moved) > 0, rms(moved), jnp.nan))
         coarse = any(jnp.finfo(x.dtype).bits == 16 for x in (*floats, *here))
         sizes = jnp.stack(sizes)
@@ -166,7 +165,7 @@ def comparing(sums: Mapping[UnitKey, Mapping[str, Array]]) -> Interception:
 
 def empty_comparison(unit: Unit) -> dict[str, Array]:
     """Zeros, whose cotangents are the statistics, summed over calls and both ends."""
-    zero = jnp.zeros(unit.carried_shape)
+    zero = jnp.zeros(unit.carried_shape, jnp.float32)
     return {**windows(zero), "calls": zero}
 
 

@@ -37,7 +37,7 @@ def refused(capsys, *words):
         ("bad_argument", "TypeError: bad_argument() missing 1 required positional"),
         ("bad_chain", "RuntimeError: no config: none at all"),
         ("bad_exit", "SystemExit: 0"),
-        ("bad_model", "ValueError: Branching cannot take"),
+        ("bad_model", "TracerBoolConversionError: Attempted boolean"),
         ("bad_loss", "IndexError: list index out of range"),
         ("bad_inputs", "TypeError: dot_general"),
         ("bad_params", "ValueError: params do not fit Dense"),

@@ -288,7 +288,12 @@ NORM = nn.LayerNorm()
 @pytest.mark.parametrize(
     ("model", "options", "error", "words"),
     [
-        (MLP, {"target": -1.0}, ValueError, "target -1.0 .* is not positive"),
+        (
+            MLP,
+            {"target": -1.0},
+            ValueError,
+            "target -1.0 .* is no number that is positive",
+        ),
         (MLP, {"center": "all"}, TypeError, "center is 'all', expected True or False"),
         (MLP, {"orthogonal": "keep"}, TypeError, "expected True or False"),
         (MLP, {"max_sweeps": 0}, ValueError, "max_sweeps is 0"),
