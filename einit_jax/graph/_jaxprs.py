@@ -92,8 +92,8 @@ def derivative_along(
         return jax.jvp(plainly, tuple(arguments), tuple(step))
     except Exception as error:
         raise ValueError(
-            "the model has no derivative in forward mode, by which updates are followed"
-            f" through it: {type(error).__name__}: {error}; write what has none (a host "
+            "the model has no derivative in forward mode, in which changes are found: "
+            f"{type(error).__name__}: {error}; write what has none (a host "
             "callback in a custom_vjp) as a jax.custom_jvp, or tune(..., "
             "update='local') without an optimizer, which needs none"
         ) from error
