@@ -89,7 +89,7 @@ def derivative_along(
     """
     plainly = open_to_forward_mode(function, arguments)
     try:
-        return jax.jvp(plainly, tuple(arguments), tuple(step))
+        ends = jax.jvp(plainly, tuple(arguments), tuple(step))
     except Exception as error:
         raise ValueError(
             "the model has no derivative in forward mode, in which changes are found: "
@@ -97,6 +97,7 @@ def derivative_along(
             "callback in a custom_vjp) as a jax.custom_jvp, or tune(..., "
             "update='local') without an optimizer, which needs none"
         ) from error
+    return jax.tree.map(jnp.asarray, ends)  # constants are arrays of numpy
 
 
 def transposed(function: Callable, like: list[Array]) -> Callable:

@@ -140,8 +140,7 @@ class TotalUpdates:
             for x, t in zip(floats, step, strict=True)
             if x.size
         ]
-        ends = derivative_along(outputs, floats, step)
-        here, moved = jax.tree.map(jnp.asarray, ends)
+        here, moved = derivative_along(outputs, floats, step)
         sizes.append(rms(here) / jnp.where(rms(moved) > 0, rms(moved), jnp.nan))
         coarse = any(jnp.finfo(x.dtype).bits == 16 for x in (*floats, *here))
         sizes = jnp.stack(sizes)

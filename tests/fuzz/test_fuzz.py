@@ -47,7 +47,7 @@ def test_a_few_models(example):
 
 @pytest.mark.slow
 @given(examples(without=KNOWN))
-@settings(EVERY, max_examples=200)
+@settings(EVERY, max_examples=20)
 def test_many_models(example):
     try:
         holds(example)
