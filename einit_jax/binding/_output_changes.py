@@ -31,7 +31,6 @@ from ..core import (
     shaped_like,
     squares,
     type_of,
-    unforeseen,
     vary_with,
     widen,
     windows,
@@ -70,7 +69,6 @@ def output_changes(
     leaves = Partition(plain(args.params))
     shrink = 1.0 if wide or any(unit.narrow for unit in units) else SHRINK
     step = [(shrink * widen(t)).astype(t.dtype) for t in step]
-    step = [unforeseen(t, x) for t, x in zip(step, leaves.floats, strict=True)]
     names = ("calls", *WINDOWS) if wide else ("calls", "power")
     zeros = {
         unit.key: dict.fromkeys(names, jnp.zeros_like(outputs[unit.key]))

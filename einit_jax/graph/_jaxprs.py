@@ -15,7 +15,7 @@ from jax.extend.core import (
 )
 from jaxtyping import Array
 
-from ..core import JaxprEqn
+from ..core import JaxprEqn, unforeseen
 
 LOOPS = ("scan", "while", "cond")
 """Primitives whose bodies run several times, or not at all."""
@@ -88,6 +88,8 @@ def derivative_along(
         ValueError: something in the model has no derivative in forward mode.
     """
     plainly = open_to_forward_mode(function, arguments)
+    pairs = zip(step, arguments, strict=True)
+    step = [unforeseen(t, x) for t, x in pairs]  # parameters at rest are no constants
     try:
         ends = jax.jvp(plainly, tuple(arguments), tuple(step))
     except Exception as error:
