@@ -87,6 +87,7 @@ from ._placement import gathered as gathered
 from ._placement import shaped_like as shaped_like
 from ._placement import taken as taken
 from ._placement import type_of as type_of
+from ._placement import varies as varies
 from ._placement import vary_with as vary_with
 from ._placement import zeros_of as zeros_of
 from ._types import Collections as Collections

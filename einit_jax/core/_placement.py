@@ -27,6 +27,11 @@ def vary_with(tree: PyTree, like: PyTree) -> PyTree:
     return jax.tree.map(lambda x: _vary(x, axes) if is_array(x) else x, tree)
 
 
+def varies(tree: PyTree) -> bool:
+    """Whether any array of a tree varies over some axis."""
+    return any(map(_varying, jax.tree.leaves(tree)))
+
+
 def _vary(array: Any, axes: frozenset[str]) -> Any:
     """The array, varying over these axes, too."""
     missing = tuple(sorted(axes - _varying(array)))

@@ -27,6 +27,7 @@ from ..core import (
     plain,
     rms,
     times,
+    varies,
     vary_with,
     widen,
     windows,
@@ -58,7 +59,9 @@ class TotalUpdates:
         """The rms of each unit's change by a step, to first order, by layer.
 
         Over calls it is the root mean square. `step` has how each floating leaf of
-        params moves, in their order.
+        params moves, in their order. NaN for units whose outputs do not come out where
+        types tell what varies (`jax.shard_map`): jax has no collectives under `vmap`
+        there, by which both ends would be compared.
         """
         size = rms(step)
         step = [(widen(t) * inverse(size)).astype(t.dtype) for t in step]
@@ -71,7 +74,10 @@ class TotalUpdates:
     ) -> dict[UnitKey, Array]:
         changes = self._by_tangents(args, step) if self.capture else {}
         left = [unit for unit in self.units if unit.key not in changes]
-        if left:
+        if left and varies(args):
+            unknown = lambda unit: jnp.full(unit.carried_shape, jnp.nan, jnp.float32)
+            changes |= {unit.key: unknown(unit) for unit in left}
+        elif left:
             changes |= self._by_differences(args, step, left)
         return changes
 
@@ -171,7 +177,8 @@ def empty_comparison(unit: Unit) -> dict[str, Array]:
 def _compare_ends(call: UnitCall, sums: Mapping[str, Array]) -> Any:
     outputs = call.proceed(call.inputs)
     still = [widen(jax.lax.stop_gradient(t)) for t in outputs]
-    apart = [t - jax.lax.pmean(t, ENDS) for t in still]
+    # gathered: jax cannot take the mean of what is split over explicit axes of a mesh
+    apart = [t - jnp.mean(jax.lax.all_gather(t, ENDS), 0) for t in still]
     change = rms(apart)
     half = {name: square / 2 for name, square in windows(change).items()}
     statistics = {**half, "calls": per_call(0.5, change)}
