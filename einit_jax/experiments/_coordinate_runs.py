@@ -25,7 +25,7 @@ from ..core import (
 )
 from ..tuning import scale_updates, tune
 from ..units import Objective, Unit, call_order, concat_units, from_tree
-from ._output_drift import output_drift
+from ..verification import output_drift
 from ._training_runs import scaled_loss
 
 
@@ -117,7 +117,8 @@ def _train_and_look(
         optimizer = optax.chain(optimizer, scale_updates(scales))
 
     def look(params: PyTree) -> tuple[Array, Array]:
-        drift = output_drift(objective, units, args, now=params, factors=factors)
+        comparing = partial(output_drift, objective, units, args)
+        drift = objective.over_axis(lambda: comparing(now=params, factors=factors))
         pick = lambda name: concat_units(units, {k: v[name] for k, v in drift.items()})
         return pick("size"), pick("change")
 

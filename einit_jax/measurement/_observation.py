@@ -33,7 +33,7 @@ from ..units import (
     flat_floats,
     mask_owned,
     mask_unowned,
-    ones,
+    outputs_alone,
     own_floats,
     owners,
     param_rms,
@@ -118,17 +118,13 @@ class Observer:
         return Observed(statistics, carried.loss, raw_change)
 
     def _changes(self, args: ModelArgs, step: list[Array]) -> dict[UnitKey, Array]:
-        outputs = {key: own["output"] for key, own in self.factors.items()}
-        updates = TotalUpdates(self.objective, self.units, outputs, self.capture)
+        updates = TotalUpdates(self.objective, self.units, self.factors, self.capture)
         return updates.along(args, step)
 
     def _look_thrice(self, args: ModelArgs) -> list[_Look]:
         """The three looks, in one compiled body."""
         still = {unit.key: zeros_like_params(args.params, unit) for unit in self.units}
-        forward = {
-            key: one | {"output": self.factors[key]["output"]}
-            for key, one in ones(self.units).items()
-        }
+        forward = outputs_alone(self.factors)
         carry = {k: {n: own[n] for n in FACTORS} for k, own in self.factors.items()}
         turns = jax.tree.map(lambda *x: jnp.stack(x), forward, carry, carry)
 

@@ -6,6 +6,7 @@ from ._columns import UnitRow as UnitRow
 from ._columns import call_order as call_order
 from ._columns import concat_units as concat_units
 from ._columns import split_units as split_units
+from ._columns import unit_numbers as unit_numbers
 from ._columns import unit_rows as unit_rows
 from ._measurable import check_measurable as check_measurable
 from ._ownership import flat_floats as flat_floats
@@ -29,7 +30,9 @@ from ._scales import check_missing as check_missing
 from ._scales import from_tree as from_tree
 from ._scales import may_be_method as may_be_method
 from ._scales import ones as ones
+from ._scales import outputs_alone as outputs_alone
 from ._scales import to_tree as to_tree
+from ._scaling import check_methods as check_methods
 from ._scaling import scaling as scaling
 from ._selection import UnitSelection as UnitSelection
 from ._selection import unit_selection as unit_selection

@@ -4,6 +4,7 @@ Imports `core`, `units`, `graph`. Start at `_outputs`; shares no code with the s
 
 from ._gradients import Alignment as Alignment
 from ._gradients import align_gradients as align_gradients
+from ._output_drift import output_drift as output_drift
 from ._outputs import Verdict as Verdict
 from ._outputs import judge as judge
 from ._outputs import output_sizes as output_sizes

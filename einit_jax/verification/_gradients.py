@@ -24,10 +24,7 @@ from ..core import (
     unboxed,
     widen,
 )
-from ..units import Objective, Unit, UnitKey, owners, scaling
-
-BACKWARD = ("input_grad", "output_grad")
-"""The factors of gradients."""
+from ..units import Objective, Unit, UnitKey, outputs_alone, owners, scaling
 
 NEAR = 1e-3
 """How far the direction of a carried gradient may be from the true one: the rms of the
@@ -76,11 +73,6 @@ def align_gradients(
     Each layer's are compared by themselves: it has factors of its own.
     """
     leaves = Partition(plain(args.params))
-    neutral = lambda own: {
-        **own,
-        **dict.fromkeys(BACKWARD, jnp.ones_like(own["output"])),
-    }
-    true = {key: neutral(own) for key, own in factors.items()}
 
     def gradient(factors: Any) -> list[Array]:
         def loss(floats: list[Array]) -> Array:
@@ -91,7 +83,7 @@ def align_gradients(
         return objective.over_axis(lambda: jax.grad(loss)(leaves.floats))
 
     paths = [path for path, x in flatten(unboxed(args.params)).items() if is_float(x)]
-    both = zip(gradient(factors), gradient(true), strict=True)
+    both = zip(gradient(factors), gradient(outputs_alone(factors)), strict=True)
     pairs = zip(paths, owners(args.params, units), both, strict=True)
     owned = [(path, unit, *pair) for path, unit, pair in pairs if unit is not None]
     return Alignment(

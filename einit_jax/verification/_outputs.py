@@ -129,6 +129,21 @@ def output_sizes(
     return sizes if len(sizes) == len(units) else run(hidden=units)
 
 
+def captured_sizes(
+    captured: Mapping[UnitKey, list[list[Array]]], units: Sequence[Unit]
+) -> dict[UnitKey, Array]:
+    """The rms of what was captured of units, over calls and their arrays.
+
+    Units of which nothing came out are left out.
+    """
+    over_calls = lambda each: rms([jnp.stack([rms(call) for call in each])])
+    return {
+        unit.key: over_calls(captured[unit.key]).reshape(unit.carried_shape)
+        for unit in units
+        if unit.key in captured
+    }
+
+
 def _sizes(
     objective: Objective,
     units: tuple[Unit, ...],
@@ -145,13 +160,7 @@ def _sizes(
         outputs, captured = objective.run(
             args, reading, scaling(factors), capture=shown
         )
-        calls = {key: [rms(call) for call in each] for key, each in captured.items()}
-        sizes = {
-            unit.key: rms([jnp.stack(calls[unit.key])]).reshape(unit.carried_shape)
-            for unit in shown
-            if unit.key in calls
-        }
-        return anchor(float_leaves(outputs)), sizes
+        return anchor(float_leaves(outputs)), captured_sizes(captured, shown)
 
     if not hidden:
         return objective.over_axis(lambda: run({})[1])

@@ -17,26 +17,21 @@ from jaxtyping import Array, Float
 
 from ..core import (
     ModelArgs,
+    Params,
     Partition,
-    anchor,
-    emit,
     float_leaves,
-    from_windows,
     inverse,
-    per_call,
     plain,
     rms,
     times,
     varies,
-    vary_with,
     widen,
-    windows,
 )
 from ..graph import derivative_along
-from ..units import Interception, Objective, Unit, UnitCall, UnitKey, ones, scaling
+from ..units import Objective, Unit, UnitKey, outputs_alone, scaling
+from ._output_drift import output_drift
+from ._outputs import captured_sizes
 
-ENDS = "einit_ends"
-"""The axis along which the two ends of the way lie."""
 WAY = 2.0**-10
 """How far the parameters of some unit, or the outputs of the model, move at most, in
 their own rms: far enough for the rounding of float32, and near enough for a curve."""
@@ -50,8 +45,8 @@ class TotalUpdates:
 
     objective: Objective
     units: tuple[Unit, ...]
-    outputs: Mapping[UnitKey, Array]
-    """The factor a of each unit."""
+    factors: Mapping[UnitKey, Mapping[str, Array]]
+    """Those of each unit; of them the factor a counts."""
     capture: bool
     """Whether outputs are read off captured intermediates, where these come out."""
 
@@ -87,19 +82,14 @@ class TotalUpdates:
         calls: dict[UnitKey, list[list[Array]]] = {}
 
         def outputs(*floats: Array) -> list[Array]:
-            filled = args._replace(params=leaves.build(list(floats)))
-            how = {"capture": self.units}
-            _, captured = self.objective.run(filled, scaling(self._factors()), **how)
+            params = leaves.build(list(floats))
+            _, captured = self._run(args, params, capture=self.units)
             calls.update(captured)
             return jax.tree.leaves(captured)
 
         _, moved = derivative_along(outputs, leaves.floats, step)
         captured = jax.tree.unflatten(jax.tree.structure(calls), moved)
-        shapes = {unit.key: unit.carried_shape for unit in self.units}
-        over_calls = lambda each: rms([jnp.stack([rms(call) for call in each])])
-        return {
-            key: over_calls(each).reshape(shapes[key]) for key, each in captured.items()
-        }
+        return captured_sizes(captured, self.units)
 
     def _by_differences(
         self, args: ModelArgs, step: list[Array], units: list[Unit]
@@ -107,27 +97,21 @@ class TotalUpdates:
         leaves = Partition(plain(args.params))
         reach = self._reach(args, leaves, step)
 
-        def run(side: Array, sums: Any) -> Array:
-            floats = [
-                (widen(x) + side * reach * widen(t)).astype(x.dtype)
-                for x, t in zip(leaves.floats, step, strict=True)
-            ]
-            filled = args._replace(params=leaves.build(floats))
-            outputs, _ = self.objective.run(
-                filled, comparing(sums), scaling(self._factors())
-            )
-            return anchor(float_leaves(outputs))
+        def end(way: Array) -> Params:
+            """The parameters that far along the step."""
+            pairs = zip(leaves.floats, step, strict=True)
+            ends = [(widen(x) + way * widen(t)).astype(x.dtype) for x, t in pairs]
+            return leaves.build(ends)
 
-        def both(sums: Any) -> Array:
-            sides = jnp.array([-1.0, 1.0])
-            ends = jax.vmap(run, in_axes=(0, None), axis_name=ENDS)(sides, sums)
-            return jnp.sum(ends)
-
-        zeros = {unit.key: empty_comparison(unit) for unit in units}
-        sums = jax.grad(both)(vary_with(zeros, args))
+        drift = output_drift(
+            self.objective,
+            tuple(units),
+            args._replace(params=end(-reach)),
+            now=end(reach),
+            factors=outputs_alone(self.factors),
+        )
         return {
-            key: times(from_windows(own, own["calls"]), inverse(reach))
-            for key, own in sums.items()
+            key: times(own["change"], inverse(2 * reach)) for key, own in drift.items()
         }
 
     def _reach(
@@ -136,18 +120,13 @@ class TotalUpdates:
         """How far to go along the step."""
 
         def outputs(*floats: Array) -> list[Array]:
-            filled = args._replace(params=leaves.build(list(floats)))
-            run = self.objective.run(filled, scaling(self._factors()))
-            return float_leaves(run[0])
+            return float_leaves(self._run(args, leaves.build(list(floats)))[0])
 
         floats = tuple(leaves.floats)
-        sizes = [
-            rms([x]) / jnp.where(rms([t]) > 0, rms([t]), jnp.nan)
-            for x, t in zip(floats, step, strict=True)
-            if x.size
-        ]
         here, moved = derivative_along(outputs, floats, step)
-        sizes.append(rms(here) / jnp.where(rms(moved) > 0, rms(moved), jnp.nan))
+        pairs = [([x], [t]) for x, t in zip(floats, step, strict=True) if x.size]
+        ratio = lambda size, change: size / jnp.where(change > 0, change, jnp.nan)
+        sizes = [ratio(rms(x), rms(t)) for x, t in (*pairs, (here, moved))]
         coarse = any(jnp.finfo(x.dtype).bits == 16 for x in (*floats, *here))
         sizes = jnp.stack(sizes)
         sizes = jnp.where((sizes > 0) & jnp.isfinite(sizes), sizes, jnp.inf)
@@ -155,31 +134,7 @@ class TotalUpdates:
         nearest = jnp.where(jnp.isfinite(nearest), nearest, 1.0)
         return nearest * (COARSE_WAY if coarse else WAY)
 
-    def _factors(self) -> dict[UnitKey, dict[str, Array]]:
-        """Factors at which gradients are those of the plain model."""
-        return {
-            key: own | {"output": self.outputs[key]}
-            for key, own in ones(self.units).items()
-        }
-
-
-def comparing(sums: Mapping[UnitKey, Mapping[str, Array]]) -> Interception:
-    """The interception that compares the outputs of units at both ends."""
-    return Interception("compare", sums, _compare_ends)
-
-
-def empty_comparison(unit: Unit) -> dict[str, Array]:
-    """Zeros, whose cotangents are the statistics, summed over calls and both ends."""
-    zero = jnp.zeros(unit.carried_shape, jnp.float32)
-    return {**windows(zero), "calls": zero}
-
-
-def _compare_ends(call: UnitCall, sums: Mapping[str, Array]) -> Any:
-    outputs = call.proceed(call.inputs)
-    still = [widen(jax.lax.stop_gradient(t)) for t in outputs]
-    # gathered: jax cannot take the mean of what is split over explicit axes of a mesh
-    apart = [t - jnp.mean(jax.lax.all_gather(t, ENDS), 0) for t in still]
-    change = rms(apart)
-    half = {name: square / 2 for name, square in windows(change).items()}
-    statistics = {**half, "calls": per_call(0.5, change)}
-    return call.finish(emit(outputs, statistics, sums))
+    def _run(self, args: ModelArgs, params: Params, **how: Any) -> tuple[Any, Any]:
+        """What the objective's run gives for some parameters."""
+        scaled = scaling(outputs_alone(self.factors))
+        return self.objective.run(args._replace(params=params), scaled, **how)

@@ -14,12 +14,14 @@ from jaxtyping import Array, Float
 from ..core import (
     ModelArgs,
     Params,
+    Partition,
     anchor,
     emit,
     float_leaves,
     from_windows,
     per_call,
     rms,
+    vary_with,
     widen,
     windows,
 )
@@ -46,21 +48,26 @@ def output_drift(
 
     Squares are averaged over calls. The change is from the outputs with the parameters
     in `args`, on the same batch with the same random keys; the factors apply to both.
-    """
-    both = jax.tree.map(lambda a, b: jnp.stack([a, b]), args.params, now)
-    zeros = {unit.key: _empty_drift(unit) for unit in units}
+    Where both are arrays of no floats, those in `args` count.
 
-    def run(params: Params, sums: DriftSums) -> Float[Array, ""]:
+    To be run inside of `objective.over_axis`. Not where types tell what varies
+    (`jax.shard_map`): jax has no collectives under `vmap` there.
+    """
+    leaves = Partition(args.params)
+    both = list(map(lambda *x: jnp.stack(x), leaves.floats, Partition(now).floats))
+    zeros = vary_with({unit.key: _empty_drift(unit) for unit in units}, args)
+
+    def run(floats: list[Array], sums: DriftSums) -> Float[Array, ""]:
         # the comparison is the outer one: it sees outputs that are scaled
         comparing = Interception("both", sums, _compare_call)
-        filled = args._replace(params=params)
+        filled = args._replace(params=leaves.build(floats))
         outputs, _ = objective.run(filled, comparing, scaling(factors))
         return anchor(float_leaves(outputs))
 
     def run_both(sums: DriftSums) -> Float[Array, ""]:
         return jnp.sum(jax.vmap(run, axis_name=BOTH)(both, sums))
 
-    sums = objective.over_axis(lambda: jax.grad(run_both)(zeros))
+    sums = jax.grad(run_both)(zeros)
     return {
         k: _rms_over_calls(jax.tree.map(lambda t: t[1], own)) for k, own in sums.items()
     }
