@@ -39,6 +39,7 @@ from ._numerics import SMALLEST as SMALLEST
 from ._numerics import WINDOWS as WINDOWS
 from ._numerics import at_peak as at_peak
 from ._numerics import from_windows as from_windows
+from ._numerics import geometric_mean as geometric_mean
 from ._numerics import in_range as in_range
 from ._numerics import inverse as inverse
 from ._numerics import inverse_rms as inverse_rms
@@ -79,11 +80,13 @@ from ._paths import path_key as path_key
 from ._paths import path_number as path_number
 from ._paths import path_str as path_str
 from ._paths import plain as plain
+from ._paths import put_in_place as put_in_place
 from ._paths import select_names as select_names
 from ._paths import unboxed as unboxed
 from ._paths import with_leaves as with_leaves
 from ._placement import ArrayType as ArrayType
 from ._placement import gathered as gathered
+from ._placement import on_host as on_host
 from ._placement import shaped_like as shaped_like
 from ._placement import taken as taken
 from ._placement import type_of as type_of

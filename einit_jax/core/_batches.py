@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._numerics import is_concrete, is_float
+from ._placement import on_host
 from ._types import Collections, Params, as_integer, checked_key, describe, is_array
 
 DEFAULT_BATCH_SIZE = 64
@@ -209,10 +210,8 @@ def _has_values(leaf: Any) -> bool:
 
 def _any_nonzero(leaf: Any) -> bool:
     """Whether some element is not zero; on the host nothing is compiled for it."""
-    if isinstance(leaf, jax.Array):
-        platforms = {device.platform for device in leaf.devices()}
-        if platforms != {"cpu"} or not leaf.is_fully_addressable:
-            return bool(jax.device_get(jax.jit(jnp.any)(leaf)))
+    if isinstance(leaf, jax.Array) and not on_host(leaf):
+        return bool(jax.device_get(jax.jit(jnp.any)(leaf)))
     return bool(np.any(jax.device_get(leaf)))
 
 

@@ -124,6 +124,13 @@ def rms(leaves: Sequence[Array], keep: int = 0) -> Float[Array, "..."]:
     return (divisor * jnp.sqrt(sum(sums) / size)).astype(jnp.float32)
 
 
+def geometric_mean(draws: Float[Array, "draws ..."]) -> Float[Array, "..."]:
+    """Over the first axis; the value itself of a single one."""
+    if len(draws) == 1:
+        return draws[0]
+    return jnp.exp(jnp.mean(jnp.log(draws), 0))
+
+
 def multiply(t: Inexact[Array, "..."], factor: Float[Array, "..."]) -> Array:
     """`factor * t`, computed in at least float32 and returned in the dtype of t."""
     with jax.numpy_dtype_promotion("standard"):

@@ -1,7 +1,6 @@
 """An optimizer's own first step, in the place of a step of SGD."""
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import lru_cache, partial
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from ._numerics import is_float
+from ._numerics import is_float, usual_rules
 from ._partition import as_static, static_value
 from ._paths import Path, key_path, plain
 from ._types import Params, describe
@@ -86,7 +85,7 @@ def check_learning_rate(optimizer: optax.GradientTransformation, like: Params) -
     rate = None
     for tree in (TRIAL_PARAMS, like):
         try:
-            with _default_modes(), jax.ensure_compile_time_eval():
+            with usual_rules(), jax.ensure_compile_time_eval():
                 rate = _told_learning_rate(optimizer, tree)
         except Exception:  # of other params, of more than gradients, or frozen
             rate = None
@@ -99,14 +98,6 @@ def check_learning_rate(optimizer: optax.GradientTransformation, like: Params) -
         f"optimizer is at learning rate {rate:.3g}, as its steps tell; pass it at "
         "learning rate 1, such as optax.adam(1.0), or the function, optax.adam"
     )
-
-
-@contextlib.contextmanager
-def _default_modes() -> Iterator[None]:
-    """Meanwhile jax is lenient, as by default: optax does not bear its strict modes."""
-    promotion = jax.numpy_dtype_promotion("standard")
-    with promotion, jax.numpy_rank_promotion("allow"), jax.transfer_guard("allow"):
-        yield
 
 
 def _told_learning_rate(

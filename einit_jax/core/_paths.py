@@ -112,12 +112,17 @@ def with_leaves(tree: PyTree, entries: Mapping[Path, Any]) -> PyTree:
 def insert(tree: Mapping[str, Any], entries: Mapping[Path, Any]) -> dict[str, Any]:
     """A copy of a nested mapping with `entries` put at their paths."""
     copy = plain(tree)
+    put_in_place(copy, entries)
+    return copy
+
+
+def put_in_place(tree: dict[str, Any], entries: Mapping[Path, Any]) -> None:
+    """Puts `entries` at their paths into a nested dict itself."""
     for path, value in entries.items():
-        node = copy
+        node = tree
         for name in path[:-1]:
             node = node.setdefault(name, {})
         node[path[-1]] = value
-    return copy
 
 
 def as_patterns(patterns: Any, name: str) -> tuple[str, ...]:

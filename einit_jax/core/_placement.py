@@ -78,6 +78,12 @@ def _placed(array: Array, kind: ArrayType) -> Array:
     return _vary(array, kind.varying)
 
 
+def on_host(array: Array) -> bool:
+    """Whether numpy can read an array where it lies."""
+    platforms = {device.platform for device in array.devices()}
+    return platforms == {"cpu"} and array.is_fully_addressable
+
+
 def gathered(array: Array) -> Array:
     """The array whole on every device, where its type tells that it is split."""
     whole = _whole(array)

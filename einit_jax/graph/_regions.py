@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from ..core import Path, first_axis
-from ..units import ModelGraph, Unit
+from ..units import ModelGraph, Unit, unit_numbers
 from ._coupled_values import LayerSlice, LayerSlices, ParameterSlice, Port, PortUse
 from ._coupling import CouplingWalk
 from ._union_find import UnionFind
@@ -70,12 +70,12 @@ class Regions:
 
         Their gradients are given: they are to the unit what a raw parameter's are.
         """
-        bound = _owners_of_layers(units)[self.inner_region == self.loss]
+        bound = unit_numbers(units)[self.inner_region == self.loss]
         return frozenset(units[i].path for i in bound)
 
     def coupled_units(self, units: Sequence[Unit]) -> list[Unit]:
         """The units with a layer whose parameters are used outside of it as well."""
-        coupled = _owners_of_layers(units)[~self.free[self.inner_region]]
+        coupled = unit_numbers(units)[~self.free[self.inner_region]]
         return [units[i] for i in sorted(set(coupled.tolist()))]
 
     def is_chain(self) -> bool:
@@ -88,11 +88,6 @@ class Regions:
         inside = np.bincount(self.inner_region, minlength=self.count)
         alone = entries.max(initial=0) <= 1 and entries[self.loss] == 0
         return bool(alone and inside.max() <= 1 and self.free[self.inner_region].all())
-
-
-def _owners_of_layers(units: Sequence[Unit]) -> Int[np.ndarray, " n"]:
-    """The number of the unit of each layer."""
-    return np.repeat(np.arange(len(units)), [unit.size for unit in units])
 
 
 def find_regions(graph: ModelGraph, units: Sequence[Unit]) -> Regions:

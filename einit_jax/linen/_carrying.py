@@ -17,10 +17,10 @@ from flax.core.scope import Scope
 
 from ..core import Path, insert, is_under, path_str
 from ._entries import (
-    CARRIED,
     COLLECTION,
     Hidden,
     entries_under,
+    is_entry,
     path_of,
     take_from_params,
     variables_of,
@@ -182,4 +182,4 @@ def _missing(carried: Any, at: Path, paths: Iterable[Path]) -> list[Path]:
 def _has_entry(carried: Any, path: Path) -> bool:
     for name in path:
         carried = carried.get(name, {})
-    return any(str(name).startswith(CARRIED) for name in carried)
+    return any(map(is_entry, carried))

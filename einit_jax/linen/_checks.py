@@ -27,19 +27,15 @@ def is_module_type(value: Any) -> bool:
     return isinstance(value, type) and issubclass(value, nn.Module)
 
 
-class ForeignUnitError(ValueError):
-    """A unit that is no module of Linen: nothing can be carried to it."""
-
-
 def check_unit(module: nn.Module) -> None:
     """Raises where a unit is a module of nnx in a wrapper of Linen.
 
     Raises:
-        ForeignUnitError: it is; it looks at its variables and knows its own alone.
+        ValueError: it is; it looks at its variables and knows its own alone.
     """
     bridge = sys.modules.get("flax.nnx.bridge.wrappers")  # there, if such a module is
     if bridge is not None and isinstance(module, bridge.ToLinen):
-        raise ForeignUnitError(
+        raise ValueError(
             f"{'/'.join(module.path) or '.'} is a module of flax.nnx, wrapped by "
             "nnx.bridge.to_linen, expected one of flax.linen: a wrapper takes no "
             "variables but those of its own, so that no factor gets to it; write that "

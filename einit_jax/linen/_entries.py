@@ -6,7 +6,7 @@ from typing import Any
 from flax.core import DenyList, FrozenDict
 from flax.core.scope import Scope
 
-from ..core import Path, insert, is_under, plain
+from ..core import Path, insert, is_under, plain, put_in_place
 
 CARRIED = "einit:"
 """Prefix of every reserved entry; no Flax module can be named so."""
@@ -60,14 +60,15 @@ class Hidden:
     def __init__(self, scope: Scope, paths: Iterable[Path]):
         variables = variables_of(scope)
         below = [path[len(path_of(scope)) :] for path in paths]
-        entries = entries_under(find_entries(variables.get(COLLECTION, {})), below)
+        carried = variables.get(COLLECTION, {}) if below else {}
+        entries = entries_under(find_entries(carried), below)
         self._scope, self._before = scope, variables.get("params")
         self._in_place = bool(entries) and scope.is_mutable_collection("params")
         seen = self._before
         if entries:
             seen = without_carried(self._before)
             if self._in_place:
-                _put_entries(variables["params"], entries)
+                put_in_place(variables["params"], entries)
             else:
                 variables["params"] = insert(self._before or {}, entries)
         self._seen = scope.__dict__.get("variables")
@@ -91,10 +92,15 @@ def _in_sight(variables: Mapping[str, Any], params: Any) -> dict[str, Any]:
     return shown if params is None else {**shown, "params": params}
 
 
-def entries_of(scope: Scope | None) -> list[str]:
-    """The names of what is carried to the module of a scope."""
+def is_entry(name: Any) -> bool:
+    """Whether a name in a tree of variables is a reserved entry's."""
+    return str(name).startswith(CARRIED)
+
+
+def has_entries(scope: Scope | None) -> bool:
+    """Whether something is carried to the module of a scope."""
     carried = {} if scope is None else variables_of(scope).get(COLLECTION, {})
-    return [name for name in carried if str(name).startswith(CARRIED)]
+    return any(map(is_entry, carried))
 
 
 def find_entries(tree: Any, path: Path = ()) -> dict[Path, Any]:
@@ -103,7 +109,7 @@ def find_entries(tree: Any, path: Path = ()) -> dict[Path, Any]:
         return {}
     found = {}
     for name, child in tree.items():
-        if str(name).startswith(CARRIED):
+        if is_entry(name):
             found[(*path, name)] = plain(child)
         else:
             found |= find_entries(child, (*path, name))
@@ -118,17 +124,9 @@ def entries_under(
     return {path: entry for path, entry in entries.items() if within(path)}
 
 
-def _put_entries(tree: dict, entries: Mapping[Path, Any]) -> None:
-    for path, entry in entries.items():
-        node = tree
-        for name in path[:-1]:
-            node = node.setdefault(name, {})
-        node[path[-1]] = entry
-
-
 def _drop_entries(tree: Any) -> None:
     for name in list(tree) if isinstance(tree, dict) else ():
-        if str(name).startswith(CARRIED):
+        if is_entry(name):
             del tree[name]
         else:
             _drop_entries(tree[name])
@@ -137,7 +135,7 @@ def _drop_entries(tree: Any) -> None:
 def without_carried(tree: Any) -> Any:
     """The tree without its reserved entries."""
     if isinstance(tree, Mapping):
-        kept = {k: v for k, v in tree.items() if not str(k).startswith(CARRIED)}
+        kept = {k: v for k, v in tree.items() if not is_entry(k)}
         inner = {k: without_carried(v) for k, v in kept.items()}
         return FrozenDict(inner) if isinstance(tree, FrozenDict) else inner
     return tree

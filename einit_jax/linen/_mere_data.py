@@ -6,7 +6,7 @@ several floating outputs.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -42,8 +42,12 @@ def knowing_data(run: Callable[[DataOf], Any], trace: Callable[[], ModelGraph]) 
 
 def data_in_run(objective: Objective, args: ModelArgs) -> DataOf:
     """What is mere data where an objective runs; jax keeps the trace for other runs."""
-    found = partial(_data_of_units.eval_shape, args, objective=objective)
-    return lambda key: dict(found().items).get(key, frozenset())
+
+    @cache
+    def found() -> dict[UnitKey, frozenset[int]]:
+        return dict(_data_of_units.eval_shape(args, objective=objective).items)
+
+    return lambda key: found().get(key, frozenset())
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["items"])

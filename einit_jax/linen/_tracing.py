@@ -7,6 +7,7 @@ with parameters of their own. Nothing runs and nothing is compiled.
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import flax
@@ -27,7 +28,7 @@ from ..core import (
 from ..graph import Mark, discover
 from ..units import ModelGraph, UnitKey
 from ._carrying import Carried, run_carrying
-from ._entries import CARRIED, COLLECTION, entries_of
+from ._entries import CARRIED, COLLECTION, has_entries
 from ._interception import ModuleCall, intercept_calls
 
 RULED = "custom_vjp("
@@ -59,11 +60,8 @@ def trace_marked(
     def traced(params: Params, collections: Collections, *rest: Any) -> Any:
         outer = intercept_calls(lambda m: _if_among(estimated, m), _mark_estimated)
         inner = intercept_calls(_own_variables, _call_marker())
-
-        def run_named(carried: Carried) -> Any:
-            named = carried.beside({**collections, "params": params})
-            return run(Mark("result").on, named.pop("params"), named, *rest)
-
+        marking = partial(run, Mark("result").on)
+        run_named = _run_beside(marking, params, collections, *rest)
         return run_carrying(run_named, [outer, inner], _names(params))
 
     closed = jax.make_jaxpr(traced)(params, collections, *rest)
@@ -113,15 +111,23 @@ def called_types(
         # a trace with a new number among what is carried is taken from no cache
         names = _names(params, f"{next(_numbers)} ")
         hook = intercept_calls(_own_variables, handle)
-
-        def run_named(carried: Carried) -> Any:
-            named = carried.beside({**collections, "params": params})
-            return run(named.pop("params"), named, *rest)
-
+        run_named = _run_beside(run, params, collections, *rest)
         return run_carrying(run_named, [hook], names)
 
     jax.eval_shape(traced, params, collections, *rest)
     return types
+
+
+def _run_beside(
+    run: Callable, params: Params, collections: Collections, *rest: Any
+) -> Callable[[Carried], Any]:
+    """`run(params, collections, *rest)`, with what is carried among the collections."""
+
+    def run_named(carried: Carried) -> Any:
+        named = carried.beside({**collections, "params": params})
+        return run(named.pop("params"), named, *rest)
+
+    return run_named
 
 
 def _names(params: Params, prefix: str = "") -> dict[Path, dict]:
@@ -144,7 +150,7 @@ def _owners(params: Any, path: Path = ()) -> Iterator[Path]:
 
 def _own_variables(module: nn.Module) -> Mapping[str, Any] | None:
     """The parameters of a module of this run."""
-    if not entries_of(module.scope):
+    if not has_entries(module.scope):
         return None
     return module.variables.get("params") or None
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..core import Path, in_range, path_str, times
+from ..core import Path, geometric_mean, in_range, path_str, times
 from ..graph import Regions
 from ..units import (
     FACTORS,
@@ -82,16 +82,16 @@ def tabulate(
     potential = back_rms / jnp.where(true > 0, true, jnp.nan)
     back_rms = jnp.where(floats, back_rms, jnp.nan)
     return Measurement(
-        output_rms=_typical(strength),
+        output_rms=geometric_mean(strength),
         output_mean=jnp.mean(out["mean"] / safe, 0),
         output_spread=jnp.mean(out["varying"] / safe, 0),
-        input_grad_rms=_typical(back_rms),
-        update_rms=_typical(update),
-        total_update_rms=_typical(total),
+        input_grad_rms=geometric_mean(back_rms),
+        update_rms=geometric_mean(update),
+        total_update_rms=geometric_mean(total),
         cosine=jnp.mean(column("cosine"), 0),
-        potential=jnp.where(floats, _typical(potential), jnp.nan),
+        potential=jnp.where(floats, geometric_mean(potential), jnp.nan),
         param_rms=column("params")[0],
-        param_grad_rms=_typical(column("param_grads")),
+        param_grad_rms=geometric_mean(column("param_grads")),
         output=a,
         input_grad=b,
         output_grad=c,
@@ -102,7 +102,7 @@ def tabulate(
         input_grad_deviation=_deviation(back_rms),
         update_deviation=_deviation(update),
         loss=jnp.mean(observation.loss),
-        loose_update_rms=_typical(observation.raw_change),
+        loose_update_rms=geometric_mean(observation.raw_change),
         rows_of=tuple(rows),
         loose=tuple(map(path_str, graph.raw_parameters)),
         draws=observation.loss.shape[0],
@@ -122,13 +122,6 @@ def flag_missed(
     off = jnp.abs(jnp.log(table.output_rms / due)) > MISSED
     off &= (table.output != 1) & (table.flag == FLAGS.index("ok"))
     return replace(table, flag=jnp.where(off, FLAGS.index("missed"), table.flag))
-
-
-def _typical(draws: Array) -> Array:
-    """The geometric mean over draws; the value itself of a single one."""
-    if draws.shape[0] == 1:
-        return draws[0]
-    return jnp.exp(jnp.mean(jnp.log(draws), 0))
 
 
 def _deviation(draws: Array) -> Array:

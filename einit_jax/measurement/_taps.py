@@ -20,12 +20,11 @@ from ..core import (
     as_integer,
     as_number,
     gathered,
-    path_str,
     taken,
     vary_with,
     widen,
 )
-from ..units import Interception, UnitCall, UnitKey
+from ..units import Interception, UnitCall, UnitKey, check_methods
 
 TAP_FACTS = ("count", "nonfinite", "sum", "squares")
 """What precedes the bins of the histogram in a reading."""
@@ -136,14 +135,9 @@ def tapping(spec: TapSpec, taps: Mapping[UnitKey, Array]) -> Interception:
     return Interception("tap", entries, partial(_tap_unit, spec), _check_methods)
 
 
-def _check_methods(call: UnitCall) -> None:
-    """Raises where a tap is of something that is no method of the module."""
-    foreign = [name for name in call.entries if not call.has_method(name)]
-    if foreign:
-        raise ValueError(
-            f"taps have an entry {path_str(call.path, foreign[0])!r}: neither a module "
-            "of these params nor a method; make taps by init with this model"
-        )
+_check_methods = partial(
+    check_methods, carried="taps", remedy="make taps by init with this model"
+)
 
 
 def _tap_unit(spec: TapSpec, call: UnitCall, entry: Mapping[str, Array]) -> Any:

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from ..core import (
@@ -29,6 +28,7 @@ from ..units import (
     ones,
     scale_by_owner,
     split_units,
+    unit_numbers,
 )
 from ._potentials import (
     bounded_exp,
@@ -256,7 +256,7 @@ def _make_findings(
 ) -> Findings:
     """Which units' statistics are finite in every layer."""
     units = spec.units
-    owner = np.repeat(np.arange(len(units)), [unit.size for unit in units])
+    owner = unit_numbers(units)
     size, strength, change, a = (
         concat_units(units, _pick(implied, name))
         for name in ("size", "strength", "change", "output")

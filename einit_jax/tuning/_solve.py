@@ -120,10 +120,3 @@ def over_batches(run: Callable[[Batch], Any], batches: tuple[Batch, ...]) -> Any
     if len(batches) == 1:
         return jax.tree.map(lambda x: x[None], run(batches[0]))
     return jax.lax.map(run, stack_batches(batches))
-
-
-def geometric_mean(draws: jax.Array) -> jax.Array:
-    """Over the first axis; the value itself of a single one."""
-    if len(draws) == 1:
-        return draws[0]
-    return jnp.exp(jnp.mean(jnp.log(draws), 0))

@@ -18,6 +18,7 @@ from ..core import (
     check_learning_rate,
     check_not_zero,
     checked_stopping,
+    geometric_mean,
     is_concrete,
     usual_rules,
 )
@@ -36,7 +37,7 @@ from ..units import (
 )
 from ..verification import Alignment, Verdict, align_gradients, judge, output_sizes
 from ._options import TuneOptions, resolve_rules
-from ._solve import geometric_mean, over_batches, solve
+from ._solve import over_batches, solve
 from ._state import Findings, SweepSpec
 from ._update_factors import add_update_factors, keep_in_range, rescale_to_total
 
@@ -291,10 +292,9 @@ def _tune_compiled(
     seen = jax.tree.map(geometric_mean, over_batches(sizes, arrays.batches))
     spread = {key: jnp.std(jnp.log(own["output"]), 0) for key, own in drawn.items()}
     tolerance = options.stopping.tolerance
-    verdict = judge(units, seen, spread=spread, tolerance=tolerance)
+    verdicts: list = [judge(units, seen, spread=spread, tolerance=tolerance)]
     doubtful = [] if regions is None else regions.coupled_units(list(units))
-    if not doubtful:
-        return to_tree(factors), findings, [verdict]
-    args = arrays.args._replace(params=params)
-    alignment = align_gradients(objective, doubtful, factors, args)
-    return to_tree(factors), findings, [verdict, alignment]
+    if doubtful:
+        args = arrays.args._replace(params=params)
+        verdicts.append(align_gradients(objective, doubtful, factors, args))
+    return to_tree(factors), findings, verdicts

@@ -1,12 +1,13 @@
 """All units and their layers at once: as one vector, and as the rows of a table."""
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Int
 
 from ._unit import Unit, UnitKey
 
@@ -48,6 +49,11 @@ def split_units(
         values[u.key] = {n: cut(c).reshape(u.carried_shape) for n, c in columns.items()}
         start += u.size
     return values
+
+
+def unit_numbers(units: Collection[Unit]) -> Int[np.ndarray, " n"]:
+    """Which of the units each entry of `concat_units` is of."""
+    return np.repeat(np.arange(len(units)), [unit.size for unit in units])
 
 
 def call_order(units: Iterable[Unit]) -> tuple[tuple[str, ...], np.ndarray]:

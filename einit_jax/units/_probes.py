@@ -18,6 +18,7 @@ from ..core import (
     is_concrete,
     is_float,
     is_under,
+    on_host,
     path_key,
 )
 from ._unit import ModelGraph
@@ -44,14 +45,9 @@ def _may_hold_zeros(value: Array) -> Any:
     A look along each axis at the first index of the others: what holds no zero there
     holds no slice of zeros. On the host this takes no compilation.
     """
-    if isinstance(value, np.ndarray) or _on_host(value):
+    if isinstance(value, np.ndarray) or on_host(value):
         return _cross(np, np.asarray(value))
     return jax.jit(_cross, static_argnums=0)(jnp, value)
-
-
-def _on_host(value: jax.Array) -> bool:
-    platforms = {device.platform for device in value.devices()}
-    return platforms == {"cpu"} and value.is_fully_addressable
 
 
 def _cross(numpy: Any, value: Any) -> Any:

@@ -22,7 +22,7 @@ def scaling(
     """
 
     def otherwise(call: UnitCall) -> None:
-        _check_entries(call)
+        check_methods(call)
         if unseen is not None and call.has_data():
             unseen.add((call.path, call.method))
 
@@ -31,16 +31,22 @@ def scaling(
 
 def _scaled_call(call: UnitCall, factors: Mapping[str, jax.Array]) -> Any:
     """`G_c(a f(G_b(x)))` on the floating inputs and outputs of a call."""
-    _check_entries(call)
+    check_methods(call)
     a, b, c = (jnp.reshape(factors[name], ()) for name in FACTORS)
     outputs = call.proceed([scale_gradient(x, b) for x in call.inputs])
     return call.finish([scale_gradient(multiply(t, a), c) for t in outputs])
 
 
-def _check_entries(call: UnitCall) -> None:
+def check_methods(
+    call: UnitCall, *, carried: str = "scales", remedy: str = "tune this model"
+) -> None:
+    """Raises where an entry is of something that is no method of the module.
+
+    `carried` names what the entries are of, and `remedy` tells what to do instead.
+    """
     foreign = [name for name in call.entries if not call.has_method(name)]
     if foreign:
         raise ValueError(
-            f"scales have an entry {path_str(call.path, foreign[0])!r}: neither a "
-            "module of these params nor a method; tune this model"
+            f"{carried} have an entry {path_str(call.path, foreign[0])!r}: neither a "
+            f"module of these params nor a method; {remedy}"
         )
