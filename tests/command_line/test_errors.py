@@ -1,13 +1,12 @@
 """Errors: one line, the place in the user's file, and exit status 2."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from einit_jax.__main__ import main
+from tests.support.processes import run_python
 
 ROOT = str(Path(__file__).parents[2])
 
@@ -145,10 +144,6 @@ def test_wrong_arguments_are_refused_before_long_imports(tmp_path):
         "    assert main(words) == 2\n"
         "print(sorted({'jax', 'flax', 'optax', 'matplotlib'} & {*sys.modules}))\n"
     )
-    run = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path, env=os.environ | {"PYTHONPATH": ROOT},
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+    run = run_python(code, cwd=tmp_path, env=os.environ | {"PYTHONPATH": ROOT})
     assert run.stdout == "[]\n"
     assert len(run.stderr.splitlines()) == 5

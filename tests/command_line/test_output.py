@@ -96,24 +96,27 @@ def test_a_file_that_cannot_be_written_costs_no_other(jobs, capsys):
     assert jobs.with_name("run.html").exists()
 
 
+def run_program(words, output, **settings):
+    """The program's end, in a process of its own; what it prints goes to `output`."""
+    return subprocess.run(
+        [sys.executable, "-m", "einit_jax", *words],
+        env=os.environ | settings,
+        stdout=output,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+
+
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("words", [["--help"], ["compare", "--help"]])
 def test_the_program_ends_without_a_traceback(words, unbuffered):
     """Nothing is tried again when Python ends, and nothing is complained of there."""
-    run = [sys.executable, "-m", "einit_jax", *words]
-    settings = os.environ | {"PYTHONUNBUFFERED": unbuffered}
     for kind, (make, status, told) in OUTPUTS.items():
         if kind in ("none", "closed"):
             continue
         with open(os.dup((stream := make()).fileno()), "wb", buffering=0) as output:
-            ended = subprocess.run(
-                run,
-                env=settings,
-                stdout=output,
-                stderr=subprocess.PIPE,
-                text=True,
-                check=False,
-            )
+            ended = run_program(words, output, PYTHONUNBUFFERED=unbuffered)
         stream.close()
         assert ended.returncode == status
         want = f"error: cannot write to standard output: {told}\n" if told else ""
@@ -122,17 +125,9 @@ def test_the_program_ends_without_a_traceback(words, unbuffered):
 
 @pytest.mark.slow
 def test_a_whole_run_into_a_closed_pipe(jobs):
-    words = [sys.executable, "-m", "einit_jax", "own_jobs.py:noisy", "--out", "scales"]
+    words = ["own_jobs.py:noisy", "--out", "scales"]
     stream = closed_pipe()
-    settings = os.environ | {"PYTHONUNBUFFERED": "", "PYTHONPATH": ROOT}
-    ended = subprocess.run(
-        words,
-        env=settings,
-        stdout=stream,
-        stderr=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
+    ended = run_program(words, stream, PYTHONUNBUFFERED="", PYTHONPATH=ROOT)
     stream.close()
     assert ended.returncode == 141
     assert all(line.startswith(STAGES) for line in ended.stderr.splitlines())

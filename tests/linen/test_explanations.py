@@ -10,8 +10,11 @@ import optax
 import pytest
 
 import einit_jax as ei
+from einit_jax.units import FACTORS
 from tests.support.cases import to_one
 from tests.support.checks import KEY, params_of, refuses
+from tests.support.verbs import VERBS as ALL_VERBS
+from tests.support.verbs import compared, folded
 
 X = jax.random.normal(KEY, (16, 8))
 PLAIN = nn.Dense(4)
@@ -37,37 +40,8 @@ class Failing(nn.Module):
 
 
 PARAMS = {"Dense_0": params_of(PLAIN)}
-
-
-def compared(model, params, input_fn, loss_fn):
-    return ei.compare(model, params, input_fn, loss_fn, strategies={"as it is": None})
-
-
-def checked(model, params, input_fn, loss_fn):
-    return ei.coordinate_check(lambda width: model, (4, 8), input_fn, loss_fn, steps=1)
-
-
-def folded(model, params, input_fn, loss_fn):
-    scales = {"Dense_0": dict.fromkeys(("output", "input_grad", "output_grad"), 1.0)}
-    return ei.fold(model, params, scales, input_fn)
-
-
-def initialized(model, params, input_fn, loss_fn):
-    return ei.initialize(params, "gpt2", KEY, model=model, input_fn=input_fn)
-
-
-VERBS = {
-    "tune": ei.tune,
-    "measure": ei.measure,
-    "lsuv": ei.lsuv,
-    "autoinit": ei.autoinit,
-    "gradinit": ei.gradinit,
-    "metainit": ei.metainit,
-    "fold": folded,
-    "initialize": initialized,
-    "compare": compared,
-    "coordinate_check": checked,
-}
+SCALES = {"Dense_0": dict.fromkeys(FACTORS, 1.0)}
+VERBS = ALL_VERBS | {"fold": partial(folded, scales=SCALES)}
 
 
 @pytest.mark.parametrize("verb", VERBS.values(), ids=VERBS)

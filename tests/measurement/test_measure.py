@@ -11,6 +11,7 @@ import einit_jax as ei
 from tests.support.cases import Case, to_one, vectors
 from tests.support.checks import KEY, measured, params_of, some, untuned_of
 from tests.support.models.dense import CompactMlp
+from tests.support.verbs import compared
 
 X = jax.random.normal(KEY, (16, 8))
 
@@ -66,8 +67,7 @@ def test_a_pillar_that_no_unit_has_is_left_out():
 def test_what_is_compared_may_lack_a_pillar():
     tokens = jnp.arange(16) % 10
     params = nn.Embed(10, 4).init(KEY, tokens)["params"]
-    short = {"strategies": {"as it is": None}, "steps": 1, "learning_rates": (0.1,)}
-    table = ei.compare(nn.Embed(10, 4), params, tokens, to_one, **short)
+    table = compared(nn.Embed(10, 4), params, tokens, to_one)
     (row,) = table.rows()
     assert np.isnan(row["gradients"]) and np.isfinite(row["activations"])
     assert "as it is" in str(table)

@@ -15,44 +15,16 @@ from einit_jax.core import as_integer, as_number
 from tests.support.cases import to_one
 from tests.support.checks import KEY, params_of, refuses, same
 from tests.support.models.dense import CompactMlp
+from tests.support.verbs import VERBS as ALL_VERBS
+from tests.support.verbs import checked, compared, drawn
+from tests.support.verbs import folded as fold
 
 X = jax.random.normal(KEY, (16, 8))
 MODEL = CompactMlp()
 PARAMS = params_of(MODEL)
 SCALES = ei.scaled(MODEL).init(KEY, X)["scales"]
-
-
-def folded(model, params, input_fn, loss_fn, *, scales=SCALES, **options):
-    return ei.fold(model, params, scales, input_fn, **options)
-
-
-def drawn(model, params, input_fn, loss_fn, *, key=KEY, **options):
-    inside = {"model": model, "input_fn": input_fn, **options}
-    return ei.initialize(params, "keras", key, **inside)
-
-
-def compared(model, params, input_fn, loss_fn, **options):
-    short = {"strategies": {"as it is": None}, "steps": 1, "learning_rates": (0.1,)}
-    return ei.compare(model, params, input_fn, loss_fn, **short, **options)
-
-
-def checked(model, params, input_fn, loss_fn, **options):
-    widths = lambda width: model
-    return ei.coordinate_check(widths, (4, 8), input_fn, loss_fn, steps=1, **options)
-
-
-VERBS = {
-    "tune": ei.tune,
-    "measure": ei.measure,
-    "lsuv": ei.lsuv,
-    "autoinit": ei.autoinit,
-    "gradinit": ei.gradinit,
-    "metainit": ei.metainit,
-    "fold": folded,
-    "initialize": drawn,
-    "compare": compared,
-    "coordinate_check": checked,
-}
+folded = partial(fold, scales=SCALES)
+VERBS = ALL_VERBS | {"fold": folded}
 of_each = pytest.mark.parametrize("verb", VERBS.values(), ids=VERBS)
 KEYS = jax.random.split(KEY, 3)
 SHARED = [

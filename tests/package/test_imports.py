@@ -1,7 +1,6 @@
 """The bare import is light, and brings every name."""
 
-import subprocess
-import sys
+from tests.support.processes import run_python
 
 
 def test_bare_import_is_light():
@@ -15,9 +14,7 @@ def test_bare_import_is_light():
         "from jax._src import xla_bridge; "
         "print(sorted(heavy), xla_bridge.backends_are_initialized())"
     )
-    run = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
+    run = run_python(code)
     assert run.stdout.strip() == "[] False"
     assert run.stderr == ""
 
@@ -35,7 +32,5 @@ def test_names_are_those_of_the_rooms():
         "assert measure is einit_jax.measure\n"
         "print(getattr(einit_jax, 'tunes', 'none'))\n"
     )
-    run = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
+    run = run_python(code)
     assert run.stdout.strip() == "none"

@@ -2,8 +2,6 @@
 
 import itertools
 import pickle
-import subprocess
-import sys
 
 import flax.linen as nn
 import numpy as np
@@ -14,6 +12,7 @@ import einit_jax as ei
 from einit_jax.reporting import LABELS, pillar_panels
 from tests.support.checks import refuses, synthetic
 from tests.support.models import CASES
+from tests.support.processes import run_python
 from tests.support.reported import measurement_of
 
 
@@ -104,9 +103,7 @@ def test_nothing_is_shown_and_pyplot_is_left_alone():
         "pillar_panels({'': [row]})._repr_png_()\n"
         "print('matplotlib.pyplot' in sys.modules)"
     )
-    run = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
+    run = run_python(code)
     assert run.stdout.strip() == "False"
 
 
