@@ -67,10 +67,16 @@ class Carried(NamedTuple):
         return variables
 
 
+AmongParams = dict[Call, frozenset[Path]]
+"""At which calls the entries of which modules are put among the parameters."""
+
+
 def run_carrying(
     run: Callable[[Carried], Any],
     hooks: Sequence[Callable],
     entries: Mapping[Path, Any],
+    *,
+    among_params: AmongParams | None = None,
 ) -> Any:
     """`run(carried)` under interceptors, entries handed on from call to call.
 
@@ -78,8 +84,9 @@ def run_carrying(
         run: applies the model to its variables and what is carried beside them.
         hooks: interceptors of calls, the first one outermost.
         entries: what is carried, by path; its last name begins with `CARRIED`.
+        among_params: what earlier runs have found out; what this one does is added.
     """
-    among_params: dict[Call, frozenset[Path]] = {}
+    among_params = {} if among_params is None else among_params
     while True:
         carrier = Carrier({path[:-1] for path in entries}, among_params)
         with contextlib.ExitStack() as stack:

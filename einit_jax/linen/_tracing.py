@@ -27,7 +27,7 @@ from ..core import (
 )
 from ..graph import Mark, discover
 from ..units import ModelGraph, UnitKey
-from ._carrying import Carried, run_carrying
+from ._carrying import AmongParams, Carried, run_carrying
 from ._entries import CARRIED, COLLECTION, has_entries
 from ._interception import ModuleCall, intercept_calls
 
@@ -56,15 +56,20 @@ def trace_marked(
         estimated: classes of modules whose calls are marked, too.
     """
     shapes = {path: leaf.shape for path, leaf in flatten(unboxed(params)).items()}
+    among_params: AmongParams = {}
 
     def traced(params: Params, collections: Collections, *rest: Any) -> Any:
         outer = intercept_calls(lambda m: _if_among(estimated, m), _mark_estimated)
         inner = intercept_calls(_own_variables, _call_marker())
         marking = partial(run, Mark("result").on)
         run_named = _run_beside(marking, params, collections, *rest)
-        return run_carrying(run_named, [outer, inner], _names(params))
+        hooks, names = [outer, inner], _names(params)
+        return run_carrying(run_named, hooks, names, among_params=among_params)
 
-    closed = jax.make_jaxpr(traced)(params, collections, *rest)
+    trace = lambda: jax.make_jaxpr(partial(traced))(params, collections, *rest)
+    closed = trace()
+    if among_params:  # calls of a run that was given up are in the trace
+        closed = trace()
     return discover(closed.jaxpr, closed.consts, shapes)
 
 
