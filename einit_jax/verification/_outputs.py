@@ -97,16 +97,19 @@ def judge(
         units: those tuned, with their targets.
         sizes: from `output_sizes`.
         spread: the standard deviation over draws of the logarithm of each factor, which
-            is an average of theirs.
+            is an average of theirs. A unit also reads what others before it have missed
+            on a draw, so all of them count, as independent ones add up.
         tolerance: at which the passes stop that units need which are called several
             times.
     """
     near = lambda u: max(ALLOWED, tolerance) if u.calls > 1 else ALLOWED
+    worst = [jnp.max(spread[unit.key]) for unit in units]
+    scatter = jnp.sqrt(jnp.sum(jnp.square(jnp.array(worst))))
     return Verdict(
         names=tuple(unit.name for unit in units),
         targets=tuple(map(float, units.values())),
         sizes=[sizes[unit.key] for unit in units],
-        allowed=[near(unit) + spread[unit.key] for unit in units],
+        allowed=[near(unit) + scatter for unit in units],
     )
 
 

@@ -115,6 +115,25 @@ def test_targets_and_draws_are_what_outputs_are_compared_with(draws):
     )
 
 
+def test_what_draws_miss_is_read_by_all_that_comes_after():
+    """The first unit's inputs differ in size from draw to draw, the last one's do not.
+
+    So the last one's factor is the same on every draw, and its output is not.
+    """
+
+    def inputs(key):
+        size = jnp.exp(2 * jax.random.normal(jax.random.fold_in(key, 1)))
+        return size * jax.random.normal(key, (16, 8))
+
+    model = Chain(12)
+    scales = ei.tune(model, params_of(model), inputs, squared_error, draws=3)
+    how = {"scales": scales, "key": jax.random.key(3)}
+    (row, last) = ei.measure(
+        model, params_of(model), inputs, squared_error, **how
+    ).rows()
+    assert abs(row["output_rms"] - 1) > 0.1 < abs(last["output_rms"] - 1)
+
+
 def test_a_layer_behind_which_gradients_stop_keeps_its_size():
     """Units after it are tuned on the inputs that they get."""
     params = params_of(Detached())
