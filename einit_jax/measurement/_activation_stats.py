@@ -48,7 +48,8 @@ def activation_stats(
         state = stats.update(state, seen)        # loss calls stats.apply
         stats.value(state).plot()
 
-    Readings are sums over elements: the calls of a shared unit add up, the layers of
+    Readings are sums over elements: the calls of a shared unit add up (one of more
+    elements counts more; in `measure` all calls count the same), the layers of
     `nn.scan` and `nn.vmap` have a row each, and over a mesh they are those of the whole
     batch. (Under `pmap` or `shard_map` sum `seen` over the devices, as gradients are.)
     A unit from whose output no gradient reaches the loss (`stop_gradient`) is not read.
