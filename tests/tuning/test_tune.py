@@ -18,6 +18,10 @@ from tests.support.checks import (
     untuned_of,
 )
 
+TIED_RAW = {"hand_tied": {"last"}}
+"""Units that read products with the raw parameters of another one: how large gradients
+are there follows from the update rule of that one, to which they belong as well."""
+
 
 @every(LARGE - {"gpt2"} | {"rnn_lstm"})
 def test_tune_brings_every_pillar_to_one(case: Case):
@@ -36,6 +40,7 @@ def test_tune_brings_every_pillar_to_one(case: Case):
     assert {r["path"] for r in rows if r["flag"] == "unreached"} == idle
     live = [row for row in rows if row["path"] not in idle]
     assert {row["flag"] for row in live} == {"ok"}
+    tied = TIED_RAW.get(case.name, set())
     several = any(row.calls > 1 for row in table.rows_of)
     for row in live:
         tolerance = 0.1 if row["calls"] > 1 else 0.01
@@ -45,10 +50,11 @@ def test_tune_brings_every_pillar_to_one(case: Case):
         phis = [r["potential"] for r in members]
         if region == table.loss_region:
             np.testing.assert_allclose(phis, 1, rtol=1e-3)
-        else:
+            continue
+        if not tied & {r["path"] for r in members}:
             mean = np.exp(np.mean(np.log(grads)))
             assert abs(mean - 1) < (0.1 if several else 0.01), (region, members)
-            np.testing.assert_allclose(phis, phis[0], rtol=0.02)
+        np.testing.assert_allclose(phis, phis[0], rtol=0.02)
     assert "exact" in table.modes()["gradients"]
     assert "total" in table.modes()["update"]
     assert set(table.probed_paths()) >= case.zeros - case.loose
