@@ -54,8 +54,8 @@ def compared(name: str, given: argparse.Namespace) -> ei.Comparison:
         return data.images[rows], {"labels": data.labels[rows]}
 
     key = jax.random.key(given.seed)
-    unit = transfer.OPTIMIZERS[given.optimizer](1.0)
-    strategies = default_strategies(unit) | {
+    optimizer = transfer.OPTIMIZERS[given.optimizer]
+    strategies = default_strategies(optimizer) | {
         "metainit": ei.metainit,
         "gradinit": ei.gradinit,
     }
@@ -66,7 +66,7 @@ def compared(name: str, given: argparse.Namespace) -> ei.Comparison:
     return ei.compare(
         model, params, x, partial(cross_entropy, **labels), strategies=strategies,
         train=train, key=key, steps=given.steps, seeds=given.seeds, progress=True,
-        optimizer=transfer.OPTIMIZERS[given.optimizer],
+        optimizer=optimizer,
     )  # fmt: skip
 
 
