@@ -31,7 +31,6 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("fuzz.jsonl"))
     parser.add_argument("--without", default="", help="kinds to leave out, by commas")
-    parser.add_argument("--known", action="store_true", help="draw known faults, too")
     parser.add_argument("--tries", type=int, default=40, help="to make one simpler")
     parser.add_argument("--example", help="one example, as it was printed")
     return parser.parse_args(given)
@@ -59,10 +58,9 @@ def run_all(options: argparse.Namespace) -> dict[int, dict[str, Any]]:
 
     from tests.fuzz.properties import judge
     from tests.fuzz.shrinking import failure_kind
-    from tests.fuzz.strategies import KNOWN, numbered
+    from tests.fuzz.strategies import numbered
 
     without = frozenset(filter(None, options.without.split(",")))
-    without |= frozenset() if options.known else KNOWN
     done = records(options.out)
     with options.out.open("a") as file:
         for number in range(options.examples):

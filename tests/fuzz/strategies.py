@@ -16,11 +16,6 @@ FEW = frozenset({"extreme"})
 HEAVY = {"attention": 4, "tied": 3, "dense_general": 2, "complex": 2, "passed": 2}
 HEAVIEST = 9
 """How many units an example may have, about, to compile in a few seconds."""
-KNOWN = frozenset(
-    ("mapped", "bent_vjp", "shared_scope", "look", "penalty", "hand_tied", "forces",
-     "hyper", "times", "stop", "lookup", "tied", "pair", "lifted_vjp")
-)  # fmt: skip
-"""Kinds with a fault that is known; with "times" go all sizes that are extreme."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +26,7 @@ class Drawing:
     depth: int
     bans: frozenset[str]
     without: frozenset[str]
-    """Kinds to leave out."""
+    """Kinds to leave out; with "times" go all sizes that are extreme."""
 
     def pick(self, options: Sequence) -> Any:
         """One of the options."""
