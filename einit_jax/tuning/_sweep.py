@@ -28,6 +28,7 @@ from ..core import (
     shaped_like,
     squares,
     times,
+    usable,
     windows,
 )
 from ..graph import transposed
@@ -84,11 +85,13 @@ def _sweep_call(call: UnitCall, entry: Mapping[str, Any]) -> Any:
     settings, sums = _scalars(entry["settings"]), Sums(**entry["sums"])
     raw, transpose = call.vjp([jax.lax.stop_gradient(x) for x in call.inputs])
     if sums.wide:
-        power = rms(raw)
+        power = mean = rms(raw)
         factor = times(settings.target, inverse(power))
     else:
         power, size = squares(raw, FLOOR)
-        factor = settings.target * inverse_rms(power / size)
+        mean = power / size
+        factor = settings.target * inverse_rms(mean)
+    factor = jnp.where(usable(mean), factor, 1.0)
     if settings.shared is not None:
         shared = settings.shared
         factor = jnp.where(shared.found > 0, shared.output, factor)

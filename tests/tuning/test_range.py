@@ -240,6 +240,29 @@ def test_true_zeros_are_no_small_sizes():
     assert {row["flag"] for row in table.rows()} == {"zero"}
 
 
+class Gated(nn.Module):
+    """A layer whose inputs are zero at the start, as those of a state are."""
+
+    @nn.compact
+    def __call__(self, x):
+        state = nn.Dense(8, name="state")(jnp.zeros_like(x))
+        return nn.Dense(4, name="head")(jnp.tanh(nn.Dense(8, name="body")(x) + state))
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_targets_of_zeros_change_nothing(wide):
+    """No factor brings them there: gradients and updates are as without a target."""
+    to_signs = lambda y: jnp.mean((y - jnp.sign(X[:, :4])) ** 2)
+    params = Gated().init(KEY, X)["params"]
+    how = {"targets": {"state": 0.5, "*": 1.0}, "gradients": "unit", "update": "local"}
+    tune = lambda params: ei.tune(Gated(), params, X, to_signs, **how)
+    scales = jax.jit(tune)(params) if wide else tune(params)
+    table = ei.measure(Gated(), params, X, to_signs, scales=scales)
+    (row,) = (row for row in table.rows() if row["path"] == "state")
+    assert (row["flag"], row["output"]) == ("zero", 1.0)
+    np.testing.assert_allclose([row["input_grad_rms"], row["update_rms"]], 1, rtol=1e-5)
+
+
 @pytest.mark.parametrize("target", [1e-300, 9e-31, 1.1e30, {"last": 1e-40}], ids=str)
 def test_targets_out_of_range_are_refused(target):
     with refuses(ValueError, match="from 1e-30 to 1e\\+30"):
