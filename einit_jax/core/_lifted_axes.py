@@ -14,12 +14,13 @@ from jaxtyping import Array
 Shape = tuple[int, ...]
 
 
-def find_lifted_axes(pairs: list[tuple[Shape, Shape]]) -> Shape:
+def find_lifted_axes(pairs: list[tuple[Shape, Shape]]) -> list[Shape]:
     """The lifted axes that turn shapes outside of transforms into those inside.
 
-    `()` for no lifted axis, `(L,)` for axis 0, `(0, L)` for axis 1. Where two axes
-    would fit, the lower one is taken.
+    `()` for no lifted axis, `(L,)` for axis 0, `(0, L)` for axis 1. Where several fit,
+    since other axes are as long, lower ones come first.
     """
+    found = []
     depth = max((len(outer) - len(inner) for outer, inner in pairs), default=0)
     signed = [*range(4), -1, -2, -3]
     for axes in itertools.product(signed, repeat=depth):
@@ -29,8 +30,10 @@ def find_lifted_axes(pairs: list[tuple[Shape, Shape]]) -> Shape:
         ]
         if all(fits) and len({r[1] for r in removed if r}) <= 1:
             sizes = removed[0][1] if removed and removed[0] else ()
-            return _carried_axes(axes, sizes)
-    raise ValueError(f"no lifted axes turn the shapes {pairs} into each other")
+            found.append(_carried_axes(axes, sizes))
+    if not found:
+        raise ValueError(f"no lifted axes turn the shapes {pairs} into each other")
+    return list(dict.fromkeys(found))
 
 
 def _remove_axes(shape: Shape, axes: Shape) -> tuple[Shape, Shape] | None:

@@ -5,18 +5,20 @@ own module, and if no call inside of it does: of a module below, or of one that 
 elsewhere and handed to it. All that is needed is read off the marks.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Jaxpr, Literal
 
-from ..core import JaxprEqn, Path, find_lifted_axes, is_under
+from ..core import JaxprEqn, Path, find_lifted_axes, is_under, layer_axes
 from ..units import ModelGraph, Unit, UnitKey
 from ._jaxprs import bodies, open_jaxpr, scan_counts
 from ._marks import Mark, read_mark
+from ._parameter_axes import stacked_axes
 
 SEVERAL = 1 << 20
 """The number of calls written down for a loop whose length is not known."""
@@ -65,18 +67,30 @@ class CallRecord:
     def unit(
         self,
         shapes: Mapping[Path, tuple[int, ...]],
+        stacked: Callable[[], Mapping[Path, frozenset[int]]],
         *,
         data: frozenset[int],
         differentiated: bool,
     ) -> Unit:
-        """The unit, given the shapes of all parameters outside of lifted transforms."""
+        """The unit, given the shapes of all parameters outside of lifted transforms.
+
+        `stacked` tells the axes of parameters along which layers lie; it is asked where
+        shapes do not tell.
+        """
         mark = self.mark
         inner = {
             (*mark.path, *name.split("/")): shape
             for name, shape in mark.param_shapes.items()
         }
         pairs = [(shapes[path], s) for path, s in inner.items() if path in shapes]
-        lifted_axes = find_lifted_axes(pairs)
+        lifted_axes, *others = find_lifted_axes(pairs)
+        if others:
+            known = {p: axes for p, axes in stacked().items() if p in inner and axes}
+            fits = lambda lifted: all(
+                axes == set(layer_axes(shapes[path], lifted))
+                for path, axes in known.items()
+            )
+            lifted_axes = next(filter(fits, (lifted_axes, *others)), lifted_axes)
         layers = int(np.prod([n for n in lifted_axes if n], dtype=int))
         return Unit(
             path=mark.path,
@@ -102,6 +116,7 @@ def discover(
     seeds = [frozenset({Token("own", p), Token("leaf", p)}) for p in shapes]
     others = [NO_TOKENS] * (len(jaxpr.invars) - len(seeds))
     results = walk.run(jaxpr, [*seeds, *others], trips=1, recording=True)
+    stacked = cache(lambda: stacked_axes(jaxpr, shapes))
     above = {path[:i] for path, _ in walk.calls for i in range(len(path))}
     around = {key for record in walk.calls.values() for key in record.mark.enclosing}
     records = (
@@ -112,6 +127,7 @@ def discover(
     units = tuple(
         record.unit(
             shapes,
+            stacked,
             data=walk.data_outputs(record.mark[2:4]),
             differentiated=record.mark[2:4] in walk.differentiated,
         )

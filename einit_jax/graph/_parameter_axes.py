@@ -82,6 +82,15 @@ def parameter_axes(graph: ModelGraph) -> dict[Path, ParameterAxes]:
     return {path: _axes_of_parameter(walk, path, graph.shapes[path]) for path in floats}
 
 
+def stacked_axes(
+    jaxpr: Jaxpr, shapes: Mapping[Path, tuple[int, ...]]
+) -> dict[Path, frozenset[int]]:
+    """The axes along which `scan` takes each parameter apart, as far as it is seen."""
+    walk = ParameterUseWalk(dict.fromkeys(shapes, frozenset()))
+    _follow_parameters(walk, jaxpr, shapes)
+    return {path: frozenset(axes) for path, axes in walk.stacked.items()}
+
+
 def _follow_parameters(
     walk: ParameterUseWalk, jaxpr: Jaxpr, shapes: Mapping[Path, tuple[int, ...]]
 ) -> list[Path]:
@@ -99,7 +108,7 @@ def _axes_of_parameter(
 ) -> ParameterAxes:
     """What a parameter connects, from the use that was noted of it."""
     use = walk.uses.get(path, ParameterUse(0, "other"))
-    layers = walk.layer_axes[path] | {a for a, role in use.gone if role == "layer"}
+    layers = walk.layer_axes[path] | walk.stacked.get(path, set())
     axis_uses = {
         axis: _use_of_axis(axis, use)
         for axis in range(len(shape))

@@ -56,6 +56,8 @@ class ParameterUseWalk:
         self.uses: dict[Path, ParameterUse] = {}
         self.looked_up: set[Path] = set()
         self.residual: set[Path] = set()
+        self.stacked: dict[Path, set[int]] = {}
+        """Of each parameter the axes along which scans take it apart."""
         self._recording = True
         self._bits = 0
 
@@ -235,6 +237,9 @@ class ParameterUseWalk:
         consts, carries = scan_counts(eqn, body)
         first = consts + carries
         rows = [value.iterated() for value in ins[first:]]
+        for path, view in (pair for xs in ins[first:] for pair in xs.views.items()):
+            axes = (axis for axes, _ in view.axes[0] for axis in axes)
+            self.stacked.setdefault(path, set()).update(axes)
         outs = self.loop(body, ins[:consts], ins[consts:first], rows)
         return [self.new(v.level, [v]) for v in outs]
 

@@ -39,12 +39,13 @@ def test_lifted_axes_as_flax_lifts_them(axis, expected):
         (o.shape, i.shape)
         for o, i in zip(jax.tree.leaves(outer), jax.tree.leaves(inner), strict=True)
     ]
-    assert find_lifted_axes(pairs) == expected
+    assert find_lifted_axes(pairs) == [expected]
 
 
 def test_lifted_axes_nested_and_impossible():
-    assert find_lifted_axes([((2, 3, 4, 5), (4, 5)), ((2, 3, 5), (5,))]) == (2, 3)
-    assert find_lifted_axes([((4, 5), (4, 5))]) == ()
+    assert find_lifted_axes([((2, 3, 4, 5), (4, 5)), ((2, 3, 5), (5,))]) == [(2, 3)]
+    assert find_lifted_axes([((4, 5), (4, 5))]) == [()]
+    assert find_lifted_axes([((3, 3), (3,))]) == [(3,), (0, 3), (3, 0)]
     assert inner_axes((4, 7, 5), (0, 7)) == (0, 2)
     with refuses(ValueError, match="no lifted axes"):
         find_lifted_axes([((2, 3), (7,))])

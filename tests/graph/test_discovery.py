@@ -3,11 +3,13 @@
 import fnmatch
 
 import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from einit_jax.core import path_str
 from tests.support.cases import Case, make, vectors
-from tests.support.checks import every, traced
+from tests.support.checks import every, measured, traced, tuned
 from tests.support.models.dense import CompactMlp
 from tests.support.models.lifted import Ensemble, Layers
 
@@ -43,3 +45,37 @@ def test_a_run_that_was_given_up_is_no_second_call(lifted):
     graph = traced(make(After(lifted), vectors))
     assert {"before", "after"} < {u.name for u in graph.units}
     assert {u.calls for u in graph.units} == {1}
+
+
+class Square(nn.Module):
+    """As many layers of norms under a scan as these have features."""
+
+    axis: int
+
+    @nn.compact
+    def __call__(self, x):
+        scan = nn.scan(
+            Normed,
+            variable_axes={"params": self.axis},
+            split_rngs={"params": True},
+            length=8,
+        )
+        x, _ = scan(name="layers")(x, None)
+        return nn.Dense(4, name="head")(x)
+
+
+class Normed(nn.Module):
+    @nn.compact
+    def __call__(self, x, _):
+        return x + jnp.tanh(nn.LayerNorm(name="norm")(x)), None
+
+
+@pytest.mark.parametrize(("axis", "lifted"), [(0, (8,)), (1, (0, 8))])
+def test_layers_lie_where_the_scan_takes_them(axis, lifted):
+    """Shapes do not tell the axis of layers where it is as long as another one."""
+    job = make(Square(axis), vectors)
+    (norm,) = (u for u in traced(job).units if u.name == "layers/norm")
+    assert norm.lifted_axes == lifted
+    np.testing.assert_allclose(
+        measured(job, scales=tuned(job)).output_rms, 1, rtol=1e-5
+    )
