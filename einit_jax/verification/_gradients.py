@@ -14,6 +14,7 @@ from ..core import (
     ModelArgs,
     Partition,
     flatten,
+    float_leaves,
     inverse,
     is_concrete,
     is_float,
@@ -28,7 +29,8 @@ from ..units import Objective, Unit, UnitKey, outputs_alone, owners, scaling
 
 NEAR = 1e-3
 """How far the direction of a carried gradient may be from the true one: the rms of the
-difference of both at rms 1. What rounding does is added, by the dtype."""
+difference of both at rms 1. What rounding does is added, by the coarsest dtype of the
+parameters and the outputs."""
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["apart"], meta_fields=["names"])
@@ -73,11 +75,13 @@ def align_gradients(
     Each layer's are compared by themselves: it has factors of its own.
     """
     leaves = Partition(plain(args.params))
+    dtypes = {x.dtype for x in leaves.floats}
 
     def gradient(factors: Any) -> list[Array]:
         def loss(floats: list[Array]) -> Array:
             filled = args._replace(params=leaves.build(floats))
             outputs, _ = objective.run(filled, scaling(factors))
+            dtypes.update(x.dtype for x in float_leaves(outputs))
             return objective.loss(outputs, args.batch)
 
         return objective.over_axis(lambda: jax.grad(loss)(leaves.floats))
@@ -86,9 +90,11 @@ def align_gradients(
     both = zip(gradient(factors), gradient(outputs_alone(factors)), strict=True)
     pairs = zip(paths, owners(args.params, units), both, strict=True)
     owned = [(path, unit, *pair) for path, unit, pair in pairs if unit is not None]
+    rounding = max(float(jnp.finfo(dtype).eps) for dtype in dtypes)
+    allowed = NEAR + 8 * rounding**0.75
     return Alignment(
         names=tuple(path_str(path) for path, *_ in owned),
-        apart=[_apart(unit, carried, true) for _, unit, carried, true in owned],
+        apart=[_apart(unit, *pair) / allowed for _, unit, *pair in owned],
     )
 
 
@@ -102,6 +108,5 @@ def _apart(unit: Unit, carried: Array, true: Array) -> Array:
         live &= size > 0
         rest = [1] * (layers.ndim - keep)
         directions.append(layers * inverse(size).reshape(*size.shape, *rest))
-    allowed = NEAR + 8 * float(jnp.finfo(carried.dtype).eps) ** 0.75
     far = rms([directions[0] - directions[1]], keep)
-    return jnp.max(jnp.where(live, far, 0.0)) / allowed
+    return jnp.max(jnp.where(live, far, 0.0))
