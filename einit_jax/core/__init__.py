@@ -45,6 +45,7 @@ from ._numerics import inverse as inverse
 from ._numerics import inverse_rms as inverse_rms
 from ._numerics import is_concrete as is_concrete
 from ._numerics import is_float as is_float
+from ._numerics import log_deviation as log_deviation
 from ._numerics import multiply as multiply
 from ._numerics import rms as rms
 from ._numerics import squares as squares

@@ -124,11 +124,34 @@ def rms(leaves: Sequence[Array], keep: int = 0) -> Float[Array, "..."]:
     return (divisor * jnp.sqrt(sum(sums) / size)).astype(jnp.float32)
 
 
-def geometric_mean(draws: Float[Array, "draws ..."]) -> Float[Array, "..."]:
-    """Over the first axis; the value itself of a single one."""
+def geometric_mean(
+    draws: Float[Array, "draws ..."], counted: Bool[Array, "draws ..."]
+) -> Float[Array, "..."]:
+    """Over the first axis, of those that count, or of all where none does.
+
+    The value itself of a single one.
+    """
     if len(draws) == 1:
         return draws[0]
-    return jnp.exp(jnp.mean(jnp.log(draws), 0))
+    return jnp.exp(jnp.mean(jnp.log(draws), 0, where=_any_of(draws, counted)))
+
+
+def log_deviation(
+    draws: Float[Array, "draws ..."], counted: Bool[Array, "draws ..."]
+) -> Float[Array, "..."]:
+    """The standard deviation of the natural logarithm, over those as above."""
+    if len(draws) == 1:
+        return jnp.zeros_like(draws[0])
+    return jnp.std(jnp.log(draws), 0, where=_any_of(draws, counted))
+
+
+def _any_of(
+    draws: Float[Array, "draws ..."], counted: Bool[Array, "draws ..."]
+) -> Bool[Array, "draws ..."]:
+    """Which count, in the shape of all; all of them where none does."""
+    rest = (1,) * (draws.ndim - counted.ndim)
+    some = counted | ~jnp.any(counted, 0)
+    return jnp.broadcast_to(some.reshape(*counted.shape, *rest), draws.shape)
 
 
 def multiply(t: Inexact[Array, "..."], factor: Float[Array, "..."]) -> Array:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..core import Path, geometric_mean, in_range, path_str, times
+from ..core import Path, geometric_mean, in_range, log_deviation, path_str, times
 from ..graph import Regions
 from ..units import (
     FACTORS,
@@ -64,6 +64,11 @@ def tabulate(
     loose = {u.key: jnp.full(u.carried_shape, u.path in bound) for u in units}
     counted = ~concat_units(units, loose)[order]
     strength, update, total = out["rms"], out["update"], column("total")
+    reached = out["calls"] > 0
+    over_draws = partial(geometric_mean, counted=reached)
+    scatter = partial(log_deviation, counted=reached)
+    once = reached | ~jnp.any(reached, 0)
+    mean = partial(jnp.mean, axis=0, where=once)
     back_rms = column("input", "rms")
     safe = jnp.where(strength > 0, strength, 1)
     bad = out["bad"] + column("input", "bad")
@@ -77,32 +82,34 @@ def tabulate(
     flag = FLAGS.index("ok") + dead
     flag = jnp.where(beyond, FLAGS.index("out of range"), flag)
     flag = jnp.where(broken, FLAGS.index("non-finite"), flag)
-    flag = jnp.where(out["calls"] == 0, FLAGS.index("unreached"), flag)
+    flag = jnp.where(reached, flag, FLAGS.index("unreached"))
     true = column("true", "rms")
     potential = back_rms / jnp.where(true > 0, true, jnp.nan)
     back_rms = jnp.where(floats, back_rms, jnp.nan)
     return Measurement(
-        output_rms=geometric_mean(strength),
-        output_mean=jnp.mean(out["mean"] / safe, 0),
-        output_spread=jnp.mean(out["varying"] / safe, 0),
-        input_grad_rms=geometric_mean(back_rms),
-        update_rms=geometric_mean(update),
-        total_update_rms=geometric_mean(total),
-        cosine=jnp.mean(column("cosine"), 0),
-        potential=jnp.where(floats, geometric_mean(potential), jnp.nan),
+        output_rms=over_draws(strength),
+        output_mean=mean(out["mean"] / safe),
+        output_spread=mean(out["varying"] / safe),
+        input_grad_rms=over_draws(back_rms),
+        update_rms=over_draws(update),
+        total_update_rms=over_draws(total),
+        cosine=mean(column("cosine")),
+        potential=jnp.where(floats, over_draws(potential), jnp.nan),
         param_rms=column("params")[0],
-        param_grad_rms=geometric_mean(column("param_grads")),
+        param_grad_rms=over_draws(column("param_grads")),
         output=a,
         input_grad=b,
         output_grad=c,
         update=u,
         nonfinite=jnp.sum(bad, 0).astype(jnp.int32),
-        flag=jnp.max(flag, 0),
-        output_deviation=_deviation(strength),
-        input_grad_deviation=_deviation(back_rms),
-        update_deviation=_deviation(update),
+        flag=jnp.max(flag, 0, initial=0, where=once),
+        output_deviation=scatter(strength),
+        input_grad_deviation=scatter(back_rms),
+        update_deviation=scatter(update),
         loss=jnp.mean(observation.loss),
-        loose_update_rms=geometric_mean(observation.raw_change),
+        loose_update_rms=geometric_mean(
+            observation.raw_change, jnp.ones(len(observation.loss), bool)
+        ),
         rows_of=tuple(rows),
         loose=tuple(map(path_str, graph.raw_parameters)),
         draws=observation.loss.shape[0],
@@ -122,10 +129,3 @@ def flag_missed(
     off = jnp.abs(jnp.log(table.output_rms / due)) > MISSED
     off &= (table.output != 1) & (table.flag == FLAGS.index("ok"))
     return replace(table, flag=jnp.where(off, FLAGS.index("missed"), table.flag))
-
-
-def _deviation(draws: Array) -> Array:
-    """The standard deviation over draws of the natural logarithm."""
-    if draws.shape[0] == 1:
-        return jnp.zeros_like(draws[0])
-    return jnp.std(jnp.log(draws), 0)

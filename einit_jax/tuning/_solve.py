@@ -6,7 +6,7 @@ pass before (1 at first), and the factors follow from the statistics of all unit
 `gradients="plain"` the potentials stay 1.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -21,11 +21,13 @@ from ..core import (
     anchor,
     anderson_init,
     float_leaves,
+    geometric_mean,
+    log_deviation,
     plain,
     stack_batches,
     vary_with,
 )
-from ..units import ones
+from ..units import Unit, UnitKey, ones
 from ._factors import forward_factors, local_factors, region_factors
 from ._state import (
     Findings,
@@ -120,3 +122,23 @@ def over_batches(run: Callable[[Batch], Any], batches: tuple[Batch, ...]) -> Any
     if len(batches) == 1:
         return jax.tree.map(lambda x: x[None], run(batches[0]))
     return jax.lax.map(run, stack_batches(batches))
+
+
+def over_draws(
+    units: Iterable[Unit],
+    drawn: Mapping[UnitKey, Mapping[str, jax.Array]],
+    heard: Bool[Array, "draws units"],
+) -> tuple[dict[UnitKey, dict[str, jax.Array]], dict[UnitKey, jax.Array]]:
+    """The factors of all draws together, and how much the logarithm of a differs.
+
+    Draws lie along the first axis. Of each unit those count on which statistics came
+    back: a branch that a draw does not take says nothing of its layers.
+    """
+    counted = {key: jnp.ones(len(heard), bool) for key in drawn}
+    counted |= {unit.key: heard[:, i] for i, unit in enumerate(units)}
+    factors = {
+        key: {name: geometric_mean(f, counted[key]) for name, f in own.items()}
+        for key, own in drawn.items()
+    }
+    spread = {k: log_deviation(own["output"], counted[k]) for k, own in drawn.items()}
+    return factors, spread

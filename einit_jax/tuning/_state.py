@@ -176,10 +176,13 @@ class Findings:
     """Whether the factors of each unit, and their products, are in float32's range."""
 
     def over_draws(self) -> "Findings":
-        """One for several draws, along the first axis: the worst of each."""
+        """One for several draws, along the first axis: the worst of each.
+
+        But what is heard on some draw is heard.
+        """
         every = jax.tree.map(lambda flags: jnp.all(flags, 0), self)
-        strained, extreme = jnp.any(self.strained, 0), jnp.any(self.extreme, 0)
-        return replace(every, strained=strained, extreme=extreme)
+        names = "heard", "strained", "extreme"
+        return replace(every, **{n: jnp.any(getattr(self, n), 0) for n in names})
 
     def needs_more(self) -> bool:
         """Whether to solve again, widely and under the potentials of a first pass.
@@ -196,6 +199,21 @@ class Findings:
         """The units from which nothing came back."""
         heard = jax.device_get(self.heard)
         return tuple(n for n, back in zip(self.names, heard, strict=True) if not back)
+
+    def to_leave_out(self) -> tuple[str, ...]:
+        """The units from which nothing came back, where there are others.
+
+        Raises:
+            ValueError: there are no others.
+        """
+        silent = self.silent()
+        if set(silent) == set(self.names):
+            raise ValueError(
+                f"no gradient of the loss reaches {', '.join(silent[:8])}: no unit is "
+                "left to tune; look for stop_gradient, rounding or integers between "
+                "units and the loss, or for outputs that loss_fn does not read"
+            )
+        return silent
 
     def check(self) -> None:
         """Raises where something was not finite; under an outer trace, nothing."""

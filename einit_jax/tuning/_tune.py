@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any, SupportsIndex
 
 import jax
-import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 from jaxtyping import PyTree
@@ -37,7 +36,7 @@ from ..units import (
 )
 from ..verification import Alignment, Verdict, align_gradients, judge, output_sizes
 from ._options import TuneOptions, resolve_rules
-from ._solve import over_batches, solve
+from ._solve import over_batches, over_draws, solve
 from ._state import Findings, SweepSpec
 from ._update_factors import add_update_factors, keep_in_range, rescale_to_total
 
@@ -222,7 +221,7 @@ def tune(
         options = options._replace(repeat_under_potentials=True, wide=True)
         scales, findings, verdicts = compiled(options=options)
     if _is_misled(findings, verdicts):
-        rest = options.selection.without(findings.silent())
+        rest = options.selection.without(findings.to_leave_out())
         scales, findings, verdicts = compiled(options=options._replace(selection=rest))
     findings.check()
     for verdict in verdicts:
@@ -281,7 +280,8 @@ def _tune_compiled(
         return solution.factors, solution.findings
 
     drawn, findings = over_batches(run, arrays.batches)
-    factors, findings = jax.tree.map(geometric_mean, drawn), findings.over_draws()
+    factors, spread = over_draws(units, drawn, findings.heard)
+    findings = findings.over_draws()
     if not options.verify:
         return to_tree(factors), findings, []
 
@@ -289,8 +289,8 @@ def _tune_compiled(
         args = ModelArgs(params, arrays.collections, batch)
         return output_sizes(objective, list(units), factors, args)
 
-    seen = jax.tree.map(geometric_mean, over_batches(sizes, arrays.batches))
-    spread = {key: jnp.std(jnp.log(own["output"]), 0) for key, own in drawn.items()}
+    found = over_batches(sizes, arrays.batches)
+    seen = {key: geometric_mean(size, size > 0) for key, size in found.items()}
     tolerance = options.stopping.tolerance
     verdicts: list = [judge(units, seen, spread=spread, tolerance=tolerance)]
     doubtful = [] if regions is None else regions.coupled_units(list(units))

@@ -134,6 +134,35 @@ def test_what_draws_miss_is_read_by_all_that_comes_after():
     assert abs(row["output_rms"] - 1) > 0.1 < abs(last["output_rms"] - 1)
 
 
+class Branches(nn.Module):
+    """One layer for batches of positive sum, another one for the rest."""
+
+    def setup(self):
+        self.upper, self.lower, self.head = nn.Dense(8), nn.Dense(8), nn.Dense(4)
+
+    def __call__(self, x):
+        upper, lower = (lambda m, x: m.upper(x)), (lambda m, x: m.lower(10 * x))
+        if self.is_initializing():
+            upper(self, x), lower(self, x)
+        return self.head(jnp.tanh(nn.cond(x.sum() > 0, upper, lower, self, x)))
+
+
+def test_draws_that_do_not_reach_a_unit_do_not_count_for_it():
+    """Inputs differ by a sign alone, so what a draw says of a layer is exact."""
+    model, params = Branches(), params_of(Branches())
+    inputs = lambda key: jnp.abs(X) * jax.random.rademacher(key, ())
+    scales = ei.tune(model, params, inputs, squared_error, draws=5)
+    table = ei.measure(model, params, inputs, squared_error, scales=scales, draws=5)
+    (head, *both) = sorted(table.rows(), key=lambda row: row["path"])
+    assert {row["path"] for row in both} == {"upper", "lower"}
+    for row in both:
+        assert row["flag"] == "ok"
+        np.testing.assert_allclose(row["output_rms"], 1, rtol=1e-5)
+    deviations = dict(zip(table.paths, table.output_deviation, strict=True))
+    assert head["flag"] == "ok" and float(deviations.pop("head")) > 1e-3
+    assert max(map(float, deviations.values())) < 1e-5
+
+
 def test_a_layer_behind_which_gradients_stop_keeps_its_size():
     """Units after it are tuned on the inputs that they get."""
     params = params_of(Detached())
@@ -146,6 +175,12 @@ def test_a_layer_behind_which_gradients_stop_keeps_its_size():
     assert rows["held"]["flag"] == "zero" and rows["head"]["flag"] == "ok"
     np.testing.assert_allclose(rows["head"]["output_rms"], 1, rtol=1e-5)
     assert abs(rows["held"]["output_rms"] - 1) > 0.1
+
+
+def test_where_gradients_reach_no_unit_nothing_can_be_tuned():
+    params = params_of(Detached())
+    with refuses(ValueError, "no gradient of the loss reaches held: no unit is left"):
+        ei.tune(Detached(), params, X, squared_error, exclude="head")
 
 
 def test_a_parameter_may_be_a_tuple_of_arrays():
