@@ -10,6 +10,7 @@ knows before: a call that is seen without its entries makes the run start over.
 
 import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from flax import linen as nn
@@ -71,12 +72,28 @@ AmongParams = dict[Call, frozenset[Path]]
 """At which calls the entries of which modules are put among the parameters."""
 
 
+def found_of(model: Any, method: Any) -> AmongParams:
+    """What runs of a model have found out, for later ones to begin with.
+
+    What a run that is given up has done to the outside (a callback, a message at each
+    trace) it has done, so there is to be but one.
+    """
+    try:
+        return _found_of(model, method)
+    except TypeError:  # what cannot be hashed
+        return {}
+
+
+@lru_cache
+def _found_of(model: Any, method: Any) -> AmongParams:
+    return {}
+
+
 def run_carrying(
     run: Callable[[Carried], Any],
     hooks: Sequence[Callable],
     entries: Mapping[Path, Any],
-    *,
-    among_params: AmongParams | None = None,
+    among_params: AmongParams,
 ) -> Any:
     """`run(carried)` under interceptors, entries handed on from call to call.
 
@@ -86,7 +103,6 @@ def run_carrying(
         entries: what is carried, by path; its last name begins with `CARRIED`.
         among_params: what earlier runs have found out; what this one does is added.
     """
-    among_params = {} if among_params is None else among_params
     while True:
         carrier = Carrier({path[:-1] for path in entries}, among_params)
         with contextlib.ExitStack() as stack:
@@ -155,10 +171,8 @@ class Carrier:
         Raises:
             Lost: a transform has kept them back.
         """
-        missing = _missing(variables_of(scope).get(COLLECTION, {}), call.path, inside)
-        if not missing:
-            return True
-        take_from_params(scope)
+        if self.among_params:
+            take_from_params(scope)
         missing = _missing(variables_of(scope).get(COLLECTION, {}), call.path, inside)
         if not missing:
             return True

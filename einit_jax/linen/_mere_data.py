@@ -65,5 +65,5 @@ def _data_of_units(args: ModelArgs, *, objective: Objective) -> _DataOfUnits:
     def run(mark: Callable, *args: Any) -> Any:
         return mark(objective.run(ModelArgs(*args))[0])
 
-    units = trace_marked(run, *args).units
+    units = trace_marked(run, {}, *args).units
     return _DataOfUnits(tuple((unit.key, unit.data_outputs) for unit in units))

@@ -27,6 +27,7 @@ from ..core import (
     user_inputs,
 )
 from ..units import Interception, ModelGraph, Unit, UnitKey
+from ._carrying import AmongParams, found_of
 from ._checks import check_loss_keywords, check_module, loss_arguments
 from ._entries import COLLECTION, path_of
 from ._explanations import add_note, explained
@@ -70,10 +71,12 @@ class LinenObjective:
         apply = lambda carried: self._apply(
             carried.beside(variables), args.batch, wanted if capture else False
         )
-        outputs, written = run_intercepted(
-            apply, interceptions, data_in_run(self, args)
-        )
+        data_of = data_in_run(self, args)
+        outputs, written = run_intercepted(apply, interceptions, data_of, self._found())
         return outputs, _captured(written.get("intermediates", {}), capture)
+
+    def _found(self) -> AmongParams:
+        return found_of(static_value(self.model), static_value(self.method))
 
     def _apply(self, variables: Mapping, batch: Batch, capture: Any) -> Any:
         """Outputs and written collections; errors speak of params and inputs."""
@@ -147,7 +150,7 @@ class LinenObjective:
 
             return self.over_axis(inside)
 
-        graph = trace_marked(run, *args, estimated=estimated)
+        graph = trace_marked(run, self._found(), *args, estimated=estimated)
         if not graph.units:
             raise ValueError(
                 f"{self.model_type} has no units: no module turns inputs into outputs "
@@ -184,7 +187,7 @@ class LinenObjective:
 
     def module_types(self, args: ModelArgs) -> dict[Path, type]:
         run = lambda *args: self.over_axis(lambda: self.run(ModelArgs(*args))[0])
-        return called_types(run, *args)
+        return called_types(run, self._found(), *args)
 
     def init(
         self,

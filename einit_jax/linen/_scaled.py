@@ -18,6 +18,7 @@ from ..units import (
     scaling,
     to_tree,
 )
+from ._carrying import found_of
 from ._checks import check_module
 from ._entries import immutable_entries, without_carried
 from ._interception import run_intercepted
@@ -186,7 +187,8 @@ def apply_intercepted(
     how = {**kwargs, "mutable": immutable_entries(mutable)}
     apply = lambda carried: model.apply(carried.beside(variables), *args, **how)
     traced = lambda: trace_call(model, variables, args, how)
-    run = lambda data_of: run_intercepted(apply, (interception,), data_of)
+    found = found_of(model, kwargs.get("method"))
+    run = lambda data_of: run_intercepted(apply, (interception,), data_of, found)
     return knowing_data(run, traced)
 
 

@@ -27,7 +27,7 @@ from ..core import (
 )
 from ..graph import Mark, discover
 from ..units import ModelGraph, UnitKey
-from ._carrying import AmongParams, Carried, run_carrying
+from ._carrying import AmongParams, Carried, found_of, run_carrying
 from ._entries import CARRIED, COLLECTION, has_entries
 from ._interception import ModuleCall, intercept_calls
 
@@ -40,6 +40,7 @@ call from its cache, with the marks of an earlier one."""
 
 def trace_marked(
     run: Callable,
+    among_params: AmongParams,
     params: Params,
     collections: Collections,
     *rest: Any,
@@ -50,13 +51,13 @@ def trace_marked(
     Args:
         run: `run(mark, params, collections, *rest)` runs the model (and its loss), and
             passes the model's outputs through `mark`.
+        among_params: from `found_of` the model; what is found is added.
         params: the model's parameters; arrays or shapes.
         collections: its further collections.
         rest: further arguments of `run`, pytrees of arrays or shapes.
         estimated: classes of modules whose calls are marked, too.
     """
     shapes = {path: leaf.shape for path, leaf in flatten(unboxed(params)).items()}
-    among_params: AmongParams = {}
 
     def traced(params: Params, collections: Collections, *rest: Any) -> Any:
         outer = intercept_calls(lambda m: _if_among(estimated, m), _mark_estimated)
@@ -64,11 +65,12 @@ def trace_marked(
         marking = partial(run, Mark("result").on)
         run_named = _run_beside(marking, params, collections, *rest)
         hooks, names = [outer, inner], _names(params)
-        return run_carrying(run_named, hooks, names, among_params=among_params)
+        return run_carrying(run_named, hooks, names, among_params)
 
+    known = dict(among_params)
     trace = lambda: jax.make_jaxpr(partial(traced))(params, collections, *rest)
     closed = trace()
-    if among_params:  # calls of a run that was given up are in the trace
+    if among_params != known:  # calls of a run that was given up are in the trace
         closed = trace()
     return discover(closed.jaxpr, closed.consts, shapes)
 
@@ -96,11 +98,16 @@ def trace_call(
 
     rest = {k: v for k, v in variables.items() if k not in ("params", "scales")}
     params = variables.get("params", {})
-    return trace_marked(run, params, rest, Inputs(*args, **how), rngs)
+    found = found_of(model, method)
+    return trace_marked(run, found, params, rest, Inputs(*args, **how), rngs)
 
 
 def called_types(
-    run: Callable, params: Params, collections: Collections, *rest: Any
+    run: Callable,
+    among_params: AmongParams,
+    params: Params,
+    collections: Collections,
+    *rest: Any,
 ) -> dict[Path, type]:
     """The class of each module that is called and has parameters at or below it.
 
@@ -117,7 +124,7 @@ def called_types(
         names = _names(params, f"{next(_numbers)} ")
         hook = intercept_calls(_own_variables, handle)
         run_named = _run_beside(run, params, collections, *rest)
-        return run_carrying(run_named, [hook], names)
+        return run_carrying(run_named, [hook], names, among_params)
 
     jax.eval_shape(traced, params, collections, *rest)
     return types

@@ -1,5 +1,7 @@
 """What is carried to units is seen by no code of the model's own."""
 
+from collections import Counter
+from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
@@ -243,3 +245,46 @@ def test_a_derivative_inside_of_the_model_is_refused():
     np.testing.assert_allclose(
         run(Forces(), X), quick(jax.grad(energy))(X), rtol=1e-5, atol=1e-7
     )
+
+
+class Telling(nn.Module):
+    """Calls back before layers of a scan, and inside of them."""
+
+    heard: Callable[[str], None]
+
+    @nn.compact
+    def __call__(self, x):
+        tell = lambda what: jax.debug.callback(lambda: self.heard(what))
+
+        class Told(nn.Module):
+            @nn.compact
+            def __call__(self, x, _):
+                tell("layer")
+                return nn.tanh(nn.Dense(8)(x)), None
+
+        tell("model")
+        scan = nn.scan(
+            Told, variable_axes={"params": 0}, split_rngs={"params": True}, length=3
+        )
+        return nn.Dense(4)(scan(name="layers")(nn.Dense(8)(x), None)[0])
+
+
+@pytest.mark.parametrize("wrap", [lambda run: run, jax.jit], ids=["eager", "jit"])
+def test_a_tuned_model_calls_back_as_often_as_the_plain_one(wrap):
+    """Nothing of a run that had to start over is left once the model was tuned."""
+    heard: list[str] = []
+    model = Telling(heard.append)
+    params = model.init(KEY, X)["params"]
+    scales = ei.tune(model, params, X, squared_error)
+    counts = []
+    for tuned, variables in (
+        (model, {"params": params}),
+        (ei.scaled(model), {"params": params, "scales": scales}),
+    ):
+        jax.effects_barrier()
+        heard.clear()
+        jax.block_until_ready(wrap(tuned.apply)(variables, X))
+        jax.effects_barrier()
+        counts.append(Counter(heard))
+    assert counts[0] == counts[1]
+    assert counts[0]["model"] == 1 and counts[0]["layer"] >= 3
