@@ -30,7 +30,7 @@ def in_a_process(filling: str | None) -> dict:
 @pytest.mark.slow
 def test_numbers_are_those_of_every_process():
     """To the bit, and without compilation up to rounding."""
-    first, *others = [in_a_process(filling) for filling in (None, "63", "128")]
+    first, *others = [in_a_process(filling) for filling in (None, "63")]
     assert all(other == first for other in others)
     with jax.disable_jit():
         eager = rests.numbers()
