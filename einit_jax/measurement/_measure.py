@@ -76,8 +76,8 @@ def measure(
         targets: the output rms that the scales were tuned for, as in `tune`. A unit
             that has a factor, and misses its target by more than 10%, is flagged
             "missed".
-        draws: batches to measure on; rms values are geometric means over them, and
-            their spread is reported.
+        draws: batches to measure on; rms values are geometric means over those that
+            reach the unit, and their spread is reported.
         probe: whether zero arrays that stop gradients are replaced by probe draws, as
             in `tune`. False measures the parameters as they are.
         optimizer: measures the changes by its first step, at learning rate 1, times the

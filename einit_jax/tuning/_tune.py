@@ -108,9 +108,9 @@ def tune(
     a loss of 1e30), all is solved by a second program, which reads the whole range;
     under an outer `jit` it is the only one.
 
-    A parameter that no unit owns (a raw class token) has no factor: its gradient is
-    phi times the true one, and it does not count toward the total update. `measure`
-    tells what it moves.
+    A parameter that no unit owns (a raw class token) has no factor: its gradient, or
+    that of each stacked layer, is phi times the true one, and it does not count toward
+    the total update. `measure` tells what it moves.
 
     Arrays of zeros that would stop every gradient above them are replaced by probe
     draws while the model is measured, and stay zero in `params`; `measure` lists them.
@@ -134,7 +134,7 @@ def tune(
         axis_name: the mapped axis that the model expects (`BatchNorm(axis_name=...)`).
         include: glob patterns over unit paths (`"blocks_*/Dense_0"`); None: all units.
         exclude: patterns of units that keep factors of 1.
-        draws: batches to measure on, averaged in the logarithm.
+        draws: batches to measure on; a unit's mean logarithm is over those reaching it.
         max_sweeps: most passes, where units are called several times.
         tolerance: largest |log rms| at which these passes stop.
         targets: the output rms to aim at, or patterns with their targets (first match),
