@@ -1,21 +1,19 @@
 """Factors of 1 leave every model of the table as it is."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import einit_jax as ei
 from tests.support.cases import Case
-from tests.support.checks import ALIKE, applied, every, scales_of
+from tests.support.checks import ALIKE, applied, every, ones_of
 
 
 @every(ALIKE)
 def test_factors_of_one_change_nothing(case: Case):
     """Bit by bit, written collections included."""
     job = case.build()
-    scales = jax.tree.map(jnp.ones_like, scales_of(case))
     plain = applied(job, job.model, {"params": job.params})
-    variables = {"params": job.params, "scales": scales}
+    variables = {"params": job.params, "scales": ones_of(case)}
     scaled = applied(job, ei.scaled(job.model), variables)
     assert jax.tree.structure(plain) == jax.tree.structure(scaled)
     jax.tree.map(np.testing.assert_array_equal, plain, scaled)

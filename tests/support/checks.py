@@ -16,7 +16,7 @@ import einit_jax as ei
 from einit_jax.binding import bind
 from einit_jax.core import Batch, ModelArgs, draw_batches, flatten, is_float, unboxed
 from einit_jax.experiments import CoordinateCheck
-from einit_jax.units import ModelGraph, Objective
+from einit_jax.units import ModelGraph, Objective, ones, to_tree
 from tests.support.cases import QUICK, Case, Job
 from tests.support.models import CASES
 
@@ -150,10 +150,15 @@ def table_of(case: Case) -> ei.Measurement:
 
 
 @cache
+def ones_of(case: Case) -> dict:
+    """Factors of 1 in the structure that `tune` returns, which a trace tells."""
+    return to_tree(ones(traced(case.build()).units))
+
+
+@cache
 def untuned_of(case: Case) -> ei.Measurement:
     """The measurement with factors of 1: the same program as for `table_of`."""
-    ones = jax.tree.map(jnp.ones_like, scales_of(case))
-    return measured(case.build(), scales=ones)
+    return measured(case.build(), scales=ones_of(case))
 
 
 def off(table: ei.Measurement) -> dict[str, float]:
