@@ -2,7 +2,6 @@
 
 import gc
 import os
-import platform
 from contextlib import nullcontext
 
 from jaxlib.version import __version__ as jaxlib_version
@@ -19,8 +18,6 @@ if jaxlib_version.startswith("0.10."):
         "--xla_cpu_use_fusion_emitters=false",
         "--xla_cpu_parallel_codegen_split_count=1",
     ]
-if platform.machine() == "x86_64":
-    FLAGS += ["--xla_cpu_max_isa=SSE4_2"]  # short vectors compile a little faster
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 

@@ -171,8 +171,10 @@ class Carrier:
         Raises:
             Lost: a transform has kept them back.
         """
-        if self.among_params:
-            take_from_params(scope)
+        missing = _missing(variables_of(scope).get(COLLECTION, {}), call.path, inside)
+        if not missing:
+            return True
+        take_from_params(scope)
         missing = _missing(variables_of(scope).get(COLLECTION, {}), call.path, inside)
         if not missing:
             return True

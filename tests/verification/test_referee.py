@@ -158,7 +158,9 @@ def test_draws_that_do_not_reach_a_unit_do_not_count_for_it():
     for row in both:
         assert row["flag"] == "ok"
         np.testing.assert_allclose(row["output_rms"], 1, rtol=1e-5)
-    deviations = dict(zip(table.paths, table.output_deviation, strict=True))
+    deviations = dict(
+        zip((row["path"] for row in table.rows()), table.output_deviation, strict=True)
+    )
     assert head["flag"] == "ok" and float(deviations.pop("head")) > 1e-3
     assert max(map(float, deviations.values())) < 1e-5
 
