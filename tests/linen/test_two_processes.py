@@ -129,6 +129,7 @@ def environment() -> dict[str, str]:
 def test_two_processes_agree_with_one(tmp_path):
     """To 1e-5: factors with and without an optimizer, the measurement, the fold.
 
+    But for the rounding of the largest of several elements.
     Those of one process's half of the batch are others.
     """
     port, out = str(free_port()), str(tmp_path / "found")
@@ -153,7 +154,10 @@ def test_two_processes_agree_with_one(tmp_path):
             found = dict(file)
         assert found.keys() == alone.keys()
         for name, value in alone.items():
-            np.testing.assert_allclose(found[name], value, rtol=1e-5, err_msg=name)
+            rounding = 1e-7 * np.max(np.abs(value), initial=0)
+            np.testing.assert_allclose(
+                found[name], value, rtol=1e-5, atol=rounding, err_msg=name
+            )
     model, params, x = arguments()
     half = ei.tune(model, params, x[: len(x) // PROCESSES], loss_fn)["Dense_0"]
     for name, value in half.items():
