@@ -31,8 +31,8 @@ EXACT = 1e-4
 """How far from 1 cosines may be, by rounding in 32 bits."""
 NARROW, ROUGH = ("rnn", "complex"), 0.01
 """Kinds that compute in 32 bits whatever their inputs are, and what is allowed them."""
-BLOCKING = ("'stop'", "'lookup'", "'tied'")
-"""Kinds behind which no gradient passes, some of them to whole numbers."""
+BLOCKING = ("'stop'", "'lookup'", "'tied'", "'forces'")
+"""Kinds behind which no gradient passes: to whole numbers, to constant derivatives."""
 ROUNDED = 1e5
 """Potentials that are further apart are of gradients that are rounding."""
 TRANSFORMED = ("weight_norm", "spectral_norm", "mapped")
