@@ -47,6 +47,7 @@ from ._numerics import is_concrete as is_concrete
 from ._numerics import is_float as is_float
 from ._numerics import log_deviation as log_deviation
 from ._numerics import multiply as multiply
+from ._numerics import or_all as or_all
 from ._numerics import rms as rms
 from ._numerics import squares as squares
 from ._numerics import times as times

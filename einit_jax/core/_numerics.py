@@ -124,34 +124,41 @@ def rms(leaves: Sequence[Array], keep: int = 0) -> Float[Array, "..."]:
     return (divisor * jnp.sqrt(sum(sums) / size)).astype(jnp.float32)
 
 
+def or_all(counted: Bool[Array, "draws ..."]) -> Bool[Array, "draws ..."]:
+    """Which draws count; all of them where none does."""
+    return counted | ~jnp.any(counted, 0)
+
+
 def geometric_mean(
-    draws: Float[Array, "draws ..."], counted: Bool[Array, "draws ..."]
+    draws: Float[Array, "draws ..."], counted: Bool[Array, "draws ..."] | None = None
 ) -> Float[Array, "..."]:
-    """Over the first axis, of those that count, or of all where none does.
+    """Over the first axis, of those that count (None: all), or of all where none does.
 
     The value itself of a single one.
     """
     if len(draws) == 1:
         return draws[0]
-    return jnp.exp(jnp.mean(jnp.log(draws), 0, where=_any_of(draws, counted)))
+    return jnp.exp(jnp.mean(jnp.log(draws), 0, where=_counting(draws, counted)))
 
 
 def log_deviation(
-    draws: Float[Array, "draws ..."], counted: Bool[Array, "draws ..."]
+    draws: Float[Array, "draws ..."], counted: Bool[Array, "draws ..."] | None = None
 ) -> Float[Array, "..."]:
     """The standard deviation of the natural logarithm, over those as above."""
     if len(draws) == 1:
         return jnp.zeros_like(draws[0])
-    return jnp.std(jnp.log(draws), 0, where=_any_of(draws, counted))
+    return jnp.std(jnp.log(draws), 0, where=_counting(draws, counted))
 
 
-def _any_of(
-    draws: Float[Array, "draws ..."], counted: Bool[Array, "draws ..."]
+def _counting(
+    draws: Float[Array, "draws ..."], counted: Bool[Array, "draws ..."] | None
 ) -> Bool[Array, "draws ..."]:
-    """Which count, in the shape of all; all of them where none does."""
+    """Which count, in the shape of all."""
+    if counted is None:
+        return jnp.ones(draws.shape, bool)
     rest = (1,) * (draws.ndim - counted.ndim)
-    some = counted | ~jnp.any(counted, 0)
-    return jnp.broadcast_to(some.reshape(*counted.shape, *rest), draws.shape)
+    some = or_all(counted).reshape(*counted.shape, *rest)
+    return jnp.broadcast_to(some, draws.shape)
 
 
 def multiply(t: Inexact[Array, "..."], factor: Float[Array, "..."]) -> Array:

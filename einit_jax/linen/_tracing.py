@@ -68,6 +68,7 @@ def trace_marked(
         return run_carrying(run_named, hooks, names, among_params)
 
     known = dict(among_params)
+    # a new function each time, or jax would take the trace from its cache
     trace = lambda: jax.make_jaxpr(partial(traced))(params, collections, *rest)
     closed = trace()
     if among_params != known:  # calls of a run that was given up are in the trace

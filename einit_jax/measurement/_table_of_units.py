@@ -10,7 +10,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..core import Path, geometric_mean, in_range, log_deviation, path_str, times
+from ..core import (
+    Path,
+    geometric_mean,
+    in_range,
+    log_deviation,
+    or_all,
+    path_str,
+    times,
+)
 from ..graph import Regions
 from ..units import (
     FACTORS,
@@ -67,7 +75,7 @@ def tabulate(
     reached = out["calls"] > 0
     over_draws = partial(geometric_mean, counted=reached)
     scatter = partial(log_deviation, counted=reached)
-    once = reached | ~jnp.any(reached, 0)
+    once = or_all(reached)
     mean = partial(jnp.mean, axis=0, where=once)
     back_rms = column("input", "rms")
     safe = jnp.where(strength > 0, strength, 1)
@@ -107,9 +115,7 @@ def tabulate(
         input_grad_deviation=scatter(back_rms),
         update_deviation=scatter(update),
         loss=jnp.mean(observation.loss),
-        loose_update_rms=geometric_mean(
-            observation.raw_change, jnp.ones(len(observation.loss), bool)
-        ),
+        loose_update_rms=geometric_mean(observation.raw_change),
         rows_of=tuple(rows),
         loose=tuple(map(path_str, graph.raw_parameters)),
         draws=observation.loss.shape[0],

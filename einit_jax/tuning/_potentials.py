@@ -148,6 +148,17 @@ def closed_forms(
     return {unit.key: _closed_form(t, sums[unit.key]) for unit, t in units.items()}
 
 
+def output_factor(
+    target: Float[Array, "..."] | float, size: Float[Array, "..."], *, wide: bool
+) -> Float[Array, "..."]:
+    """a, by which an output gets the rms aimed at; 1 where it has no size.
+
+    `size` is its mean square, or if `wide` its rms.
+    """
+    a = times(target, inverse(size)) if wide else target * inverse_rms(size)
+    return jnp.where(usable(size), a, 1.0)
+
+
 def _closed_form(target: float, sums: Sums) -> dict[str, Array]:
     """a and b c in closed form, and the numbers that they and c come from.
 
@@ -158,14 +169,14 @@ def _closed_form(target: float, sums: Sums) -> dict[str, Array]:
         size = from_windows(sums.output, sums.output_size)
         strength = from_windows(sums.input_grad, sums.input_size)
         change = from_windows(sums.change, sums.output_size)
-        a, input_scale = times(jnp.float32(target), inverse(size)), inverse(strength)
+        input_scale = inverse(strength)
     else:
         count = jnp.maximum(sums.output_size, 1)
         size, change = sums.output / count, sums.change / count
         strength = sums.input_grad / jnp.maximum(sums.input_size, 1)
-        a, input_scale = target * inverse_rms(size), inverse_rms(strength)
+        input_scale = inverse_rms(strength)
     return {
-        "output": jnp.where(usable(size), a, 1.0),
+        "output": output_factor(target, size, wide=sums.wide),
         "input_scale": input_scale,
         "size": size,
         "strength": strength,

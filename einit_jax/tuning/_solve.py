@@ -134,11 +134,10 @@ def over_draws(
     Draws lie along the first axis. Of each unit those count on which statistics came
     back: a branch that a draw does not take says nothing of its layers.
     """
-    counted = {key: jnp.ones(len(heard), bool) for key in drawn}
-    counted |= {unit.key: heard[:, i] for i, unit in enumerate(units)}
+    counted = {unit.key: heard[:, i] for i, unit in enumerate(units)}
     factors = {
-        key: {name: geometric_mean(f, counted[key]) for name, f in own.items()}
+        key: {name: geometric_mean(f, counted.get(key)) for name, f in own.items()}
         for key, own in drawn.items()
     }
-    spread = {k: log_deviation(own["output"], counted[k]) for k, own in drawn.items()}
+    spread = {k: log_deviation(drawn[k]["output"], some) for k, some in counted.items()}
     return factors, spread

@@ -28,11 +28,11 @@ from ..core import (
     shaped_like,
     squares,
     times,
-    usable,
     windows,
 )
 from ..graph import transposed
 from ..units import Interception, UnitCall, UnitKey
+from ._potentials import output_factor
 from ._state import Settings, Shared, Sums
 
 
@@ -86,12 +86,10 @@ def _sweep_call(call: UnitCall, entry: Mapping[str, Any]) -> Any:
     raw, transpose = call.vjp([jax.lax.stop_gradient(x) for x in call.inputs])
     if sums.wide:
         power = mean = rms(raw)
-        factor = times(settings.target, inverse(power))
     else:
         power, size = squares(raw, FLOOR)
         mean = power / size
-        factor = settings.target * inverse_rms(mean)
-    factor = jnp.where(usable(mean), factor, 1.0)
+    factor = output_factor(settings.target, mean, wide=sums.wide)
     if settings.shared is not None:
         shared = settings.shared
         factor = jnp.where(shared.found > 0, shared.output, factor)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import einit_jax as ei
-from einit_jax.core import flatten, inner_axes, is_float, is_under, unboxed
+from einit_jax.core import flatten, is_float, is_under, layer_axes, unboxed
 from einit_jax.graph import parameter_axes
 from einit_jax.units import FACTORS
 from tests.fuzz.examples import Example
@@ -187,10 +187,9 @@ def gradient_deviation(run: Run) -> tuple[float, tuple]:
             continue
         unit = next((u for u in lifts if is_under(path, u)), None)
         kin = [p for p in both[1] if unit is not None and is_under(p, unit)] or [path]
-        layers = axes[path].layers if unit is None else ()
-        raw = tuple(n if i in layers else 0 for i, n in enumerate(true.shape))
-        lift = lifts[unit] if unit is not None else raw if layers else ()
-        g, t = (by_layer(side[path], lift) for side in both)
+        raw = unit is None
+        layers = axes[path].layers if raw else layer_axes(true.shape, lifts[unit])
+        g, t = (by_layer(side[path], layers) for side in both)
         floor = max(
             np.linalg.norm(by_layer(both[1][p], ()))
             for p in kin
@@ -207,13 +206,11 @@ def gradient_deviation(run: Run) -> tuple[float, tuple]:
     return worst
 
 
-def by_layer(x: Any, lift: tuple[int, ...]) -> np.ndarray:
+def by_layer(x: Any, layers: tuple[int, ...]) -> np.ndarray:
     """The array as (layers, elements), in double precision."""
-    inner = inner_axes(x.shape, lift)
-    first = [i for i in range(x.ndim) if i not in inner]
     wide = np.asarray(x).astype(complex)
-    count = math.prod(x.shape[i] for i in first)
-    return np.moveaxis(wide, first, range(len(first))).reshape(count, -1)
+    count = math.prod(x.shape[i] for i in layers)
+    return np.moveaxis(wide, layers, range(len(layers))).reshape(count, -1)
 
 
 def widened(run: Run) -> Run:
