@@ -12,6 +12,8 @@ CARRIED = "einit:"
 """Prefix of every reserved entry; no Flax module can be named so."""
 COLLECTION = "einit"
 """The collection that entries travel in."""
+MAPS_VARIABLES = "map_variables"
+"""What Flax calls the transform that shows variables to a function of the user's."""
 
 
 def path_of(scope: Scope) -> Path:
@@ -25,6 +27,11 @@ def path_of(scope: Scope) -> Path:
         names.append(str(scope.name))
         scope = scope.parent
     return (*scope.path, *reversed(names))
+
+
+def lifted_by(debug_path: Path) -> list[str]:
+    """The names of the lifted transforms around a scope, by its `debug_path`."""
+    return [name for part in debug_path for name in part.split("(")[:-1]]
 
 
 def variables_of(scope: Scope) -> dict[str, Any]:
@@ -54,14 +61,21 @@ def take_from_params(scope: Scope) -> None:
 class Hidden:
     """What is carried, out of sight of a module while it runs.
 
-    The entries of the modules at `paths` are among its parameters meanwhile.
+    The entries of some modules are among its parameters meanwhile, or nowhere.
     """
 
-    def __init__(self, scope: Scope, paths: Iterable[Path]):
+    def __init__(
+        self, scope: Scope, to_params: Iterable[Path], held_back: Iterable[Path]
+    ):
         variables = variables_of(scope)
-        below = [path[len(path_of(scope)) :] for path in paths]
-        carried = variables.get(COLLECTION, {}) if below else {}
-        entries = entries_under(find_entries(carried), below)
+        self._carried = variables.get(COLLECTION)
+        carried = find_entries(self._carried) if to_params or held_back else {}
+        below = lambda paths: [path[len(path_of(scope)) :] for path in paths]
+        held = entries_under(carried, below(held_back))
+        if held:
+            kept = {path: e for path, e in carried.items() if path not in held}
+            variables[COLLECTION] = insert({}, kept)
+        entries = entries_under(carried, below(to_params))
         self._scope, self._before = scope, variables.get("params")
         self._in_place = bool(entries) and scope.is_mutable_collection("params")
         seen = self._before
@@ -76,6 +90,8 @@ class Hidden:
 
     def remove(self) -> None:
         """Leaves the scope as it was."""
+        if self._carried is not None:
+            variables_of(self._scope)[COLLECTION] = self._carried
         if self._in_place:
             _drop_entries(self._before)
         if self._before is not None:

@@ -22,7 +22,7 @@ from ..core import (
 )
 from ..graph import transposed
 from ..units import Interception, UnitKey
-from ._carrying import AmongParams, Carried, run_carrying
+from ._carrying import Carried, Found, run_carrying
 from ._checks import check_unit
 from ._entries import CARRIED, COLLECTION, path_of
 
@@ -87,12 +87,12 @@ def run_intercepted(
     apply: Callable[[Carried], Any],
     interceptions: Sequence[Interception],
     data_of: Callable[[UnitKey], frozenset[int]],
-    among_params: AmongParams,
+    found: Found,
 ) -> Any:
     """`apply(carried)` with calls of units intercepted, the first one outermost.
 
     `data_of` tells which of a unit's floating outputs are mere data; it is asked where
-    there are several. `among_params` is from `found_of` the model.
+    there are several. `found` is from `found_of` the model.
     """
     entries: dict[Path, dict] = {}
     for one in interceptions:
@@ -101,7 +101,7 @@ def run_intercepted(
     if not entries:
         return apply(Carried({}))
     hooks = [intercept_units(one, data_of) for one in interceptions]
-    return run_carrying(apply, hooks, entries, among_params)
+    return run_carrying(apply, hooks, entries, found)
 
 
 def intercept_units(

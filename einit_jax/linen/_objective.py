@@ -27,9 +27,9 @@ from ..core import (
     user_inputs,
 )
 from ..units import Interception, ModelGraph, Unit, UnitKey
-from ._carrying import AmongParams, found_of
+from ._carrying import Found, found_of
 from ._checks import check_loss_keywords, check_module, loss_arguments
-from ._entries import COLLECTION, path_of
+from ._entries import COLLECTION, MAPS_VARIABLES, lifted_by, path_of
 from ._explanations import add_note, explained
 from ._interception import run_intercepted
 from ._mere_data import data_in_run
@@ -66,7 +66,14 @@ class LinenObjective:
         capture: tuple[Unit, ...] = (),
     ) -> tuple[Any, dict[UnitKey, list[list[Array]]]]:
         keys = {unit.key for unit in capture}
-        wanted = lambda module, method: (path_of(module.scope), method) in keys
+
+        def wanted(module: nn.Module, method: str) -> bool:
+            scope = module.scope
+            assert scope is not None, "a module that is called is bound"
+            # what is captured is among the variables that are mapped in a later call
+            mapped = MAPS_VARIABLES in lifted_by(scope.debug_path)
+            return not mapped and (path_of(scope), method) in keys
+
         variables = {**args.collections, "params": args.params}
         apply = lambda carried: self._apply(
             carried.beside(variables), args.batch, wanted if capture else False
@@ -75,7 +82,7 @@ class LinenObjective:
         outputs, written = run_intercepted(apply, interceptions, data_of, self._found())
         return outputs, _captured(written.get("intermediates", {}), capture)
 
-    def _found(self) -> AmongParams:
+    def _found(self) -> Found:
         return found_of(static_value(self.model), static_value(self.method))
 
     def _apply(self, variables: Mapping, batch: Batch, capture: Any) -> Any:

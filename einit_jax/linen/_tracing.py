@@ -27,7 +27,7 @@ from ..core import (
 )
 from ..graph import Mark, discover
 from ..units import ModelGraph, UnitKey
-from ._carrying import AmongParams, Carried, found_of, run_carrying
+from ._carrying import Carried, Found, found_of, run_carrying
 from ._entries import CARRIED, COLLECTION, has_entries
 from ._interception import ModuleCall, intercept_calls
 
@@ -40,7 +40,7 @@ call from its cache, with the marks of an earlier one."""
 
 def trace_marked(
     run: Callable,
-    among_params: AmongParams,
+    found: Found,
     params: Params,
     collections: Collections,
     *rest: Any,
@@ -51,7 +51,7 @@ def trace_marked(
     Args:
         run: `run(mark, params, collections, *rest)` runs the model (and its loss), and
             passes the model's outputs through `mark`.
-        among_params: from `found_of` the model; what is found is added.
+        found: from `found_of` the model; what is found is added.
         params: the model's parameters; arrays or shapes.
         collections: its further collections.
         rest: further arguments of `run`, pytrees of arrays or shapes.
@@ -65,13 +65,13 @@ def trace_marked(
         marking = partial(run, Mark("result").on)
         run_named = _run_beside(marking, params, collections, *rest)
         hooks, names = [outer, inner], _names(params)
-        return run_carrying(run_named, hooks, names, among_params)
+        return run_carrying(run_named, hooks, names, found)
 
-    known = dict(among_params)
+    known = dict(found)
     # a new function each time, or jax would take the trace from its cache
     trace = lambda: jax.make_jaxpr(partial(traced))(params, collections, *rest)
     closed = trace()
-    if among_params != known:  # calls of a run that was given up are in the trace
+    if found != known:  # calls of a run that was given up are in the trace
         closed = trace()
     return discover(closed.jaxpr, closed.consts, shapes)
 
@@ -105,7 +105,7 @@ def trace_call(
 
 def called_types(
     run: Callable,
-    among_params: AmongParams,
+    found: Found,
     params: Params,
     collections: Collections,
     *rest: Any,
@@ -125,7 +125,7 @@ def called_types(
         names = _names(params, f"{next(_numbers)} ")
         hook = intercept_calls(_own_variables, handle)
         run_named = _run_beside(run, params, collections, *rest)
-        return run_carrying(run_named, [hook], names, among_params)
+        return run_carrying(run_named, [hook], names, found)
 
     jax.eval_shape(traced, params, collections, *rest)
     return types

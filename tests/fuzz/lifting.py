@@ -172,9 +172,9 @@ MAPS: dict[str, Callable] = {
 }
 
 
-@kind(lambda c: (c.pick(tuple(MAPS)), c.node()))
-def mapped(m, x, how, node):
-    """Parameters that are transformed on their way to a module."""
+@kind(lambda c: (c.pick(tuple(MAPS)), c.pick(("params", True)), c.node()))
+def mapped(m, x, how, collections, node):
+    """Parameters, or all variables, that are transformed on their way to a module."""
     first = m.is_initializing()
-    lifted = nn.map_variables(Net, "params", MAPS[how], init=first, mutable=first)
+    lifted = nn.map_variables(Net, collections, MAPS[how], init=first, mutable=first)
     return lifted(node, **names(m))(x)
