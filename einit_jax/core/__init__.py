@@ -15,6 +15,7 @@ from ._batches import check_not_zero as check_not_zero
 from ._batches import default_key as default_key
 from ._batches import draw_batches as draw_batches
 from ._batches import only_zeros as only_zeros
+from ._batches import over_batches as over_batches
 from ._batches import stack_batches as stack_batches
 from ._batches import user_inputs as user_inputs
 from ._cotangents import anchor as anchor

@@ -1,7 +1,7 @@
 """What a model is called with: batches of inputs, each with its random keys."""
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, SupportsIndex
 
@@ -88,7 +88,14 @@ class ModelArgs(NamedTuple):
 
 def stack_batches(batches: Sequence[Batch]) -> Batch:
     """The batches along a new first axis."""
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
+    return jax.tree.map(lambda *x: jnp.stack(x), *batches)
+
+
+def over_batches(run: Callable, batches: tuple[Batch, ...]) -> Any:
+    """What `run` gives for each batch, along a new first axis."""
+    if len(batches) == 1:
+        return jax.tree.map(lambda x: x[None], run(batches[0]))
+    return jax.lax.map(run, stack_batches(batches))
 
 
 def user_inputs(inputs: Inputs) -> Any:

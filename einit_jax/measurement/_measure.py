@@ -12,14 +12,16 @@ from jaxtyping import PyTree
 
 from ..binding import Arrays, setup
 from ..core import (
+    Batch,
     ModelArgs,
+    Params,
     Path,
     check_learning_rate,
     describe,
     only_zeros,
     optimizer_at_one,
+    over_batches,
     path_str,
-    stack_batches,
     unboxed,
     usual_rules,
 )
@@ -38,7 +40,7 @@ from ..units import (
     zero_candidates,
 )
 from ._measurement import Measurement
-from ._observation import Factors, Observed, Observer
+from ._observation import Factors, NotCaptured, Observed, Observer
 from ._table_of_units import flag_missed, tabulate
 
 
@@ -181,19 +183,10 @@ def _measure_compiled(
         optimizer,
         like=arrays.params,
         bound=bound,
-        capture=True,
+        captured=tuple(u for u in graph.units if not u.lifted_axes),
     )
 
-    def observed(observer: Observer) -> Observed:
-        on = lambda batch: observer.observe(
-            ModelArgs(params, arrays.collections, batch)
-        )
-        return jax.lax.map(on, stack_batches(arrays.batches))
-
-    try:
-        observation = observed(observer)
-    except (TypeError, ValueError):  # branches of nn.cond cannot capture: other trees
-        observation = observed(replace(observer, capture=False))
+    observation = _observed(observer, arrays, params)
     about = {
         "probed": jnp.array(list(probed.values()), bool),
         "probes": tuple(map(path_str, probed)),
@@ -203,3 +196,20 @@ def _measure_compiled(
     known = {"factors": factors, "bound": bound, "about": about}
     table = tabulate(graph, regions, observation, **known)
     return flag_missed(table, graph, selection)
+
+
+def _observed(observer: Observer, arrays: Arrays, params: Params) -> Observed:
+    """What all batches show, along a new first axis."""
+
+    def on(batch: Batch) -> Observed:
+        return observer.observe(ModelArgs(params, arrays.collections, batch))
+
+    try:
+        return over_batches(on, arrays.batches)
+    except NotCaptured as lack:
+        captured = lack.captured
+    except (TypeError, ValueError):  # branches of nn.cond cannot capture: other trees
+        if not observer.captured:
+            raise
+        captured = ()
+    return _observed(replace(observer, captured=captured), arrays, params)

@@ -17,26 +17,22 @@ from ..core import (
     anchor,
     first_step,
     float_leaves,
-    gathered,
-    layers_first,
     plain,
-    rms,
     vary_with,
-    widen,
 )
 from ..units import (
     FACTORS,
     UPDATE,
     Objective,
+    ParamColumns,
     Unit,
     UnitKey,
+    concat_units,
     flat_floats,
     mask_owned,
     mask_unowned,
     outputs_alone,
-    own_floats,
     owners,
-    param_rms,
     scale_by_owner,
     zeros_like_params,
 )
@@ -44,8 +40,8 @@ from ..verification import TotalUpdates
 from ._unit_statistics import (
     empty_statistics,
     observing,
-    output_statistics,
     over_calls,
+    sums_of_captured,
 )
 
 Factors = Mapping[UnitKey, Mapping[str, Array]]
@@ -54,18 +50,26 @@ Factors = Mapping[UnitKey, Mapping[str, Array]]
 class Observed(NamedTuple):
     """What one batch shows."""
 
-    statistics: dict[UnitKey, dict[str, Any]]
-    """Of each unit; each array as the unit carries it, a number per layer."""
+    columns: dict[str, Float[Array, " rows"]]
+    """A number for each unit and layer, in the order of `concat_units`."""
     loss: Float[Array, ""]
     raw_change: Float[Array, ""]
     """The largest change of any unit's output by a step of raw parameters."""
 
 
+class NotCaptured(Exception):
+    """Of some units to be captured nothing came out; holds those of which it did."""
+
+    def __init__(self, captured: tuple[Unit, ...]):
+        self.captured = captured
+
+
 class _Look(NamedTuple):
     """What one run of the model and its gradient show."""
 
-    sums: dict[UnitKey, dict[str, dict[str, Any]]]
-    captured: dict[UnitKey, dict[str, Array]]
+    outputs: dict[str, Float[Array, " rows"]]
+    inputs: dict[str, Float[Array, " rows"]]
+    """Of the gradients of these."""
     loss: Float[Array, ""]
     gradient: list[Array]
     step: list[Array]
@@ -88,41 +92,49 @@ class Observer:
     """The user's parameters: the optimizer sees trees of that structure."""
     bound: frozenset[Path]
     """Units whose gradients are given; see `Regions.bound_units`."""
-    capture: bool
-    """Whether outputs are read off captured intermediates, where these come out."""
+    captured: tuple[Unit, ...]
+    """The units whose outputs are read off captured intermediates."""
 
     def observe(self, args: ModelArgs) -> Observed:
-        true, carried, moved = self._look_thrice(args)
-        statistics: dict[UnitKey, dict[str, Any]] = {}
-        for unit in self.units:
-            both = carried.sums[unit.key]
-            own: dict[str, Any] = {n: over_calls(sums) for n, sums in both.items()}
-            statistics[unit.key] = own
-            changes = over_calls(moved.sums[unit.key]["output"])
-            own["output"]["update"] = changes["update"]
-            own["output"] |= carried.captured.get(unit.key, {})
-            own["true"] = over_calls(true.sums[unit.key]["input"])
-            params = own_floats(args.params, unit)
-            own["params"] = param_rms(params.values(), unit)
+        """What a batch shows.
+
+        Raises:
+            NotCaptured: fewer outputs were captured than were to be.
+        """
+        looks = self._look_thrice(args)
         owned = owners(args.params, self.units)
-        self._add_directions(statistics, owned, carried.gradient, true.gradient)
+        columns = {name: column[1] for name, column in looks.outputs.items()}
+        columns["update"] = looks.outputs["update"][2]
+        columns["input_rms"] = looks.inputs["rms"][1]
+        columns["bad"] += looks.inputs["bad"][1]
+        columns["true_rms"] = looks.inputs["rms"][0]
+        params = [x[None] for x in Partition(plain(args.params)).floats]
+        columns["params"] = ParamColumns(self.units, owned, params).rms()[0]
+        gradients = [g[:2] for g in looks.gradient]
+        directions = ParamColumns(self.units, owned, gradients)
+        columns["param_grads"] = directions.rms()[1]
+        columns["cosine"] = directions.cosine()
         counted = [u if u and u.path not in self.bound else None for u in owned]
-        for key, total in self._changes(
-            args, mask_unowned(carried.step, counted)
-        ).items():
-            statistics[key]["total"] = total
-        raw_change = jnp.zeros((), jnp.float32)
+        step = [s[1] for s in looks.step]
+        moving = [mask_unowned(step, counted)]
         if not all(counted):
-            changes = self._changes(args, mask_owned(carried.step, counted))
-            raw_change = jnp.max(jnp.stack([jnp.max(t) for t in changes.values()]))
-        return Observed(statistics, carried.loss, raw_change)
+            moving.append(mask_owned(step, counted))
+        columns["total"], *raw = self._changes(args, moving)
+        raw_change = jnp.max(raw[0]) if raw else jnp.zeros((), jnp.float32)
+        return Observed(columns, looks.loss[1], raw_change)
 
-    def _changes(self, args: ModelArgs, step: list[Array]) -> dict[UnitKey, Array]:
-        updates = TotalUpdates(self.objective, self.units, self.factors, self.capture)
-        return updates.along(args, step)
+    def _changes(
+        self, args: ModelArgs, steps: list[list[Array]]
+    ) -> Float[Array, "steps rows"]:
+        """The changes of units' outputs by each of some steps."""
+        updates = TotalUpdates(self.objective, self.units, self.factors, self.captured)
+        along = lambda step: concat_units(self.units, updates.along(args, step))
+        if len(steps) == 1:
+            return along(steps[0])[None]
+        return jax.lax.map(along, jax.tree.map(lambda *x: jnp.stack(x), *steps))
 
-    def _look_thrice(self, args: ModelArgs) -> list[_Look]:
-        """The three looks, in one compiled body."""
+    def _look_thrice(self, args: ModelArgs) -> _Look:
+        """The three looks, in one compiled body, along a new first axis."""
         still = {unit.key: zeros_like_params(args.params, unit) for unit in self.units}
         forward = outputs_alone(self.factors)
         carry = {k: {n: own[n] for n in FACTORS} for k, own in self.factors.items()}
@@ -135,15 +147,17 @@ class Observer:
 
         # the last look only adds the changes by an update: with a step, cotangents also
         # flow through the derivative along it
-        _, looks = jax.lax.scan(turn, still, (turns, jnp.array([0.0, 1.0, 0.0])))
-        return [jax.tree.map(lambda x, i=i: x[i], looks) for i in range(3)]
+        return jax.lax.scan(turn, still, (turns, jnp.array([0.0, 1.0, 0.0])))[1]
 
     def _look(
         self, args: ModelArgs, factors: Factors, steps: dict[UnitKey, dict[str, Array]]
     ) -> tuple[_Look, dict[UnitKey, dict[str, Array]]]:
         """One look, and the steps of the units' parameters that follow from it."""
         leaves = Partition(plain(args.params))
-        empty = {unit.key: empty_statistics(unit) for unit in self.units}
+        empty = {
+            unit.key: empty_statistics(unit, captured=unit in self.captured)
+            for unit in self.units
+        }
         empty = vary_with(empty, args)
         still = {unit.key: zeros_like_params(args.params, unit) for unit in self.units}
 
@@ -167,6 +181,7 @@ class Observer:
         inside = lambda: gradient(leaves.floats, still, empty)
         (of_params, of_shifts, sums), aux = self.objective.over_axis(inside)
         captured, value = aux
+        outputs = {k: {**s["output"], **captured.get(k, {})} for k, s in sums.items()}
         step = [jnp.conj(g) for g in of_params]
         steps = jax.tree.map(jnp.conj, of_shifts)
         if self.optimizer is not None:
@@ -174,13 +189,23 @@ class Observer:
             step = self._scale_step(step, owners(args.params, self.units))
             moved = leaves.build(step)
             steps = {unit.key: flat_floats(moved, unit) for unit in self.units}
-        return _Look(sums, captured, value, of_params, step), steps
+        look = _Look(
+            over_calls(self.units, outputs),
+            over_calls(self.units, {k: s["input"] for k, s in sums.items()}),
+            value,
+            of_params,
+            step,
+        )
+        return look, steps
 
     def _loss(self, args: ModelArgs, entries: Any) -> tuple[Array, tuple]:
         """The loss, anchored at all outputs; what was captured, and the plain loss."""
-        capture = self.units if self.capture else ()
-        outputs, calls = self.objective.run(args, observing(entries), capture=capture)
-        captured = {key: _captured_statistics(each) for key, each in calls.items()}
+        outputs, calls = self.objective.run(
+            args, observing(entries), capture=self.captured
+        )
+        if len(calls) < len(self.captured):
+            raise NotCaptured(tuple(u for u in self.captured if u.key in calls))
+        captured = {u.key: sums_of_captured(u, calls[u.key]) for u in self.captured}
         value = self.objective.loss(outputs, args.batch)
         total = value + anchor(float_leaves(outputs)).astype(value.dtype)
         return total, (captured, value)
@@ -195,63 +220,3 @@ class Observer:
             if UPDATE in own
         }
         return scale_by_owner(step, owned, factors) if factors else step
-
-    def _add_directions(
-        self,
-        statistics: dict[UnitKey, dict[str, Any]],
-        owned: Sequence[Unit | None],
-        gradient: list[Array],
-        true: list[Array],
-    ) -> None:
-        """Adds the rms of units' parameter gradients, and the cosine to true ones."""
-        for unit in self.units:
-            mine = [u is not None and u.path == unit.path for u in owned]
-            both = [
-                [
-                    layers_first(g, unit.lifted_axes)
-                    for g, own in zip(gradients, mine, strict=True)
-                    if own
-                ]
-                for gradients in (gradient, true)
-            ]
-            sizes = [rms(gradients, len(unit.layers)) for gradients in both]
-            cosine = _cosine(both, sizes, len(unit.layers))
-            own = statistics[unit.key]
-            own["param_grads"] = sizes[0].reshape(unit.carried_shape)
-            own["cosine"] = cosine.reshape(unit.carried_shape)
-
-
-def _captured_statistics(calls: Sequence[list[Array]]) -> dict[str, Array]:
-    """The statistics of captured outputs, over all calls."""
-    each = [output_statistics(outputs) for outputs in calls]
-    every = {name: jnp.stack([e[name] for e in each]) for name in each[0]}
-    totals = {
-        "calls": jnp.sum(every["calls"]),
-        "bad": jnp.sum(every["bad"]),
-        "mean": jnp.mean(every["mean"]),
-        "rms": rms([every["rms"]]),
-        "varying": rms([every["varying"]]),
-    }
-    return jax.lax.stop_gradient(totals)
-
-
-def _cosine(both: list[list[Array]], sizes: list[Array], keep: int) -> Array:
-    """Between two lists of arrays, for each index of the first `keep` axes.
-
-    The sizes are their joint rms; NaN where one is zero.
-    """
-    live = (sizes[0] > 0) & (sizes[1] > 0)
-
-    rest = lambda x: tuple(range(keep, x.ndim))
-
-    def normed(x: Array, size: Array) -> Array:
-        return widen(x) / jnp.expand_dims(jnp.where(live, size, 1), rest(x))
-
-    dots = [
-        jnp.real(jnp.conj(normed(x, sizes[0])) * normed(y, sizes[1]))
-        for x, y in zip(*both, strict=True)
-    ]
-    count = max(sum(dot.size for dot in dots) // max(sizes[0].size, 1), 1)
-    zero = jnp.zeros(sizes[0].shape, jnp.float32)
-    mean = sum((gathered(dot.sum(rest(dot))) for dot in dots), zero) / count
-    return jnp.where(live, mean.astype(jnp.float32), jnp.nan)

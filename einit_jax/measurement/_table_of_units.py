@@ -3,10 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial, reduce
-from operator import getitem
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -31,7 +29,6 @@ from ..units import (
 )
 from ._measurement import FLAGS, Measurement
 from ._observation import Factors, Observed
-from ._unit_statistics import COUNTS, SIZES
 
 MISSED = 0.1
 """How far the logarithm of an output's rms may be from its target's: on other batches,
@@ -57,29 +54,25 @@ def tabulate(
         units, regions.input_region, regions.output_region, regions.inner_region
     )
 
-    def column(*names: str) -> Float[Array, "draws rows"]:
-        pick = lambda value: reduce(getitem, names, value)
-        tree = {key: pick(value) for key, value in observation.statistics.items()}
-        return jax.vmap(partial(concat_units, units))(tree)[:, order]
+    columns = {name: every[:, order] for name, every in observation.columns.items()}
 
     def factor(name: str) -> Float[Array, " rows"]:
         one = lambda own: jnp.ones_like(own["output"])
         own = {key: v[name] if name in v else one(v) for key, v in factors.items()}
         return concat_units(units, own)[order]
 
-    out = {name: column("output", name) for name in (*COUNTS, *SIZES)}
     floats = jnp.array([row.floats for row in rows])
     loose = {u.key: jnp.full(u.carried_shape, u.path in bound) for u in units}
     counted = ~concat_units(units, loose)[order]
-    strength, update, total = out["rms"], out["update"], column("total")
-    reached = out["calls"] > 0
+    strength, update, total = (columns[n] for n in ("rms", "update", "total"))
+    reached = columns["calls"] > 0
     over_draws = partial(geometric_mean, counted=reached)
     scatter = partial(log_deviation, counted=reached)
     once = or_all(reached)
     mean = partial(jnp.mean, axis=0, where=once)
-    back_rms = column("input", "rms")
+    back_rms = columns["input_rms"]
     safe = jnp.where(strength > 0, strength, 1)
-    bad = out["bad"] + column("input", "bad")
+    bad = columns["bad"]
     dead = (strength == 0) | (update == 0) | (counted & (total == 0))
     dead |= floats & (back_rms == 0)
     finite = jnp.isfinite(strength) & jnp.isfinite(back_rms) & jnp.isfinite(update)
@@ -91,20 +84,20 @@ def tabulate(
     flag = jnp.where(beyond, FLAGS.index("out of range"), flag)
     flag = jnp.where(broken, FLAGS.index("non-finite"), flag)
     flag = jnp.where(reached, flag, FLAGS.index("unreached"))
-    true = column("true", "rms")
+    true = columns["true_rms"]
     potential = back_rms / jnp.where(true > 0, true, jnp.nan)
     back_rms = jnp.where(floats, back_rms, jnp.nan)
     return Measurement(
         output_rms=over_draws(strength),
-        output_mean=mean(out["mean"] / safe),
-        output_spread=mean(out["varying"] / safe),
+        output_mean=mean(columns["mean"] / safe),
+        output_spread=mean(columns["varying"] / safe),
         input_grad_rms=over_draws(back_rms),
         update_rms=over_draws(update),
         total_update_rms=over_draws(total),
-        cosine=mean(column("cosine")),
+        cosine=mean(columns["cosine"]),
         potential=jnp.where(floats, over_draws(potential), jnp.nan),
-        param_rms=column("params")[0],
-        param_grad_rms=over_draws(column("param_grads")),
+        param_rms=columns["params"][0],
+        param_grad_rms=over_draws(columns["param_grads"]),
         output=a,
         input_grad=b,
         output_grad=c,

@@ -5,14 +5,17 @@ the change by an update is a forward-mode derivative of the unit along its own g
 Statistics leave as the cotangents of sums that are carried to the unit.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial, reduce
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from ..core import (
+    WINDOWS,
     at_peak,
     emit,
     from_windows,
@@ -21,46 +24,80 @@ from ..core import (
     rms,
     scale_gradient,
     shaped_like,
+    squares,
     times,
     widen,
     windows,
 )
-from ..units import FACTORS, Interception, Unit, UnitCall, UnitKey
+from ..units import FACTORS, Interception, Unit, UnitCall, UnitKey, concat_units
 
-COUNTS = ("calls", "mean", "bad")
-"""Sums over calls: their number, the mean of outputs, and the number of elements that
-are not finite."""
+READINGS = ("calls", "mean", "bad", "rms", "varying")
+"""What is read off outputs and summed over calls: their number, the mean, the number of
+elements that are not finite, the rms, and that around the mean of the batch."""
 SIZES = ("rms", "varying", "update")
-"""Root mean squares: of outputs, around the mean of the batch, and of the change by an
-update. Of units that are called several times squares are summed, by `core.WINDOWS`."""
+"""Root mean squares; `update` is that of the change by an update. Of units that are
+called several times squares are summed, by `core.WINDOWS`."""
+
+UnitSums = Mapping[UnitKey, Mapping[str, Any]]
 
 
-def empty_statistics(unit: Unit) -> dict[str, dict[str, Any]]:
+def empty_statistics(unit: Unit, *, captured: bool) -> dict[str, dict[str, Any]]:
     """Zeros, whose cotangents are the statistics summed over calls.
 
     Of input gradients there are the rms and the number of elements that are not finite,
-    of the strongest one.
+    of the strongest one. What is captured of outputs is read there.
     """
     zero = jnp.zeros(unit.carried_shape, jnp.float32)
-    size = windows(zero) if unit.calls > 1 else zero
-    output: dict[str, Any] = dict.fromkeys(COUNTS, zero)
-    output |= dict.fromkeys(SIZES, size)
+    zeros = lambda names: {name: _zeros_like(zero, name, unit) for name in names}
     return {
-        "output": output,
-        "input": {"calls": zero, "bad": zero, "rms": size},
+        "output": zeros(("update",) if captured else (*READINGS, "update")),
+        "input": zeros(("calls", "bad", "rms")),
     }
 
 
-def over_calls(sums: Mapping[str, Any]) -> dict[str, Array]:
-    """From sums over calls: the number of these, and what holds of all together."""
-    calls = jnp.maximum(sums["calls"], 1)
+def _zeros_like(zero: Array, name: str, unit: Unit) -> Any:
+    return windows(zero) if unit.calls > 1 and name in SIZES else zero
+
+
+def sums_of_captured(unit: Unit, calls: Sequence[list[Array]]) -> dict[str, Any]:
+    """The same sums over calls, of outputs that were captured."""
+    zero = jnp.zeros((), jnp.float32)
+    zeros = {name: _zeros_like(zero, name, unit) for name in READINGS}
+    outputs = [[jax.lax.stop_gradient(t) for t in call] for call in calls]
+    each = [_as_summed(output_statistics(call), zeros) for call in outputs]
+    return reduce(partial(jax.tree.map, jnp.add), each)
+
+
+def over_calls(
+    units: Sequence[Unit], sums: UnitSums
+) -> dict[str, Float[Array, " rows"]]:
+    """From sums over calls to what holds of all calls together, a column each.
+
+    Whole columns at once: scalars of each unit would be as many small kernels.
+    """
+    shared = [unit for unit in units if unit.calls > 1]
+    many = np.repeat([u.calls > 1 for u in units], [u.size for u in units])
+    column = lambda name: concat_units(units, {k: s[name] for k, s in sums.items()})
+    calls = jnp.maximum(column("calls"), 1)
 
     def joint(name: str) -> Array:
-        if isinstance(sums[name], Mapping):
-            return from_windows(sums[name], calls)
-        return sums[name] if name in ("calls", "bad") else sums[name] / calls
+        if name in ("calls", "bad"):
+            return column(name)
+        if name not in SIZES or not shared:
+            return column(name) / calls
+        once = [unit for unit in units if unit.calls == 1]
+        summed = {
+            w: concat_units(shared, {u.key: sums[u.key][name][w] for u in shared})
+            for w in WINDOWS
+        }
+        sizes = [from_windows(summed, calls[many])]
+        if once:
+            values = concat_units(once, {u.key: sums[u.key][name] for u in once})
+            sizes.append(values / calls[~many])
+        places = np.concatenate([np.flatnonzero(many), np.flatnonzero(~many)])
+        return jnp.concatenate(sizes)[np.argsort(places)]
 
-    return {name: joint(name) for name in sums}
+    return {name: joint(name) for name in sums[units[0].key]}
 
 
 def _as_summed(statistics: Mapping[str, Array], sums: Mapping[str, Any]) -> dict:
@@ -89,10 +126,12 @@ def _observe_call(call: UnitCall, entry: Mapping[str, Any]) -> Any:
         inputs, list(step.values()), by_transposing="opaque" in entry
     )
     outputs = [multiply(t, a) for t in _moving_along(outputs, moved)]
-    statistics = output_statistics([jax.lax.stop_gradient(t) for t in outputs])
-    change = rms([jax.lax.stop_gradient(t) for t in moved])
-    statistics["update"] = times(a, change)
     sums = entry["sums"]["output"]
+    change = rms([jax.lax.stop_gradient(t) for t in moved])
+    statistics = {"update": times(a, change)}
+    if "rms" in sums:
+        still = [jax.lax.stop_gradient(t) for t in outputs]
+        statistics |= output_statistics(still)
     outputs = [scale_gradient(t, c) for t in outputs]
     return call.finish(emit(outputs, _as_summed(statistics, sums), sums))
 
@@ -101,14 +140,17 @@ def output_statistics(outputs: list[Array]) -> dict[str, Float[Array, ""]]:
     """What is read off one call's outputs."""
     wide, peak = at_peak([widen(t) for t in outputs])
     varying = [t - jnp.mean(t, 0, keepdims=True) for t in wide if t.ndim]
-    size = sum(t.size for t in wide)
-    strength = rms(wide)
-    mean = jnp.real(sum(jnp.sum(t) for t in wide) / max(size, 1))
+    size = max(sum(t.size for t in wide), 1)
+    mean = jnp.real(sum(jnp.sum(t) for t in wide) / size)
+    # squares of what is at most 1: those that underflow are too small to be seen
+    strength, spread = (
+        peak * jnp.sqrt(squares(leaves)[0] / size) for leaves in (wide, varying)
+    )
     return {
         "calls": per_call(1, strength),
-        "rms": peak * strength,
+        "rms": strength,
         "mean": (peak * mean).astype(jnp.float32),
-        "varying": peak * rms(varying),
+        "varying": spread,
         "bad": count_nonfinite(wide),
     }
 

@@ -6,7 +6,7 @@ pass before (1 at first), and the factors follow from the statistics of all unit
 `gradients="plain"` the potentials stay 1.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -14,7 +14,6 @@ from jax import numpy as jnp
 from jaxtyping import Array, Bool
 
 from ..core import (
-    Batch,
     ModelArgs,
     Params,
     Partition,
@@ -24,7 +23,6 @@ from ..core import (
     geometric_mean,
     log_deviation,
     plain,
-    stack_batches,
     vary_with,
 )
 from ..units import Unit, UnitKey, ones
@@ -115,13 +113,6 @@ def start_state(spec: SweepSpec, params: Params, floats: list[jax.Array]) -> Sol
             spec.regions.count if spec.regions else 0, jnp.float32
         ),
     )
-
-
-def over_batches(run: Callable[[Batch], Any], batches: tuple[Batch, ...]) -> Any:
-    """What `run` gives for each batch, along a new first axis."""
-    if len(batches) == 1:
-        return jax.tree.map(lambda x: x[None], run(batches[0]))
-    return jax.lax.map(run, stack_batches(batches))
 
 
 def over_draws(

@@ -19,6 +19,7 @@ from ..core import (
     checked_stopping,
     geometric_mean,
     is_concrete,
+    over_batches,
     usual_rules,
 )
 from ..graph import find_regions
@@ -36,7 +37,7 @@ from ..units import (
 )
 from ..verification import Alignment, Verdict, align_gradients, judge, output_sizes
 from ._options import TuneOptions, resolve_rules
-from ._solve import over_batches, over_draws, solve
+from ._solve import over_draws, solve
 from ._state import Findings, SweepSpec
 from ._update_factors import add_update_factors, keep_in_range, rescale_to_total
 

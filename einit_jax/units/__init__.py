@@ -18,6 +18,7 @@ from ._ownership import owners as owners
 from ._ownership import param_rms as param_rms
 from ._ownership import scale_by_owner as scale_by_owner
 from ._ownership import zeros_like_params as zeros_like_params
+from ._param_columns import ParamColumns as ParamColumns
 from ._probes import put_probes as put_probes
 from ._probes import zero_candidates as zero_candidates
 from ._protocols import Interception as Interception

@@ -47,8 +47,8 @@ class TotalUpdates:
     units: tuple[Unit, ...]
     factors: Mapping[UnitKey, Mapping[str, Array]]
     """Those of each unit; of them the factor a counts."""
-    capture: bool
-    """Whether outputs are read off captured intermediates, where these come out."""
+    captured: tuple[Unit, ...]
+    """The units whose outputs are read off captured intermediates."""
 
     def along(self, args: ModelArgs, step: list[Array]) -> dict[UnitKey, Array]:
         """The rms of each unit's change by a step, to first order, by layer.
@@ -67,7 +67,7 @@ class TotalUpdates:
     def _along_unit_step(
         self, args: ModelArgs, step: list[Array]
     ) -> dict[UnitKey, Array]:
-        changes = self._by_tangents(args, step) if self.capture else {}
+        changes = self._by_tangents(args, step) if self.captured else {}
         left = [unit for unit in self.units if unit.key not in changes]
         if left and varies(args):
             unknown = lambda unit: jnp.full(unit.carried_shape, jnp.nan, jnp.float32)
@@ -83,13 +83,13 @@ class TotalUpdates:
 
         def outputs(*floats: Array) -> list[Array]:
             params = leaves.build(list(floats))
-            _, captured = self._run(args, params, capture=self.units)
+            _, captured = self._run(args, params, capture=self.captured)
             calls.update(captured)
             return jax.tree.leaves(captured)
 
         _, moved = derivative_along(outputs, leaves.floats, step)
         captured = jax.tree.unflatten(jax.tree.structure(calls), moved)
-        return captured_sizes(captured, self.units)
+        return captured_sizes(captured, self.captured)
 
     def _by_differences(
         self, args: ModelArgs, step: list[Array], units: list[Unit]

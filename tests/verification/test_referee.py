@@ -248,10 +248,10 @@ def test_tangents_and_differences_agree(case):
     floats = Partition(plain(job.params)).floats
     step = [jax.random.normal(k, x.shape) for k, x in zip(keys, floats, strict=False)]
 
-    def found(capture):
-        updates = TotalUpdates(objective, graph.units, ones(graph.units), capture)
+    def found(captured):
+        updates = TotalUpdates(objective, graph.units, ones(graph.units), captured)
         return quick(lambda: updates.along(args, step))()
 
-    tangents, differences = found(True), found(False)
+    tangents, differences = found(graph.units), found(())
     for key in tangents:
         np.testing.assert_allclose(differences[key], tangents[key], rtol=5e-3)

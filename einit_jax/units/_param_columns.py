@@ -1,0 +1,96 @@
+"""Sizes of arrays that are shaped like parameters, joined for each unit and layer.
+
+Each array is reduced by itself, and all that follows is arithmetic on whole columns:
+scalars of each unit would be as many small kernels.
+"""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from ..core import Path, gathered, inner_axes, usable, widen
+from ._unit import Unit
+
+
+class ParamColumns:
+    """Arrays shaped like parameters, of any size in float32; rows as `concat_units`'.
+
+    Each has a first axis more, over which several *kinds* of them lie side by side.
+    """
+
+    def __init__(
+        self,
+        units: Sequence[Unit],
+        owned: Sequence[Unit | None],
+        arrays: Sequence[Array],
+    ):
+        """`owned` has the unit of each array; see `owners`."""
+        pairs = zip(arrays, owned, strict=True)
+        pairs = [(widen(x), u) for x, u in pairs if u is not None and x.size]
+        self._axes = [
+            tuple(1 + i for i in inner_axes(x.shape[1:], u.lifted_axes))
+            for x, u in pairs
+        ]
+        owners = [u for _, u in pairs]
+        self._places = _places(units, owners)
+        counts = [0.0] * (1 + sum(u.size for u in owners))
+        counts[:-1] = [x[0].size / u.size for x, u in pairs for _ in range(u.size)]
+        self._sizes = np.array(counts)[self._places].sum(-1).clip(1)
+        self._divide([x for x, _ in pairs])
+
+    def _divide(self, arrays: list[Array]) -> None:
+        """Each array over its own largest magnitude, so that squares are in range."""
+        both = list(zip(arrays, self._axes, strict=True))
+        peaks = [jnp.max(jnp.abs(x), axes, keepdims=True) for x, axes in both]
+        pairs = zip(arrays, peaks, strict=True)
+        self._parts = [x / jnp.where(usable(p), p, 1) for x, p in pairs]
+        own = self._by_row(peaks)
+        top = jnp.max(jnp.where(usable(own), own, 0), -1)
+        self._top = jnp.where(top > 0, top, 1)
+        shares = own / self._top[..., None]
+        self._shares = jnp.where(jnp.isfinite(own), shares, 1)
+        squares = [jnp.square(jnp.abs(x)) for x in self._parts]
+        self._lengths = jnp.sqrt(self._means(squares, jnp.square(self._shares)))
+
+    def rms(self) -> Float[Array, "kinds rows"]:
+        """The joint root mean squares."""
+        return self._top * self._lengths
+
+    def cosine(self) -> Float[Array, " rows"]:
+        """Between the first two kinds; NaN where one is zero."""
+        products = [jnp.real(jnp.conj(x[:1]) * x[1:2]) for x in self._parts]
+        dot = self._means(products, self._shares[:1] * self._shares[1:2])[0]
+        product = self._lengths[0] * self._lengths[1]
+        return dot / jnp.where(product > 0, product, jnp.nan)
+
+    def _means(self, values: list[Array], weights: Array) -> Float[Array, "kinds rows"]:
+        """Weighted sums over all elements of a row, over the number of these."""
+        pairs = zip(values, self._axes, strict=True)
+        sums = self._by_row([x.sum(axes) for x, axes in pairs])
+        return (sums * weights).sum(-1) / self._sizes
+
+    def _by_row(self, columns: list[Array]) -> Float[Array, "kinds rows arrays"]:
+        """A number of each array and layer, by row; 0 where a unit has no more."""
+        flat = [gathered(c).reshape(len(c), -1).astype(jnp.float32) for c in columns]
+        none = jnp.zeros((len(flat[0]), 1), jnp.float32)
+        return jnp.concatenate([*flat, none], 1)[:, self._places]
+
+
+def _places(
+    units: Sequence[Unit], owners: Sequence[Unit]
+) -> Int[np.ndarray, "rows arrays"]:
+    """Where the numbers of each row are, among those of one array after the other."""
+    starts: dict[Path, list[int]] = {}
+    end = 0
+    for owner in owners:
+        starts.setdefault(owner.path, []).append(end)
+        end += owner.size
+    rows = [
+        [start + layer for start in starts.get(unit.path, [])]
+        for unit in units
+        for layer in range(unit.size)
+    ]
+    width = max(1, *map(len, rows))
+    return np.array([row + [end] * (width - len(row)) for row in rows])
