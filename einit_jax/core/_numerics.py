@@ -6,7 +6,7 @@ for all of it, `squares` for the middle.
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import reduce
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
@@ -91,9 +91,14 @@ def squares(
     quotient of each layer. With a floor, what is not zero counts that at least: a sum
     of zero is one of zeros, and small where squares underflowed.
     """
-    parts = [_square(unfused(widen(leaf)), floor).sum() for leaf in leaves if leaf.size]
-    total = jnp.asarray(sum(parts), jnp.float32)
-    return total, max(sum(leaf.size for leaf in leaves), 1)
+    filled = [leaf for leaf in leaves if leaf.size]
+    return _sum_of_squares(filled, floor), max(sum(leaf.size for leaf in leaves), 1)
+
+
+@partial(jax.jit, static_argnums=1)
+def _sum_of_squares(leaves: Sequence[Array], floor: float) -> Float[Array, ""]:
+    parts = [_square(unfused(widen(leaf)), floor).sum() for leaf in leaves]
+    return jnp.asarray(sum(parts), jnp.float32)
 
 
 def _square(t: Array, floor: float) -> Array:
@@ -105,6 +110,7 @@ def _square(t: Array, floor: float) -> Array:
     return jnp.where((square < floor) & (t != 0), floor, square) if floor else square
 
 
+@partial(jax.jit, static_argnums=1)
 def rms(leaves: Sequence[Array], keep: int = 0) -> Float[Array, "..."]:
     """The joint root mean square, for each index of the first `keep` axes.
 
@@ -161,6 +167,7 @@ def _counting(
     return jnp.broadcast_to(some, draws.shape)
 
 
+@jax.jit
 def multiply(t: Inexact[Array, "..."], factor: Float[Array, "..."]) -> Array:
     """`factor * t`, computed in at least float32 and returned in the dtype of t."""
     with jax.numpy_dtype_promotion("standard"):
@@ -172,17 +179,20 @@ def usable(size: Float[Array, "..."]) -> Array:
     return jnp.isfinite(size) & (size > 0)
 
 
+@jax.jit
 def inverse(value: Float[Array, "..."]) -> Float[Array, "..."]:
     """`1 / value`, a normal number, and 1 where the value is no positive finite one."""
     return jnp.maximum(1 / jnp.where(usable(value), value, 1.0), SMALLEST)
 
 
+@jax.jit
 def inverse_rms(mean_sq: Float[Array, "..."]) -> Float[Array, "..."]:
     """`1 / sqrt(mean_sq)`, and 1 where that is no positive finite number."""
     fine = usable(mean_sq)
     return jnp.where(fine, jax.lax.rsqrt(jnp.where(fine, mean_sq, 1.0)), 1.0)
 
 
+@jax.jit
 def times(*sizes: Float[Array, "..."] | float) -> Float[Array, "..."]:
     """The product of sizes, whatever the products of some of them are.
 
@@ -220,6 +230,7 @@ def in_range(size: Float[Array, "..."]) -> Bool[Array, "..."]:
     return (size >= 2 * SMALLEST) & (size <= LARGEST / 4)
 
 
+@jax.jit
 def at_peak(
     leaves: Sequence[Array],
 ) -> tuple[list[Array], Float[Array, ""]]:
@@ -232,6 +243,7 @@ def at_peak(
     return [multiply(t, back) for t in leaves], _two_to(exponent)
 
 
+@jax.jit
 def windows(size: Float[Array, "..."]) -> dict[str, Array]:
     """The square of a size times each of `WINDOWS`, as far as that is in range.
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from ..core import (
     ModelArgs,
@@ -29,8 +29,6 @@ from ..units import (
     UnitKey,
     concat_units,
     flat_floats,
-    mask_owned,
-    mask_unowned,
     outputs_alone,
     owners,
     scale_by_owner,
@@ -73,7 +71,7 @@ class _Look(NamedTuple):
     loss: Float[Array, ""]
     gradient: list[Array]
     step: list[Array]
-    """What the optimizer makes of the gradient."""
+    """What the optimizer makes of the gradient; nothing without one."""
 
 
 @dataclass(frozen=True)
@@ -115,23 +113,29 @@ class Observer:
         columns["param_grads"] = directions.rms()[1]
         columns["cosine"] = directions.cosine()
         counted = [u if u and u.path not in self.bound else None for u in owned]
-        step = [s[1] for s in looks.step]
-        moving = [mask_unowned(step, counted)]
-        if not all(counted):
-            moving.append(mask_owned(step, counted))
-        columns["total"], *raw = self._changes(args, moving)
-        raw_change = jnp.max(raw[0]) if raw else jnp.zeros((), jnp.float32)
+        steps = looks.gradient if self.optimizer is None else looks.step
+        step = [jnp.conj(s[1]) if self.optimizer is None else s[1] for s in steps]
+        columns["total"], raw_change = self._changes(args, step, counted)
         return Observed(columns, looks.loss[1], raw_change)
 
     def _changes(
-        self, args: ModelArgs, steps: list[list[Array]]
-    ) -> Float[Array, "steps rows"]:
-        """The changes of units' outputs by each of some steps."""
+        self, args: ModelArgs, step: list[Array], counted: Sequence[Unit | None]
+    ) -> tuple[Float[Array, " rows"], Float[Array, ""]]:
+        """The changes of outputs by a step of units' parameters, and the largest one by
+        that of all others."""
         updates = TotalUpdates(self.objective, self.units, self.factors, self.captured)
         along = lambda step: concat_units(self.units, updates.along(args, step))
-        if len(steps) == 1:
-            return along(steps[0])[None]
-        return jax.lax.map(along, jax.tree.map(lambda *x: jnp.stack(x), *steps))
+        if all(counted):
+            return along(step), jnp.zeros((), jnp.float32)
+
+        def turn(raw: Bool[Array, ""]) -> Float[Array, " rows"]:
+            pairs = zip(step, counted, strict=True)
+            moves = [~raw if unit is not None else raw for _, unit in pairs]
+            pairs = zip(step, moves, strict=True)
+            return along([jnp.where(moving, s, 0) for s, moving in pairs])
+
+        changes, raw = jax.lax.map(turn, jnp.array([False, True]))
+        return changes, jnp.max(raw)
 
     def _look_thrice(self, args: ModelArgs) -> _Look:
         """The three looks, in one compiled body, along a new first axis."""
@@ -182,8 +186,7 @@ class Observer:
         (of_params, of_shifts, sums), aux = self.objective.over_axis(inside)
         captured, value = aux
         outputs = {k: {**s["output"], **captured.get(k, {})} for k, s in sums.items()}
-        step = [jnp.conj(g) for g in of_params]
-        steps = jax.tree.map(jnp.conj, of_shifts)
+        step, steps = [], jax.tree.map(jnp.conj, of_shifts)
         if self.optimizer is not None:
             step = first_step(self.optimizer, self.like, args.params, of_params)
             step = self._scale_step(step, owners(args.params, self.units))

@@ -11,7 +11,6 @@ from ._columns import unit_rows as unit_rows
 from ._measurable import check_measurable as check_measurable
 from ._ownership import flat_floats as flat_floats
 from ._ownership import floats_below as floats_below
-from ._ownership import mask_owned as mask_owned
 from ._ownership import mask_unowned as mask_unowned
 from ._ownership import own_floats as own_floats
 from ._ownership import owners as owners

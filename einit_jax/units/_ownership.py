@@ -51,12 +51,6 @@ def mask_unowned(leaves: Iterable[Array], owned: Iterable[Unit | None]) -> list[
     return [x if unit is not None else jnp.zeros_like(x) for x, unit in pairs]
 
 
-def mask_owned(leaves: Iterable[Array], owned: Iterable[Unit | None]) -> list[Array]:
-    """The arrays of raw parameters; zeros for those that units own."""
-    pairs = zip(leaves, owned, strict=True)
-    return [x if unit is None else jnp.zeros_like(x) for x, unit in pairs]
-
-
 def scale_by_owner(
     leaves: Iterable[Array],
     owned: Iterable[Unit | None],

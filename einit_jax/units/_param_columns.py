@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ..core import Path, gathered, inner_axes, usable, widen
+from ..core import Path, gathered, inner_axes, widen
 from ._unit import Unit
 
 
@@ -41,16 +41,19 @@ class ParamColumns:
         self._divide([x for x, _ in pairs])
 
     def _divide(self, arrays: list[Array]) -> None:
-        """Each array over its own largest magnitude, so that squares are in range."""
+        """Each array over its largest magnitude, so that squares are in range.
+
+        Products are cheap enough for XLA to make them anew in each sum.
+        """
         both = list(zip(arrays, self._axes, strict=True))
         peaks = [jnp.max(jnp.abs(x), axes, keepdims=True) for x, axes in both]
         pairs = zip(arrays, peaks, strict=True)
-        self._parts = [x / jnp.where(usable(p), p, 1) for x, p in pairs]
+        self._parts = [x * (1 / _divisor(peak)) for x, peak in pairs]
         own = self._by_row(peaks)
-        top = jnp.max(jnp.where(usable(own), own, 0), -1)
+        divisors = jnp.where(own == 0, 0, _divisor(own))
+        top = jnp.max(divisors, -1)
         self._top = jnp.where(top > 0, top, 1)
-        shares = own / self._top[..., None]
-        self._shares = jnp.where(jnp.isfinite(own), shares, 1)
+        self._shares = divisors / self._top[..., None]
         squares = [jnp.square(jnp.abs(x)) for x in self._parts]
         self._lengths = jnp.sqrt(self._means(squares, jnp.square(self._shares)))
 
@@ -76,6 +79,11 @@ class ParamColumns:
         flat = [gathered(c).reshape(len(c), -1).astype(jnp.float32) for c in columns]
         none = jnp.zeros((len(flat[0]), 1), jnp.float32)
         return jnp.concatenate([*flat, none], 1)[:, self._places]
+
+
+def _divisor(peak: Float[Array, "..."]) -> Float[Array, "..."]:
+    """By what arrays are divided: the inverse is a normal number, too."""
+    return jnp.clip(peak, 2.0**-120, 2.0**120)
 
 
 def _places(

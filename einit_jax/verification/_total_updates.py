@@ -19,6 +19,7 @@ from ..core import (
     ModelArgs,
     Params,
     Partition,
+    at_peak,
     float_leaves,
     inverse,
     plain,
@@ -58,13 +59,12 @@ class TotalUpdates:
         types tell what varies (`jax.shard_map`): jax has no collectives under `vmap`
         there, by which both ends would be compared.
         """
-        size = rms(step)
-        step = [(widen(t) * inverse(size)).astype(t.dtype) for t in step]
-        inside = lambda: self._along_unit_step(args, step)
+        step, size = at_peak(step)
+        inside = lambda: self._along_step_near_one(args, step)
         changes = self.objective.over_axis(inside)
         return {key: times(size, change) for key, change in changes.items()}
 
-    def _along_unit_step(
+    def _along_step_near_one(
         self, args: ModelArgs, step: list[Array]
     ) -> dict[UnitKey, Array]:
         changes = self._by_tangents(args, step) if self.captured else {}
