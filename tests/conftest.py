@@ -3,6 +3,7 @@
 import gc
 import os
 from contextlib import nullcontext
+from pathlib import Path
 
 from jaxlib.version import __version__ as jaxlib_version
 
@@ -23,11 +24,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 # All signatures are checked, shapes and dtypes included, but for slow tests, which call
 # nothing that others do not call; see `refuses` of checks.py, too.
-from jaxtyping import install_import_hook  # noqa: E402
+from tests.support import typechecker  # noqa: E402
 
-import tests.support.typechecker  # noqa: E402, F401
-
-install_import_hook("einit_jax", "tests.support.typechecker.typechecker")
+typechecker.install()
 
 
 import jax  # noqa: E402
@@ -74,7 +73,7 @@ def check_signatures(request):
         yield
 
 
-FORGET = 25
+FEW, MANY = 25, 20_000
 _since: list[str] = []
 
 
@@ -82,8 +81,10 @@ _since: list[str] = []
 def forget_programs(request):
     """Compiled programs hold memory maps, of which a process may have some 65000."""
     nodeid = request.node.nodeid
-    if len(_since) >= FORGET and group_of(_since[-1]) != group_of(nodeid):
-        jax.clear_caches()
-        gc.collect()
+    if len(_since) >= FEW and group_of(_since[-1]) != group_of(nodeid):
+        maps = Path("/proc/self/maps")
+        if not maps.exists() or maps.read_bytes().count(b"\n") > MANY:
+            jax.clear_caches()
+            gc.collect()
         _since.clear()
     _since.append(nodeid)

@@ -146,10 +146,9 @@ def draw_batches(
     streams = tuple(dict.fromkeys(("params", *_checked_streams(rngs))))
     keys = _batch_keys(checked_key(key), streams=streams, draws=count)
     drawn = [_draw_inputs(input_fn, own.inputs, size) for own in keys]
+    said = "input_fn returned" if callable(input_fn) else "input_fn is"
     for inputs in drawn:
-        _check_drawn(
-            inputs, "input_fn returned" if callable(input_fn) else "input_fn is"
-        )
+        _check_drawn(inputs, said)
     return tuple(
         Batch(as_inputs(inputs), own.loss, own.rngs | own_keys)
         for inputs, own in zip(drawn, keys, strict=True)

@@ -1,12 +1,14 @@
 """Entries for units beside a model's variables, and among them: put, found, hidden."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+import jax
 from flax.core import DenyList, FrozenDict
 from flax.core.scope import Scope
 
-from ..core import Path, insert, is_under, plain, put_in_place
+from ..core import Path, insert, is_float, is_under, plain, put_in_place
 
 CARRIED = "einit:"
 """Prefix of every reserved entry; no Flax module can be named so."""
@@ -42,6 +44,30 @@ def variables_of(scope: Scope) -> dict[str, Any]:
     """
     scope._populate_collections()
     return scope._variables  # pyright: ignore[reportReturnType]
+
+
+@contextmanager
+def resting_params(scopes: Iterable[Scope]) -> Iterator[None]:
+    """The parameters of some scopes as constants to whoever differentiates outside.
+
+    What is differentiated inside would be so once more for nothing, and jax 0.10.2
+    fails at some of it: a scan that hands on and returns the same array.
+    """
+    every = [variables_of(scope) for scope in scopes]
+    before = [variables.get("params") for variables in every]
+    for variables, params in zip(every, before, strict=True):
+        if params is not None and not find_entries(params):
+            variables["params"] = jax.tree.map(_resting, params)
+    try:
+        yield
+    finally:
+        for variables, params in zip(every, before, strict=True):
+            if params is not None:
+                variables["params"] = params
+
+
+def _resting(leaf: Any) -> Any:
+    return jax.lax.stop_gradient(leaf) if is_float(leaf) else leaf
 
 
 def take_from_params(scope: Scope) -> None:

@@ -24,7 +24,7 @@ from ..graph import transposed
 from ..units import Interception, UnitKey
 from ._carrying import Carried, Found, run_carrying
 from ._checks import check_unit
-from ._entries import CARRIED, COLLECTION, path_of
+from ._entries import CARRIED, COLLECTION, path_of, resting_params
 
 
 @dataclass(frozen=True)
@@ -156,9 +156,11 @@ class LinenUnitCall:
         return outputs.floats
 
     def vjp(self, inputs: list[Array]) -> tuple[list[Array], Callable]:
-        outputs, transpose, arrays = nn.vjp(  # pyright: ignore[reportAssignmentType]
-            self._function(), self._call.module, *inputs, has_aux=True, multi_scope=True
-        )
+        module = self._call.module
+        with resting_params(_scopes(module)):
+            outputs, transpose, arrays = nn.vjp(  # pyright: ignore[reportAssignmentType]
+                self._function(), module, *inputs, has_aux=True, multi_scope=True
+            )
         self._arrays = _still(arrays)
         return outputs, jax.tree_util.Partial(_split_gradients, transpose)
 

@@ -21,7 +21,6 @@ from ..core import (
     anderson_init,
     float_leaves,
     geometric_mean,
-    log_deviation,
     plain,
     vary_with,
 )
@@ -119,16 +118,14 @@ def over_draws(
     units: Iterable[Unit],
     drawn: Mapping[UnitKey, Mapping[str, jax.Array]],
     heard: Bool[Array, "draws units"],
-) -> tuple[dict[UnitKey, dict[str, jax.Array]], dict[UnitKey, jax.Array]]:
-    """The factors of all draws together, and how much the logarithm of a differs.
+) -> dict[UnitKey, dict[str, jax.Array]]:
+    """The factors of all draws together.
 
     Draws lie along the first axis. Of each unit those count on which statistics came
     back: a branch that a draw does not take says nothing of its layers.
     """
     counted = {unit.key: heard[:, i] for i, unit in enumerate(units)}
-    factors = {
+    return {
         key: {name: geometric_mean(f, counted.get(key)) for name, f in own.items()}
         for key, own in drawn.items()
     }
-    spread = {k: log_deviation(drawn[k]["output"], some) for k, some in counted.items()}
-    return factors, spread

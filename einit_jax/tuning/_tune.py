@@ -17,7 +17,6 @@ from ..core import (
     check_learning_rate,
     check_not_zero,
     checked_stopping,
-    geometric_mean,
     is_concrete,
     over_batches,
     usual_rules,
@@ -267,7 +266,7 @@ def _tune_compiled(
     )
     total = update == "total"
 
-    def run(batch: Batch) -> tuple[dict, Findings]:
+    def run(batch: Batch) -> tuple[dict, Findings, dict[UnitKey, jax.Array]]:
         args = ModelArgs(params, arrays.collections, batch)
         solution = solve(spec, args)
         solution = solution._replace(factors=ones(graph.units) | solution.factors)
@@ -278,22 +277,17 @@ def _tune_compiled(
             solution = rescale_to_total(spec, graph.units, solution, args)
         if spec.wide:
             solution = keep_in_range(spec, solution)
-        return solution.factors, solution.findings
+        found, sizes = solution.factors, {}
+        if options.verify:
+            sizes = output_sizes(objective, list(units), found, args)
+        return found, solution.findings, sizes
 
-    drawn, findings = over_batches(run, arrays.batches)
-    factors, spread = over_draws(units, drawn, findings.heard)
+    drawn, findings, sizes = over_batches(run, arrays.batches)
+    factors = over_draws(units, drawn, findings.heard)
     findings = findings.over_draws()
     if not options.verify:
         return to_tree(factors), findings, []
-
-    def sizes(batch: Batch) -> dict[UnitKey, jax.Array]:
-        args = ModelArgs(params, arrays.collections, batch)
-        return output_sizes(objective, list(units), factors, args)
-
-    found = over_batches(sizes, arrays.batches)
-    seen = {key: geometric_mean(size, size > 0) for key, size in found.items()}
-    tolerance = options.stopping.tolerance
-    verdicts: list = [judge(units, seen, spread=spread, tolerance=tolerance)]
+    verdicts: list = [judge(units, sizes, tolerance=options.stopping.tolerance)]
     doubtful = [] if regions is None else regions.coupled_units(list(units))
     if doubtful:
         args = arrays.args._replace(params=params)

@@ -31,6 +31,9 @@ NEAR = 1e-3
 """How far the direction of a carried gradient may be from the true one: the rms of the
 difference of both at rms 1. What rounding does is added, by the coarsest dtype of the
 parameters and the outputs."""
+NOISE = 64
+"""Up to how many times the rounding of the largest gradient in a unit a parameter's may
+be noise: that of the bias of attention keys is zero, but for it."""
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["apart"], meta_fields=["names"])
@@ -92,21 +95,31 @@ def align_gradients(
     owned = [(path, unit, *pair) for path, unit, pair in pairs if unit is not None]
     rounding = max(float(jnp.finfo(dtype).eps) for dtype in dtypes)
     allowed = NEAR + 8 * rounding**0.75
-    return Alignment(
-        names=tuple(path_str(path) for path, *_ in owned),
-        apart=[_apart(unit, *pair) / allowed for _, unit, *pair in owned],
-    )
+    apart = []
+    for _, unit, *pair in owned:
+        kin = zip(*(both for _, other, *both in owned if other is unit), strict=True)
+        noise = [NOISE * rounding * _largest(unit, gradients) for gradients in kin]
+        apart.append(_apart(unit, pair, noise) / allowed)
+    return Alignment(tuple(path_str(path) for path, *_ in owned), apart)
 
 
-def _apart(unit: Unit, carried: Array, true: Array) -> Array:
-    """How far two directions are, at the worst layer; 0 where one vanishes."""
+def _largest(unit: Unit, gradients: Sequence[Array]) -> Array:
+    """The largest rms of some gradients, for each layer."""
+    layers = [layers_first(g, unit.lifted_axes) for g in gradients]
+    return jnp.max(jnp.stack([rms([x], len(unit.layers)) for x in layers]), 0)
+
+
+def _apart(unit: Unit, gradients: Sequence[Array], noise: Sequence[Array]) -> Array:
+    """How far two directions are, at the worst layer; 0 where one vanishes, or both are
+    no larger than noise."""
     keep = len(unit.layers)
-    directions, live = [], jnp.array(True)
-    for gradient in (carried, true):
+    directions, live, heard = [], jnp.array(True), jnp.array(False)
+    for gradient, floor in zip(gradients, noise, strict=True):
         layers = widen(layers_first(gradient, unit.lifted_axes))
         size = rms([layers], keep)
         live &= size > 0
+        heard |= size > floor
         rest = [1] * (layers.ndim - keep)
         directions.append(layers * inverse(size).reshape(*size.shape, *rest))
     far = rms([directions[0] - directions[1]], keep)
-    return jnp.max(jnp.where(live, far, 0.0))
+    return jnp.max(jnp.where(live & heard, far, 0.0))

@@ -36,18 +36,19 @@ ALLOWED = 0.01
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["sizes", "allowed"],
-    meta_fields=["names", "targets"],
+    data_fields=["sizes"],
+    meta_fields=["names", "targets", "allowed"],
 )
 @dataclass(frozen=True)
 class Verdict:
-    """The rms of each unit's output in the scaled model, by layer, and what is due."""
+    """The rms of each unit's output in the scaled model, and what is due."""
 
     names: tuple[str, ...]
     targets: tuple[float, ...]
-    sizes: list[Array]
-    allowed: list[Array]
+    allowed: tuple[float, ...]
     """How far the natural logarithm may be from that of the target."""
+    sizes: list[Array]
+    """By draw and layer."""
 
     def check(self) -> None:
         """Raises where an output is not as large as its factor promises.
@@ -73,13 +74,12 @@ class Verdict:
 
     def missed(self) -> dict[str, str]:
         """What was got and expected of each unit that misses its target, by name."""
-        sizes, allowed = jax.device_get((self.sizes, self.allowed))
-        missed = {}
-        rows = zip(self.names, self.targets, sizes, allowed, strict=True)
-        for name, target, size, near in rows:
+        sizes, missed = jax.device_get(self.sizes), {}
+        rows = zip(self.names, self.targets, self.allowed, sizes, strict=True)
+        for name, target, near, size in rows:
             far = np.abs(np.log(np.where(size > 0, size, target) / target))
             if np.any(~(far <= near)):
-                worst = np.unravel_index(np.argmax(far - near), far.shape)
+                worst = np.unravel_index(np.argmax(far), far.shape)
                 missed[name] = f"{name} has {size[worst]:.4g}, expected {target:.4g}"
         return missed
 
@@ -88,28 +88,24 @@ def judge(
     units: Mapping[Unit, float],
     sizes: Mapping[UnitKey, Array],
     *,
-    spread: Mapping[UnitKey, Array],
     tolerance: float,
 ) -> Verdict:
     """The verdict on the sizes of outputs.
 
     Args:
         units: those tuned, with their targets.
-        sizes: from `output_sizes`.
-        spread: the standard deviation over draws of the logarithm of each factor, which
-            is an average of theirs. A unit also reads what others before it have missed
-            on a draw, so all of them count, as independent ones add up.
+        sizes: from `output_sizes`, along a first axis those of each draw under its own
+            factors. The geometric means of these are no factors of any one draw: a unit
+            also reads what others before it have missed.
         tolerance: at which the passes stop that units need which are called several
             times.
     """
-    near = lambda u: max(ALLOWED, tolerance) if u.calls > 1 else ALLOWED
-    worst = [jnp.max(spread[unit.key]) for unit in units]
-    scatter = jnp.sqrt(jnp.sum(jnp.square(jnp.array(worst))))
+    near = lambda unit: max(ALLOWED, tolerance) if unit.calls > 1 else ALLOWED
     return Verdict(
         names=tuple(unit.name for unit in units),
         targets=tuple(map(float, units.values())),
+        allowed=tuple(map(near, units)),
         sizes=[sizes[unit.key] for unit in units],
-        allowed=[near(unit) + scatter for unit in units],
     )
 
 

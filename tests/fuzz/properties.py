@@ -150,6 +150,8 @@ def rules_hold(run: Run) -> None:
         expect("unit" in held["gradients"], f"gradients are not unit: {held}")
     if options.get("optimizer") and any(name in run.kinds for name in TRANSFORMED):
         return  # an update is that of the transformed parameters that a unit sees
+    if options.get("optimizer") and "attention" in run.kinds:
+        return  # what an optimizer makes of a key's bias, whose gradient is rounding
     update = options.get("update", "total")
     expect(update in held["update"], f"updates are not {update}: {held}")
 
@@ -266,7 +268,7 @@ def folded_is_the_same(run: Run) -> None:
         a, b = (np.asarray(x).astype(complex) for x in (a, b))
         with np.errstate(all="ignore"):
             off = np.max(np.abs(a - b)) / max(peak(wanted), 1e-300)
-        far = ROUGH if run.example.extreme else 100 * run.eps
+        far = max(ROUGH if run.example.extreme else 0, 100 * run.eps)
         expect(not off > far, f"folded outputs are off by {off:.2g}")
 
 

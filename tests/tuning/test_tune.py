@@ -1,10 +1,14 @@
 """The three pillars, on every model of the table."""
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from tests.support.cases import Case
+import einit_jax as ei
+from tests.support.cases import Case, squared_error
 from tests.support.checks import (
+    KEY,
     LARGE,
     PILLARS,
     by_region,
@@ -80,3 +84,37 @@ def test_like_original_brings_every_unit_to_one(case: Case):
             if not np.isnan(row[pillar]):
                 assert abs(row[pillar] - 1) < tolerance, (pillar, row)
     assert "unit" in table.modes()["gradients"]
+
+
+class WrittenOut(nn.Module):
+    """A recurrence over steps that hands on what it returns, in one module."""
+
+    @nn.compact
+    def __call__(self, x):
+        into = self.param("into", nn.initializers.lecun_normal(), (8, 8))
+        on = self.param("on", nn.initializers.orthogonal(), (8, 8))
+
+        def step(h, x):
+            h = jnp.tanh(x @ into + h @ on)
+            return h, h
+
+        _, every = jax.lax.scan(step, jnp.zeros_like(x[:, 0]), jnp.moveaxis(x, 1, 0))
+        return every[-1]
+
+
+def test_a_recurrence_of_the_users_own_is_a_unit():
+    """JAX 0.10.2 cannot differentiate twice what a scan both hands on and returns."""
+
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(2)(WrittenOut()(nn.Dense(8)(x)))
+
+    x = jax.random.normal(KEY, (16, 5, 4))
+    params = Model().init(KEY, x)["params"]
+    scales = ei.tune(Model(), params, x, squared_error)
+    table = ei.measure(Model(), params, x, squared_error, scales=scales)
+    assert "WrittenOut_0" in {row["path"] for row in table.rows()}
+    np.testing.assert_allclose(table.output_rms, 1, rtol=1e-5)
+    np.testing.assert_allclose(table.input_grad_rms, 1, rtol=1e-4)
+    np.testing.assert_allclose(jnp.max(table.total_update_rms), 1, rtol=1e-4)

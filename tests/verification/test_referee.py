@@ -147,6 +147,15 @@ class Branches(nn.Module):
         return self.head(jnp.tanh(nn.cond(x.sum() > 0, upper, lower, self, x)))
 
 
+def test_a_miss_is_seen_on_any_draw(planted):
+    """Each draw is judged under its own factors, so that their scatter excuses none."""
+    model = Chain(14)
+    planted("first", output=WRONG)
+    inputs = lambda key: jax.random.normal(key, (2, 8))
+    with refuses(ValueError, "first has 1.1, expected 1"):
+        ei.tune(model, params_of(model), inputs, squared_error, draws=3)
+
+
 def test_draws_that_do_not_reach_a_unit_do_not_count_for_it():
     """Inputs differ by a sign alone, so what a draw says of a layer is exact."""
     model, params = Branches(), params_of(Branches())
@@ -202,6 +211,27 @@ def test_gradients_that_are_not_true_are_an_error(planted):
     planted("up", input_grad=0.5, output_grad=2.0)
     with refuses(ValueError, "the scaled gradients of up/kernel are not the true ones"):
         ei.tune(HandTied(), params, X, squared_error)
+
+
+class PenalizedAttention(nn.Module):
+    """A norm of the parameters has a part in the outputs."""
+
+    @nn.compact
+    def __call__(self, x):
+        attention = nn.MultiHeadDotProductAttention(1)
+        y = attention(x)
+        leaves = jax.tree.leaves(attention.variables["params"])
+        return y + 1e-3 * sum(jnp.sum(jnp.square(w)) for w in leaves)
+
+
+def test_a_gradient_that_is_rounding_alone_is_not_compared():
+    """That of the bias of keys is zero in truth, and has no direction to be true to."""
+    x = jax.random.normal(KEY, (8, 3, 8))
+    params = PenalizedAttention().init(KEY, x)["params"]
+    scales = ei.tune(PenalizedAttention(), params, x, squared_error)
+    table = ei.measure(PenalizedAttention(), params, x, squared_error, scales=scales)
+    np.testing.assert_allclose(table.output_rms, 1, rtol=1e-5)
+    assert "exact" in table.modes()["gradients"]
 
 
 # Total updates.
