@@ -135,7 +135,11 @@ def captured_sizes(
 
     Units of which nothing came out are left out.
     """
-    over_calls = lambda each: rms([jnp.stack([rms(call) for call in each])])
+
+    def over_calls(calls: list[list[Array]]) -> Array:
+        sizes = [rms(call) for call in calls]
+        return rms([jnp.stack(sizes)]) if len(sizes) > 1 else sizes[0]
+
     return {
         unit.key: over_calls(captured[unit.key]).reshape(unit.carried_shape)
         for unit in units

@@ -17,7 +17,6 @@ from jaxtyping import config
 
 typechecker = beartype(conf=BeartypeConf(is_pep484_tower=True))
 SHAPED = re.compile(r"\b(Bool|Complex|Float|Inexact|Int|Num|Shaped|UInt)\[")
-
 _jaxtyped: Any = jaxtyping.jaxtyped
 
 
@@ -29,7 +28,10 @@ def jaxtyped(*, typechecker: Callable) -> Callable:
             return _jaxtyped(typechecker=typechecker)(function)
         if "<locals>" in function.__qualname__:
             return function
-        if SHAPED.search(str(function.__annotations__)):
+        annotations = list(function.__annotations__.values())
+        # by name: of what is not imported at run time, which jaxtyping lets pass
+        by_name = any(isinstance(a, str) or "ForwardRef" in str(a) for a in annotations)
+        if by_name or SHAPED.search(str(annotations)):
             return _jaxtyped(typechecker=typechecker)(function)
         with warnings.catch_warnings():  # optax annotates as in older versions
             warnings.simplefilter("ignore")
@@ -40,6 +42,8 @@ def jaxtyped(*, typechecker: Callable) -> Callable:
             unchecked = config.jaxtyping_disable
             return (function if unchecked else checked)(*args, **kwargs)
 
+        # so that its frames are a library's, and not the user's, where errors are told
+        called.__code__ = called.__code__.replace(co_filename=jaxtyping.__file__)
         return called
 
     return decorate
