@@ -50,7 +50,7 @@ def group_of(nodeid: str) -> str:
     name = test.partition("[")[2].removesuffix("]")
     if name in CASES:
         return name
-    alone = file.startswith(("einit_jax/", "tests/package/"))
+    alone = file.startswith(("einit_jax/", "tests/package/", "tests/fuzz/"))
     return nodeid if alone else file
 
 
