@@ -3,7 +3,6 @@
 import gc
 import os
 from contextlib import nullcontext
-from pathlib import Path
 
 from jaxlib.version import __version__ as jaxlib_version
 
@@ -73,18 +72,17 @@ def check_signatures(request):
         yield
 
 
-FEW, MANY = 25, 20_000
+FORGET = 40
 _since: list[str] = []
 
 
 @pytest.fixture(autouse=True)
 def forget_programs(request):
-    """Compiled programs hold memory maps, of which a process may have some 65000."""
+    """Compiled programs hold memory, and memory maps, of which a process may have some
+    65000."""
     nodeid = request.node.nodeid
-    if len(_since) >= FEW and group_of(_since[-1]) != group_of(nodeid):
-        maps = Path("/proc/self/maps")
-        if not maps.exists() or maps.read_bytes().count(b"\n") > MANY:
-            jax.clear_caches()
-            gc.collect()
+    if len(_since) >= FORGET and group_of(_since[-1]) != group_of(nodeid):
+        jax.clear_caches()
+        gc.collect()
         _since.clear()
     _since.append(nodeid)

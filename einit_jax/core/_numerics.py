@@ -122,12 +122,24 @@ def rms(leaves: Sequence[Array], keep: int = 0) -> Float[Array, "..."]:
     # not reshaped first: axes that are split over devices cannot always be merged
     rest = lambda t: tuple(range(keep, t.ndim))
     peaks = [gathered(jnp.max(jnp.abs(t), rest(t))) for t in wide]
-    peak = jnp.max(jnp.stack(peaks), 0)
+    peak = _largest(peaks)
     divisor = jnp.where((peak > 0) & jnp.isfinite(peak), peak, 1)
     shares = [t / jnp.expand_dims(divisor, rest(t)) for t in wide]
     sums = [gathered(jnp.square(jnp.abs(t)).sum(rest(t))) for t in shares]
     size = sum(t.size for t in wide) // max(peak.size, 1)
     return (divisor * jnp.sqrt(sum(sums) / size)).astype(jnp.float32)
+
+
+def _largest(sizes: list[Array]) -> Array:
+    """The largest of some sizes, infinite where one is not a number.
+
+    XLA makes a chain of maxima of what is merely stacked and reduced, and finds it anew
+    in each kernel that needs the result.
+    """
+    if len(sizes) == 1:
+        return sizes[0]
+    every = jnp.stack(sizes)
+    return jnp.max(jnp.where(every == every, every, jnp.inf), 0)
 
 
 def or_all(counted: Bool[Array, "draws ..."]) -> Bool[Array, "draws ..."]:
@@ -236,7 +248,7 @@ def at_peak(
 ) -> tuple[list[Array], Float[Array, ""]]:
     """The arrays over a power of two near the largest magnitude, and that power."""
     peaks = [jnp.max(jnp.abs(widen(t))) for t in leaves if t.size]
-    peak = reduce(jnp.maximum, peaks, jnp.zeros((), jnp.float32)).astype(jnp.float32)
+    peak = _largest([jnp.zeros((), jnp.float32), *peaks]).astype(jnp.float32)
     _, exponent = _split(jnp.where(usable(peak), peak, 1))
     exponent = jnp.clip(exponent, -126, 126)
     back = _two_to(-exponent)
