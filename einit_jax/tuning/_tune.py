@@ -149,8 +149,9 @@ def tune(
         update: the rule of pillar 3; "total" or "local".
         like: "original" for `gradients="unit", update="local"`.
         verify: whether the scaled model runs once more, plainly, and the rms of each
-            unit's output is compared with its target; by code that shares nothing with
-            the sweep. It costs a forward pass.
+            unit's output is compared with its target (on each draw, under the factors
+            found there); by code that shares nothing with the sweep. It costs a forward
+            pass.
 
     Returns:
         The `scales` collection: nested as `params`, three float32 factors per unit
