@@ -122,7 +122,7 @@ def rms(leaves: Sequence[Array], keep: int = 0) -> Float[Array, "..."]:
     # not reshaped first: axes that are split over devices cannot always be merged
     rest = lambda t: tuple(range(keep, t.ndim))
     peaks = [gathered(jnp.max(jnp.abs(t), rest(t))) for t in wide]
-    peak = _largest(peaks)
+    peak = _largest_of(peaks)
     divisor = jnp.where((peak > 0) & jnp.isfinite(peak), peak, 1)
     shares = [t / jnp.expand_dims(divisor, rest(t)) for t in wide]
     sums = [gathered(jnp.square(jnp.abs(t)).sum(rest(t))) for t in shares]
@@ -130,7 +130,7 @@ def rms(leaves: Sequence[Array], keep: int = 0) -> Float[Array, "..."]:
     return (divisor * jnp.sqrt(sum(sums) / size)).astype(jnp.float32)
 
 
-def _largest(sizes: list[Array]) -> Array:
+def _largest_of(sizes: list[Array]) -> Array:
     """The largest of some sizes, infinite where one is not a number.
 
     XLA makes a chain of maxima of what is merely stacked and reduced, and finds it anew
@@ -248,7 +248,7 @@ def at_peak(
 ) -> tuple[list[Array], Float[Array, ""]]:
     """The arrays over a power of two near the largest magnitude, and that power."""
     peaks = [jnp.max(jnp.abs(widen(t))) for t in leaves if t.size]
-    peak = _largest([jnp.zeros((), jnp.float32), *peaks]).astype(jnp.float32)
+    peak = _largest_of([jnp.zeros((), jnp.float32), *peaks]).astype(jnp.float32)
     _, exponent = _split(jnp.where(usable(peak), peak, 1))
     exponent = jnp.clip(exponent, -126, 126)
     back = _two_to(-exponent)
