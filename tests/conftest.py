@@ -21,8 +21,8 @@ if jaxlib_version.startswith("0.10."):
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-# All signatures are checked, shapes and dtypes included, but for slow tests, which call
-# nothing that others do not call; see `refuses` of checks.py, too.
+# Signatures are checked, shapes and dtypes included, as typechecker.py tells; not those
+# of slow tests, which call nothing that others do not call; see `refuses`, too.
 from tests.support import typechecker  # noqa: E402
 
 typechecker.install()

@@ -248,7 +248,7 @@ def at_peak(
 ) -> tuple[list[Array], Float[Array, ""]]:
     """The arrays over a power of two near the largest magnitude, and that power."""
     peaks = [jnp.max(jnp.abs(widen(t))) for t in leaves if t.size]
-    peak = _largest_of([jnp.zeros((), jnp.float32), *peaks]).astype(jnp.float32)
+    peak = (_largest_of(peaks) if peaks else jnp.zeros(())).astype(jnp.float32)
     _, exponent = _split(jnp.where(usable(peak), peak, 1))
     exponent = jnp.clip(exponent, -126, 126)
     back = _two_to(-exponent)

@@ -44,13 +44,6 @@ class Call(NamedTuple):
     method: str
 
 
-class Lost(BaseException):  # no user code is to catch it
-    """A call is seen without its entries: a transform has not let them through."""
-
-    def __init__(self, around: Call, moved: "Moved"):
-        self.around, self.moved = around, moved
-
-
 class Moved(NamedTuple):
     """The modules whose entries are elsewhere while a call runs."""
 
@@ -61,6 +54,13 @@ class Moved(NamedTuple):
 
     def union(self, other: "Moved") -> "Moved":
         return Moved(*(a | b for a, b in zip(self, other, strict=True)))
+
+
+class Lost(BaseException):  # no user code is to catch it
+    """A call is seen without its entries: a transform has not let them through."""
+
+    def __init__(self, around: Call, moved: Moved):
+        self.around, self.moved = around, moved
 
 
 Found = dict[Call, Moved]
@@ -226,11 +226,8 @@ class Carrier:
         """
         below = call.path[len(around.call.path) :]
         found = find_entries(variables_of(scope).get(COLLECTION, {}))
-        own = {
-            path[len(below) :]: entry
-            for path, entry in around.entries().items()
-            if is_under(path, below)
-        }
+        entries = entries_under(around.entries(), [below])
+        own = {path[len(below) :]: entry for path, entry in entries.items()}
         pairs = zip(*map(jax.tree.leaves, (found, own)), strict=False)
         seen = bool(found) and any(a is not b for a, b in pairs)
         held_back = self.found.get(around.call, Moved()).held_back

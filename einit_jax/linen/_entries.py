@@ -8,7 +8,7 @@ import jax
 from flax.core import DenyList, FrozenDict
 from flax.core.scope import Scope
 
-from ..core import Path, insert, is_float, is_under, plain, put_in_place
+from ..core import Path, insert, is_under, plain, put_in_place
 
 CARRIED = "einit:"
 """Prefix of every reserved entry; no Flax module can be named so."""
@@ -57,17 +57,13 @@ def resting_params(scopes: Iterable[Scope]) -> Iterator[None]:
     before = [variables.get("params") for variables in every]
     for variables, params in zip(every, before, strict=True):
         if params is not None and not find_entries(params):
-            variables["params"] = jax.tree.map(_resting, params)
+            variables["params"] = jax.lax.stop_gradient(params)
     try:
         yield
     finally:
         for variables, params in zip(every, before, strict=True):
             if params is not None:
                 variables["params"] = params
-
-
-def _resting(leaf: Any) -> Any:
-    return jax.lax.stop_gradient(leaf) if is_float(leaf) else leaf
 
 
 def take_from_params(scope: Scope) -> None:

@@ -113,8 +113,7 @@ class Observer:
         columns["param_grads"] = directions.rms()[1]
         columns["cosine"] = directions.cosine()
         counted = [u if u and u.path not in self.bound else None for u in owned]
-        steps = looks.gradient if self.optimizer is None else looks.step
-        step = [jnp.conj(s[1]) if self.optimizer is None else s[1] for s in steps]
+        step = [s[1] for s in looks.step] or [jnp.conj(g[1]) for g in looks.gradient]
         columns["total"], raw_change = self._changes(args, step, counted)
         return Observed(columns, looks.loss[1], raw_change)
 
@@ -129,10 +128,9 @@ class Observer:
             return along(step), jnp.zeros((), jnp.float32)
 
         def turn(raw: Bool[Array, ""]) -> Float[Array, " rows"]:
-            pairs = zip(step, counted, strict=True)
-            moves = [~raw if unit is not None else raw for _, unit in pairs]
-            pairs = zip(step, moves, strict=True)
-            return along([jnp.where(moving, s, 0) for s, moving in pairs])
+            rests = [raw if unit is not None else ~raw for unit in counted]
+            pairs = zip(rests, step, strict=True)
+            return along([jnp.where(rest, 0, s) for rest, s in pairs])
 
         changes, raw = jax.lax.map(turn, jnp.array([False, True]))
         return changes, jnp.max(raw)

@@ -205,10 +205,6 @@ def _mean_over_methods(
 
 
 def _one_over_largest(changes: Mapping[UnitKey, Array]) -> Float[Array, ""]:
-    """1 over the largest finite value, and 1 where that is none.
-
-    Behind a barrier: XLA would find it anew in each number that it multiplies.
-    """
-    every = jnp.concatenate([t.ravel() for t in changes.values()])
-    largest = jnp.max(jnp.where(jnp.isfinite(every), every, 0))
-    return jax.lax.optimization_barrier(inverse(largest))
+    """1 over the largest finite value, and 1 where that is none."""
+    finite = [jnp.max(jnp.where(jnp.isfinite(t), t, 0)) for t in changes.values()]
+    return inverse(jnp.max(jnp.stack(finite)))

@@ -95,12 +95,17 @@ def align_gradients(
     owned = [(path, unit, *pair) for path, unit, pair in pairs if unit is not None]
     rounding = max(float(jnp.finfo(dtype).eps) for dtype in dtypes)
     allowed = NEAR + 8 * rounding**0.75
-    apart = []
+    of_unit: dict[Unit, list[list[Array]]] = {}
     for _, unit, *pair in owned:
-        kin = zip(*(both for _, other, *both in owned if other is unit), strict=True)
-        noise = [NOISE * rounding * _largest(unit, gradients) for gradients in kin]
-        apart.append(_apart(unit, pair, noise) / allowed)
-    return Alignment(tuple(path_str(path) for path, *_ in owned), apart)
+        of_unit.setdefault(unit, []).append(pair)
+    noise = {
+        unit: [NOISE * rounding * _largest(unit, g) for g in zip(*pairs, strict=True)]
+        for unit, pairs in of_unit.items()
+    }
+    return Alignment(
+        names=tuple(path_str(path) for path, *_ in owned),
+        apart=[_apart(unit, pair, noise[unit]) / allowed for _, unit, *pair in owned],
+    )
 
 
 def _largest(unit: Unit, gradients: Sequence[Array]) -> Array:

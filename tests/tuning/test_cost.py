@@ -2,7 +2,6 @@
 
 import re
 from typing import Any
-from unittest import mock
 
 import flax.linen as nn
 import jax
@@ -11,6 +10,8 @@ import pytest
 
 from einit_jax.measurement import _measure
 from einit_jax.tuning import _tune
+from tests.benchmarks.cost.networks import gradient_step
+from tests.benchmarks.cost.speed import arguments_of, step_arguments
 from tests.support.cases import Job, squared_error
 from tests.support.checks import KEY, measured, params_of, tuned
 from tests.support.models import CASES
@@ -50,32 +51,19 @@ def instructions(lowered: Any) -> int:
     return len(re.findall(r"\n\s+(?:ROOT )?%\S+ = ", text))
 
 
-def of_step(job: Job) -> int:
-    """Those of a gradient step."""
-    x = job.input_fn(KEY)
-
-    def loss(params):
-        return job.loss_fn(job.model.apply({"params": params}, x), key=KEY)
-
-    return instructions(jax.jit(jax.value_and_grad(loss)).lower(job.params))
-
-
 def of_verb(module: Any, name: str, run: Any) -> int:
     """Those of the function that a verb has jitted."""
-    jitted = getattr(module, name)
-    with mock.patch.object(module, name, wraps=jitted) as seen:
-        run()
-    return instructions(jitted.lower(*seen.call_args.args, **seen.call_args.kwargs))
+    given = arguments_of(module, name, run)
+    return instructions(getattr(module, name).lower(*given.args, **given.kwargs))
 
 
 @pytest.mark.parametrize("name", JOBS)
 def test_programs_are_a_few_times_a_gradient_step(name):
     job = JOBS[name]()
-    step = of_step(job)
+    step = instructions(gradient_step(job).lower(*step_arguments(job)))
     most_tune, most_measure = MOST[name]
     tune = of_verb(_tune, "_tune_compiled", lambda: tuned(job))
     measure = of_verb(_measure, "_measure_compiled", lambda: measured(job))
-    print(name, step, tune / step, measure / step)
     assert step < tune < most_tune * step
     assert step < measure < most_measure * step
 

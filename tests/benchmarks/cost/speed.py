@@ -60,13 +60,16 @@ def tuning(job: Job, like: str | None = None) -> Callable:
     return lambda: ei.tune(job.model, params, x, job.loss_fn, **options)
 
 
+def arguments_of(module: Any, name: str, run: Callable) -> Any:
+    """What `run()` passes to a function that a module has jitted."""
+    with mock.patch.object(module, name, wraps=getattr(module, name)) as jitted:
+        run()
+    return jitted.call_args
+
+
 def sweep_arguments(job: Job, like: str | None) -> Any:
     """What `tune` passes to the function it has jitted."""
-    with mock.patch.object(
-        _tune, "_tune_compiled", wraps=_tune._tune_compiled
-    ) as sweep:
-        tuning(job, like)()
-    return sweep.call_args
+    return arguments_of(_tune, "_tune_compiled", tuning(job, like))
 
 
 def contenders(job: Job) -> dict[str, Callable]:
