@@ -43,6 +43,9 @@ SHRINK = 2.0**-20
 """Keeps squares of large tangents finite in float32; a power of two rounds nothing. In
 a wide pass there is no need."""
 
+ROUNDINGS = 8
+"""Differences between examples of fewer relative roundings are taken for none."""
+
 
 def output_changes(
     objective: Objective,
@@ -109,20 +112,26 @@ def _tap_call(call: UnitCall, entry: Mapping[str, Any]) -> Any:
     a = entry["output"].reshape(())
     outputs = [multiply(t, a) for t in raw]
     sums = {n: t for n, t in entry.items() if n in ("calls", "power", *WINDOWS)}
-    return call.finish(_tap(outputs, call.inputs, sums))
+    return call.finish(tap_changes(outputs, call.inputs, sums))
 
 
 @jax.custom_jvp
-def _tap(outputs, inputs, sums):
-    """The outputs; the squares of what they move by are the cotangents of `sums`."""
+def tap_changes(outputs, inputs, sums):
+    """The outputs; statistics of what they move by are the cotangents of `sums`.
+
+    These are "calls" and the mean square, by `core.WINDOWS` or as "power"; in "spread",
+    by windows too, that of the outputs around their mean over the batch.
+    """
     return outputs
 
 
-@_tap.defjvp
+@tap_changes.defjvp
 def _tap_jvp(primals, tangents):
     outputs, _, sums = primals
     moved, along, _ = tangents
-    return outputs, _note([jax.lax.stop_gradient(t) for t in moved], along, sums)
+    still = lambda arrays: [jax.lax.stop_gradient(t) for t in arrays]
+    values = still(outputs) if "spread" in sums else []
+    return outputs, _note(still(moved), values, along, sums)
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["known"])
@@ -134,12 +143,12 @@ class Types:
 
 
 @jax.custom_vjp
-def _note(moved, along, sums):
+def _note(moved, values, along, sums):
     """The tangents of the outputs; `along`, those of the inputs, leads to more taps."""
     return moved
 
 
-def _note_forward(moved, along, sums):
+def _note_forward(moved, values, along, sums):
     if "power" in sums:
         power, size = squares(moved, FLOOR)
         statistics = {"power": power / size}
@@ -147,14 +156,30 @@ def _note_forward(moved, along, sums):
         statistics = windows(rms(moved))
     some, *_ = statistics.values()  # each call counts the same, whatever its size
     statistics["calls"] = per_call(1, some)
-    shaped = {name: shaped_like(statistics[name], sums[name]) for name in sums}
-    return moved, (shaped, Types(tuple(map(type_of, along))))
+    if "spread" in sums:
+        statistics["spread"] = windows(sure_spread(values))
+    statistics = {name: statistics[name] for name in sums}
+    shaped = jax.tree.map(shaped_like, statistics, dict(sums))
+    types = [Types(tuple(map(type_of, arrays))) for arrays in (values, along)]
+    return moved, (shaped, *types)
 
 
 def _note_backward(residual, cotangents):
-    statistics, types = residual
-    zeros = [zeros_of(kind) for kind in types.known]
-    return [jnp.zeros_like(t) for t in cotangents], zeros, statistics
+    statistics, *types = residual
+    zeros = [[zeros_of(kind) for kind in arrays.known] for arrays in types]
+    return [jnp.zeros_like(t) for t in cotangents], *zeros, statistics
 
 
 _note.defvjp(_note_forward, _note_backward)
+
+
+def sure_spread(values: list[jax.Array]) -> jax.Array:
+    """The rms of arrays around their means over the batch, their first axis.
+
+    0 where it is no more than rounding: all examples look the same.
+    """
+    arrays = [t for t in values if t.ndim]
+    wide = [widen(t) for t in arrays]
+    spread = rms([t - jnp.mean(t, 0, keepdims=True) for t in wide])
+    eps = max((float(jnp.finfo(t.dtype).eps) for t in arrays), default=0.0)
+    return jnp.where(spread > ROUNDINGS * eps * rms(wide), spread, 0.0)

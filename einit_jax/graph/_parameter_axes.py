@@ -16,7 +16,7 @@ from ..units import ModelGraph
 from ._axis_views import AxisRole
 from ._jaxprs import has_cotangent
 from ._parameter_uses import ParameterUseWalk
-from ._traced_values import ParameterUse, whole_value
+from ._traced_values import ParameterUse, TracedValue, whole_value
 
 
 class ParameterAxes(NamedTuple):
@@ -72,14 +72,19 @@ def parameter_axes(graph: ModelGraph) -> dict[Path, ParameterAxes]:
     power iteration of a spectral norm), then a factor, then a summand. A parameter that
     meets data in no such way, or is never used, is "other".
     """
+    walk = parameter_use_walk(graph)
+    floats = _follow_parameters(walk, graph.jaxpr, graph.shapes)
+    return {path: _axes_of_parameter(walk, path, graph.shapes[path]) for path in floats}
+
+
+def parameter_use_walk(graph: ModelGraph) -> ParameterUseWalk:
+    """A walk for a model, which has not begun."""
     lifted_axes = {unit.path: unit.lifted_axes for unit in graph.units}
     layers = {
         path: frozenset(layer_axes(shape, owner_of(path, lifted_axes, ())))
         for path, shape in graph.shapes.items()
     }
-    walk = ParameterUseWalk(layers)
-    floats = _follow_parameters(walk, graph.jaxpr, graph.shapes)
-    return {path: _axes_of_parameter(walk, path, graph.shapes[path]) for path in floats}
+    return ParameterUseWalk(layers)
 
 
 def stacked_axes(
@@ -97,10 +102,17 @@ def _follow_parameters(
     """Walks through the model; the paths of its floating parameters."""
     leaves = list(zip(shapes, jaxpr.invars, strict=False))
     floats = [path for path, var in leaves if has_cotangent(var)]
-    params = [whole_value(path, shapes[path], path in floats) for path in shapes]
-    others = [walk.argument(var) for var in jaxpr.invars[len(params) :]]
-    walk.run(jaxpr, [*params, *others])
+    walk.run(jaxpr, arguments_of(walk, jaxpr, shapes))
     return floats
+
+
+def arguments_of(
+    walk: ParameterUseWalk, jaxpr: Jaxpr, shapes: Mapping[Path, tuple[int, ...]]
+) -> list[TracedValue]:
+    """What a walk begins with: the parameters, and the model's other arguments."""
+    pairs = zip(shapes.items(), jaxpr.invars, strict=False)
+    params = [whole_value(p, shape, has_cotangent(var)) for (p, shape), var in pairs]
+    return params + [walk.argument(var) for var in jaxpr.invars[len(params) :]]
 
 
 def _axes_of_parameter(

@@ -120,14 +120,20 @@ class ParameterUseWalk:
             return self.scan(eqn, ins)
         if name == "while":
             return self.while_loop(eqn, ins)
-        inner = bodies(eqn)
         if name == "cond":
-            outs = [self.run(branch, ins[1:]) for branch in inner]
+            outs = [self.run(branch, ins[1:]) for branch in bodies(eqn)]
             return [self.either(column) for column in zip(*outs, strict=True)]
-        if len(inner) == 1 and len(inner[0].invars) == len(ins):
-            return self.run(inner[0], ins)
+        inner = self.body(eqn, len(ins))
+        if inner is not None:
+            return self.run(inner, ins)
         level = max((v.level for v in ins), default=Level.CONSTANT)
         return [self.new(level, ins) for _ in eqn.outvars]
+
+    def body(self, eqn: JaxprEqn, operands: int) -> Jaxpr | None:
+        """The one jaxpr that an equation with so many operands calls, if it does."""
+        inner = bodies(eqn)
+        alone = len(inner) == 1 and len(inner[0].invars) == operands
+        return inner[0] if alone else None
 
     def either(self, values: Sequence[TracedValue]) -> TracedValue:
         """What comes out of one of several branches."""
