@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from .experiments import CoordinateCheck as CoordinateCheck
     from .experiments import compare as compare
     from .experiments import coordinate_check as coordinate_check
+    from .initializers import LinearStart as LinearStart
     from .initializers import autoinit as autoinit
     from .initializers import fans as fans
     from .initializers import gain as gain
     from .initializers import general_relu as general_relu
     from .initializers import gradinit as gradinit
     from .initializers import initialize as initialize
+    from .initializers import looks_linear as looks_linear
     from .initializers import lsuv as lsuv
     from .initializers import metainit as metainit
     from .initializers import unit_params as unit_params
@@ -46,6 +48,7 @@ __all__ = [
     "History",
     "HyperCubes",
     "Inputs",
+    "LinearStart",
     "Measurement",
     "TrainState",
     "__version__",
@@ -59,6 +62,7 @@ __all__ = [
     "general_relu",
     "gradinit",
     "initialize",
+    "looks_linear",
     "lsuv",
     "measure",
     "metainit",

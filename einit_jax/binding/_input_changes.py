@@ -7,6 +7,7 @@ is read off it, and off the differences between outputs as they are, is the
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -20,9 +21,10 @@ from ..core import (
     anchor,
     float_leaves,
     from_windows,
-    inverse,
+    inverse_rms,
     multiply,
     rms,
+    squares,
     vary_with,
 )
 from ..graph import derivative_along
@@ -55,6 +57,7 @@ def amplifications(
     *,
     outputs: Mapping[UnitKey, Array] | None = None,
     targets: Mapping[UnitKey, Array] | None = None,
+    whole: bool = False,
 ) -> Amplifications:
     """The amplification of each unit, and of the whole model.
 
@@ -68,6 +71,8 @@ def amplifications(
         outputs: the factor a of each unit.
         targets: in its place, the rms that each call of a unit is brought to on its
             way, as if the factors were solved for that; 0: it is left as it is.
+        whole: whether that of the whole model is enough; of units it has the last one
+            then, and those at which differences start.
     """
     carried, name = (outputs, "factor") if targets is None else (targets, "target")
     assert carried is not None, "either factors or targets are given"
@@ -75,14 +80,23 @@ def amplifications(
     sources = {unit.key for unit in units if not unit.floats}
     if not sources and not any(x.ndim for x in leaves.floats):
         sources = {units[0].key}
-    zeros = vary_with({u.key: _empty_sums(carried[u.key]) for u in units}, args)
+    read = {units[-1].key, *sources} if whole else {unit.key for unit in units}
+    zeros = {u.key: _empty_sums(carried[u.key]) for u in units if u.key in read}
+    zeros = vary_with(zeros, args)
+    sizes = frozenset(
+        x.shape[0] for x in (*leaves.floats, *leaves.arrays) if jnp.ndim(x)
+    )
+
+    handle = partial(_tap_difference, sizes)
 
     def moved(sums: Any) -> tuple[Array, Any]:
         def forward(way: Array) -> list[Array]:
-            entries = {k: {name: carried[k], **own} for k, own in sums.items()}
+            entries = {u.key: {name: carried[u.key]} for u in units}
+            for key, own in sums.items():
+                entries[key] |= own
             for key in sources:
                 entries[key]["way"] = jnp.broadcast_to(way, carried[key].shape)
-            taps = Interception("differences", entries, _tap_difference)
+            taps = Interception("differences", entries, handle)
             inputs = leaves.build([_on_the_way(x, way) for x in leaves.floats])
             batch = args.batch._replace(inputs=inputs)
             model_outputs, _ = objective.run(args._replace(batch=batch), taps)
@@ -149,18 +163,22 @@ def _quotient(moved: Array, spread: Array) -> Array:
     return jnp.where(moved > 0, moved, jnp.nan) / spread
 
 
-def _tap_difference(call: UnitCall, entry: Mapping[str, Any]) -> Any:
+def _tap_difference(
+    batch_sizes: frozenset[int], call: UnitCall, entry: Mapping[str, Any]
+) -> Any:
     """The call's outputs, scaled, and both statistics of them."""
     outputs = call.proceed(call.inputs)
     if "target" in entry:
-        size = rms([jax.lax.stop_gradient(t) for t in outputs])
+        power, size = squares([jax.lax.stop_gradient(t) for t in outputs])
         target = entry["target"].reshape(())
-        factor = jnp.where(target > 0, target * inverse(size), 1.0)
+        factor = jnp.where(target > 0, target * inverse_rms(power / size), 1.0)
     else:
         factor = entry["factor"].reshape(())
     outputs = [multiply(t, factor) for t in outputs]
     if "way" in entry:
         way = entry["way"].reshape(())
-        outputs = [_on_the_way(t, way) for t in outputs]
+        here = lambda t: t.ndim and t.shape[0] in batch_sizes  # not those of positions
+        outputs = [_on_the_way(t, way) if here(t) else t for t in outputs]
     sums = {n: t for n, t in entry.items() if n in ("calls", *WINDOWS, "spread")}
-    return call.finish(tap_changes(outputs, call.inputs, sums))
+    outputs = tap_changes(outputs, call.inputs, sums) if sums else outputs
+    return call.finish(outputs)

@@ -25,7 +25,8 @@ TABLE = {
     "tuning": LOW + "verification",
     "initializers/classic": LOW,
     "initializers/signal_propagation": LOW + "initializers/classic",
-    "initializers/layerwise": LOW + "initializers/classic",
+    "distinctness": LOW,
+    "initializers/layerwise": LOW + "distinctness initializers/classic",
     "initializers/learned": LOW + "initializers/classic",
 }
 INITIALIZERS = {room for room in TABLE if room.startswith("initializers/")}

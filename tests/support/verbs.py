@@ -30,6 +30,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "tune": ei.tune,
     "measure": ei.measure,
     "lsuv": ei.lsuv,
+    "looks_linear": ei.looks_linear,
     "autoinit": ei.autoinit,
     "gradinit": ei.gradinit,
     "metainit": ei.metainit,

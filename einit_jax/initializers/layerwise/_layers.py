@@ -1,6 +1,6 @@
 """The layers of a model: units with weights, and orthonormal draws of these weights."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ from ...core import Path, inner_axes, is_under, path_number, path_str
 from ...graph import ParameterAxes
 from ...units import Unit
 from ..classic import Parameter, Rule, sample
+from ._mirror import Mirror
 
 
 class Layer(NamedTuple):
@@ -95,6 +96,17 @@ def _channels(
     return (bias.path, len(shape)) if shape and fits else None
 
 
+def arrays_of(
+    layers: Iterable[Layer], leaves: Mapping[Path, Array]
+) -> dict[Path, Array]:
+    """The weights and biases of some layers."""
+    return {
+        path: leaves[path]
+        for layer in layers
+        for path in (*layer.weights, *layer.biases)
+    }
+
+
 class _DrawType(NamedTuple):
     """Weights for which these are equal are drawn by one program."""
 
@@ -102,6 +114,7 @@ class _DrawType(NamedTuple):
     axes: ParameterAxes | None
     """Without what does not decide how an array is drawn."""
     dtype: DTypeLike
+    mirror: Mirror | None
 
 
 def sample_orthonormal(
@@ -110,24 +123,34 @@ def sample_orthonormal(
     leaves: Mapping[Path, Array],
     key: jax.Array,
 ) -> dict[Path, Array]:
-    """Weights with orthonormal rows or columns, and biases of zeros.
+    """Weights with orthonormal rows or columns, and biases of zeros."""
+    biases = (path for layer in layers for path in layer.biases)
+    zeros = {path: jnp.zeros_like(leaves[path]) for path in biases}
+    weights = [parameters[path] for layer in layers for path in layer.weights]
+    return zeros | draw_weights(weights, leaves, key, {})
+
+
+def draw_weights(
+    weights: Sequence[Parameter],
+    leaves: Mapping[Path, Array],
+    key: jax.Array,
+    mirrors: Mapping[Path, Mirror],
+) -> dict[Path, Array]:
+    """Weights with orthonormal rows or columns, or mirrored ones of such.
 
     Each weight is drawn by the key of its path. Weights that are alike are drawn by one
     program, because programs that factor matrices take long to compile.
     """
-    sampled = {
-        path: jnp.zeros_like(leaves[path]) for layer in layers for path in layer.biases
-    }
+    sampled: dict[Path, Array] = {}
     alike: dict[_DrawType, list[Parameter]] = {}
-    for layer in layers:
-        for weight in (parameters[path] for path in layer.weights):
-            _check_orthonormal(weight)
-            dtype = leaves[weight.path].dtype
-            draw_type = _DrawType(weight.shape, _sampling_axes(weight), dtype)
-            alike.setdefault(draw_type, []).append(weight)
+    for weight in weights:
+        _check_orthonormal(weight)
+        dtype, mirror = leaves[weight.path].dtype, mirrors.get(weight.path)
+        draw_type = _DrawType(weight.shape, _sampling_axes(weight), dtype, mirror)
+        alike.setdefault(draw_type, []).append(weight)
     for draw_type, group in alike.items():
         numbers = jnp.array([path_number(weight.path) for weight in group], "uint32")
-        draw = partial(_sample_weight, group[0], draw_type.dtype, key)
+        draw = partial(_sample_weight, group[0], draw_type, key)
         arrays = jax.lax.map(draw, numbers) if len(group) > 1 else [draw(numbers[0])]
         pairs = zip(group, arrays, strict=True)
         sampled |= {weight.path: array for weight, array in pairs}
@@ -140,13 +163,15 @@ def _sampling_axes(weight: Parameter) -> ParameterAxes | None:
 
 
 def _sample_weight(
-    weight: Parameter, dtype: DTypeLike, key: jax.Array, number: Array
+    weight: Parameter, draw_type: _DrawType, key: jax.Array, number: Array
 ) -> Array:
     """One weight, each layer of a stack by itself, by the number of its path.
 
     In 32 bits or more, for matrices of 16 bits cannot be factored.
     """
-    init, wide = initializers.orthogonal(), jnp.promote_types(dtype, jnp.float32)
+    dtype, mirror = draw_type.dtype, draw_type.mirror
+    init = mirror.initializer if mirror else initializers.orthogonal()
+    wide = jnp.promote_types(dtype, jnp.float32)
     own = jax.random.fold_in(key, number)
     return sample(weight, Rule("*", init), init, own, dtype=wide).astype(dtype)
 

@@ -1,6 +1,6 @@
 """`lsuv`: layer-sequential unit variance, for all layers in one pass."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, SupportsIndex
 
@@ -15,7 +15,6 @@ from ...core import (
     check_not_zero,
     checked_stopping,
     flatten,
-    is_concrete,
     unboxed,
     usual_rules,
     with_leaves,
@@ -23,8 +22,8 @@ from ...core import (
 from ...linen import Model
 from ...units import Objective, UnitSelection, check_measurable, unit_selection
 from ..classic import parameters_in, place_like
-from ._layers import Layer, layers_among, sample_orthonormal
-from ._passes import layer_pass
+from ._layers import arrays_of, layers_among, sample_orthonormal
+from ._passes import run_passes
 from ._progress import Progress, start_progress
 
 
@@ -151,13 +150,12 @@ def lsuv(
     )
     params = with_leaves(params, sampled)
     if progress.layers:
-        one_pass = partial(
-            _layer_pass_compiled,
-            args=args._replace(params=params),
+        progress = run_passes(
+            progress,
+            args._replace(params=params),
             objective=bound.objective,
             stopping=stopping,
         )
-        progress = _run_passes(one_pass, progress)
         progress.check(stopping)
     leaves, arrays = flatten(unboxed(params)), {**sampled, **progress.best_arrays}
     placed = {path: place_like(x, leaves[path]) for path, x in arrays.items()}
@@ -198,35 +196,7 @@ def _start_compiled(
         leaves |= sample_orthonormal(layers, by_path, leaves, key)
     cells = tuple(layer for layer in layers if layer.cell)
     scaled = tuple(layer for layer in layers if not layer.cell)
-    progress = start_progress(scaled, _arrays_of(scaled, leaves), center=center)
-    return _arrays_of(cells, leaves), progress
-
-
-def _arrays_of(
-    layers: Iterable[Layer], leaves: Mapping[Path, Array]
-) -> dict[Path, Array]:
-    """The weights and biases of some layers."""
-    return {
-        path: leaves[path]
-        for layer in layers
-        for path in (*layer.weights, *layer.biases)
-    }
-
-
-_layer_pass_compiled = jax.jit(layer_pass, static_argnames=("objective", "stopping"))
-
-
-def _run_passes(
-    one_pass: Callable[[Progress], Progress], progress: Progress
-) -> Progress:
-    """The progress after passes until the variances are right.
-
-    They are dispatched one by one where values are known. Under an outer trace they are
-    a `while_loop`, in which convolutions run many times slower on a CPU.
-    """
-    progress = one_pass(progress)
-    if not is_concrete(progress.more):
-        return jax.lax.while_loop(lambda progress: progress.more, one_pass, progress)
-    while progress.more:
-        progress = one_pass(progress)
-    return progress
+    targets = {layer.path: layer.target for layer in scaled}
+    arrays = arrays_of(scaled, leaves)
+    progress = start_progress(scaled, arrays, center=center, targets=targets)
+    return arrays_of(cells, leaves), progress

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from ...core import (
@@ -17,6 +17,7 @@ from ...core import (
     anderson_step,
     broadcast_per_layer,
     float_leaves,
+    is_concrete,
     plain,
     vary_with,
     with_leaves,
@@ -60,6 +61,28 @@ def layer_pass(
     return _next_progress(progress, stopping, moments)
 
 
+_layer_pass_compiled = jax.jit(layer_pass, static_argnames=("objective", "stopping"))
+
+
+def run_passes(
+    progress: Progress, args: ModelArgs, *, objective: Objective, stopping: Stopping
+) -> Progress:
+    """The progress after passes until the variances are right, or nothing helps.
+
+    They are dispatched one by one where values are known. Under an outer trace they are
+    a `while_loop`, in which convolutions run many times slower on a CPU.
+    """
+    one_pass = partial(
+        _layer_pass_compiled, args=args, objective=objective, stopping=stopping
+    )
+    progress = one_pass(progress)
+    if not is_concrete(progress.more):
+        return jax.lax.while_loop(lambda progress: progress.more, one_pass, progress)
+    while progress.more:
+        progress = one_pass(progress)
+    return progress
+
+
 def _joint_moments(
     layer: Layer, sums: Mapping[UnitKey, Mapping[str, Any]]
 ) -> LayerMoments:
@@ -73,7 +96,11 @@ def _next_progress(
 ) -> Progress:
     """What the next pass tries, after what this one missed."""
     layers, count = progress.layers, progress.factor_count
-    misses = {layer.path: _misses(layer, moments[layer.path]) for layer in layers}
+    targets = progress.targets
+    misses = {
+        layer.path: _misses(layer, moments[layer.path], targets[layer.path])
+        for layer in layers
+    }
     miss = _as_unknowns(progress, misses)
     masks = {layer.path: _unshared(layer, moments[layer.path]) for layer in layers}
     unshared = _as_unknowns(progress, masks)
@@ -89,7 +116,10 @@ def _next_progress(
     return replace(
         progress,
         best_arrays=progress.arrays_at(best.at[:count].set(clipped[:count])),
-        goals={layer.path: _goal(layer, moments[layer.path]) for layer in layers},
+        goals={
+            layer.path: _goal(layer, moments[layer.path], targets[layer.path])
+            for layer in layers
+        },
         search=search,
         start=start,
         miss=miss,
@@ -121,16 +151,16 @@ def _as_unknowns(
     return jnp.concatenate(columns)
 
 
-def _misses(layer: Layer, moments: LayerMoments) -> _LayerValues:
+def _misses(layer: Layer, moments: LayerMoments, target: Array) -> _LayerValues:
     """Half the logarithm of the variance over its target, and means in deviations.
 
     The former is 0 where there is no variance.
     """
-    varies, aim = ~(moments.deviation <= 0), layer.target**0.5
+    varies, aim = ~(moments.deviation <= 0), jnp.sqrt(target)
     deviation = jnp.where(varies, moments.deviation, aim)
     each = broadcast_per_layer(deviation, moments.mean.shape, layer.lifted_axes)
     return _LayerValues(
-        factor=jnp.log(deviation) - np.log(aim),
+        factor=jnp.log(deviation) - jnp.log(aim),
         channels=moments.mean / each,
     )
 
@@ -142,7 +172,7 @@ def _unshared(layer: Layer, moments: LayerMoments) -> _LayerValues:
     return _LayerValues(full(moments.deviation), full(moments.mean) * (1 + 1j))
 
 
-def _goal(layer: Layer, moments: LayerMoments) -> Array:
+def _goal(layer: Layer, moments: LayerMoments, target: Array) -> Array:
     """The variance at which a layer hands on its output in later passes; 0: as it is.
 
     A layer that is called once hands on its target, so that the miss of each layer is
@@ -151,4 +181,4 @@ def _goal(layer: Layer, moments: LayerMoments) -> Array:
     factor stays 1.
     """
     alone = moments.reached & (not layer.shared)
-    return jnp.where(alone, jnp.float32(layer.target), 0.0)
+    return jnp.where(alone, target, 0.0)

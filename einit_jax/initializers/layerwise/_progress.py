@@ -5,6 +5,7 @@ the other; behind them, where channels are centred, comes what is added to the b
 in standard deviations of the output.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -36,7 +37,8 @@ its bound at 60 times the weights.
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=[
-        "arrays", "best_arrays", "goals", "search", "start", "miss", "settled", "more",
+        "arrays", "best_arrays", "targets", "goals", "search", "start", "miss",
+        "settled", "more",
     ],
     meta_fields=["layers", "center"],
 )  # fmt: skip
@@ -50,6 +52,8 @@ class Progress:
     """Weights and biases as drawn, or as the user gave them."""
     best_arrays: dict[Path, Array]
     """The same arrays where the search has done best."""
+    targets: dict[Path, Array]
+    """The variance that each layer's output is to have, as carried."""
     goals: dict[Path, Array]
     """The variance at which a layer hands on its output; 0: it hands it on as it is."""
     search: AndersonState
@@ -89,7 +93,9 @@ class Progress:
             assert layer.channels is not None
             path, _ = layer.channels
             shift = _from_reals(point[start:end], arrays[path])
-            added = arrays[path] + layer.target**0.5 * shift
+            deviation = jnp.sqrt(self.targets[layer.path])
+            each = broadcast_per_layer(deviation, shift.shape, layer.lifted_axes)
+            added = arrays[path] + each * shift
             arrays[path] = added.astype(arrays[path].dtype)
         return arrays
 
@@ -144,17 +150,28 @@ class Progress:
 
 
 def start_progress(
-    layers: tuple[Layer, ...], arrays: dict[Path, Array], *, center: bool
+    layers: tuple[Layer, ...],
+    arrays: dict[Path, Array],
+    *,
+    center: bool,
+    targets: Mapping[Path, Array | float],
 ) -> Progress:
-    """The progress before the first pass, in which all calls have goals."""
-    ones = lambda layer: jnp.ones(layer.units[0].carried_shape, jnp.float32)
+    """The progress before the first pass, in which all calls have goals.
+
+    `targets` has the variance that each layer's output is to have.
+    """
+    full = lambda layer, target: jnp.full(
+        layer.units[0].carried_shape, target, jnp.float32
+    )
+    filled = {layer.path: full(layer, targets[layer.path]) for layer in layers}
     settled = jnp.array(False)
     progress = Progress(
         layers,
         center,
         arrays=arrays,
         best_arrays=arrays,
-        goals={layer.path: layer.target * ones(layer) for layer in layers},
+        targets=filled,
+        goals=filled,
         search=anderson_init(0),
         start=jnp.zeros(0),
         miss=jnp.zeros(0),

@@ -1,0 +1,147 @@
+"""How a start is chosen by measuring: in pairs or not, and how small outputs are.
+
+At most ten passes of forward mode: the plain draw; the mirrored one, where the former
+amplifies too much; then smaller outputs before curved functions, by bisection, where
+that one does too.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from ..core import is_concrete
+
+SMALLEST_SIZE = 2.0**-7
+"""The least rms of outputs before curved functions."""
+HALVINGS = 7
+"""How often the range of the logarithm of that rms is halved."""
+SLACK = 1.1
+"""How near to the least amplification that can be reached a goal is set at most."""
+PLAIN, MIRRORED, LEAST, HALVING, DONE = range(5)
+"""What is measured next."""
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=[
+        "stage", "halvings", "in_pairs", "size", "before", "reached", "goal", "low",
+        "high",
+    ],
+    meta_fields=[],
+)  # fmt: skip
+@dataclass(frozen=True)
+class Choice:
+    """A start, as far as it is chosen: a pytree of scalars."""
+
+    stage: Int[Array, ""]
+    halvings: Int[Array, ""]
+    in_pairs: Bool[Array, ""]
+    """Whether weights are drawn in pairs."""
+    size: Float[Array, ""]
+    """The rms of outputs before curved functions."""
+    before: Float[Array, ""]
+    """The amplification of the plain draw."""
+    reached: Float[Array, ""]
+    """That of the better draw, with outputs of rms 1."""
+    goal: Float[Array, ""]
+    low: Float[Array, ""]
+    high: Float[Array, ""]
+    """Bounds of the logarithm of the size, to base 2."""
+
+    @property
+    def more(self) -> Bool[Array, ""]:
+        """Whether something is still to be measured."""
+        return self.stage != DONE
+
+
+def first_choice(goal: float) -> Choice:
+    """The choice before anything is measured."""
+    number = lambda value: jnp.asarray(value, jnp.float32)
+    return Choice(
+        jnp.int32(PLAIN),
+        jnp.int32(0),
+        in_pairs=jnp.array(False),
+        size=number(1),
+        before=number(jnp.nan),
+        reached=number(jnp.inf),
+        goal=number(goal),
+        low=jnp.log2(number(SMALLEST_SIZE)),
+        high=number(0),
+    )
+
+
+def next_choice(
+    choice: Choice, found: Float[Array, ""], *, pairs: bool, curved: Array, alone: Array
+) -> Choice:
+    """The choice after an amplification was found for the one before.
+
+    Args:
+        choice: what was measured.
+        found: the amplification.
+        pairs: whether weights can be drawn in pairs.
+        curved: whether smaller outputs can help where they are.
+        alone: the same where they are not.
+    """
+    after = [
+        _after_plain(choice, found, pairs),
+        _after_mirrored(choice, found),
+        _after_least(choice, found),
+        _after_halving(choice, found),
+    ]
+    pick = lambda *values: jnp.stack(values)[choice.stage]
+    chosen = jax.tree.map(pick, *after)
+    useless = (chosen.stage == LEAST) & ~jnp.where(chosen.in_pairs, curved, alone)
+    stage = jnp.where(useless, DONE, chosen.stage)
+    size = jnp.where(stage == LEAST, SMALLEST_SIZE, chosen.size)
+    middle = jnp.exp2((chosen.low + chosen.high) / 2)
+    size = jnp.where(stage == HALVING, middle, size)
+    return replace(chosen, stage=stage, size=size)
+
+
+def _after_plain(choice: Choice, found: Array, pairs: bool) -> Choice:
+    more = found > choice.goal
+    stage = jnp.where(more, MIRRORED if pairs else LEAST, DONE)
+    in_pairs = more & pairs
+    return replace(choice, stage=stage, in_pairs=in_pairs, before=found, reached=found)
+
+
+def _after_mirrored(choice: Choice, found: Array) -> Choice:
+    better = found < choice.before
+    reached = jnp.where(better, found, choice.before)
+    stage = jnp.where(reached > choice.goal, LEAST, DONE)
+    return replace(choice, stage=stage, in_pairs=better, reached=reached)
+
+
+def _after_least(choice: Choice, found: Array) -> Choice:
+    goal = jnp.maximum(choice.goal, SLACK * found)
+    more = choice.reached > goal
+    stage = jnp.where(more, HALVING, DONE)
+    return replace(choice, stage=stage, goal=goal, size=jnp.ones_like(choice.size))
+
+
+def _after_halving(choice: Choice, found: Array) -> Choice:
+    middle, fits = jnp.log2(choice.size), found <= choice.goal
+    low = jnp.where(fits, middle, choice.low)
+    high = jnp.where(fits, choice.high, middle)
+    halvings = choice.halvings + 1
+    stage = jnp.where(halvings < HALVINGS, HALVING, DONE)
+    return replace(
+        choice, stage=stage, halvings=halvings, low=low, high=high, size=jnp.exp2(low)
+    )
+
+
+def run_choices(one: Callable[[Choice], Choice], choice: Choice) -> Choice:
+    """The choice when nothing is left to be measured.
+
+    Under an outer trace it is a `while_loop`; else passes are dispatched one by one.
+    """
+    choice = one(choice)
+    if not is_concrete(choice.stage):
+        return jax.lax.while_loop(lambda choice: choice.more, one, choice)
+    while choice.more:
+        choice = one(choice)
+    return choice
