@@ -1,8 +1,7 @@
 """What `measure` returns: columns of numbers, a row per unit, and their text."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from functools import partial
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -18,7 +17,15 @@ from ..reporting import (
     unit_of_row,
 )
 from ..units import UnitRow
-from ._satisfied_rules import RULE_NAMES, satisfied_rules
+from ._findings import (
+    RULE_NAMES,
+    amplification_note,
+    deviation_note,
+    farthest_rows,
+    rules_note,
+    satisfied_rules,
+    verdict_on,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,20 +37,24 @@ FLAGS = ("ok", "zero", "non-finite", "unreached", "missed", "out of range")
 PILLAR_COLUMNS = ("output_rms", "input_grad_rms", "update_rms")
 
 
-STATIC_FIELDS = ("rows_of", "loose", "probes", "batch", "draws", "loss_region", "by")
+NO_COLUMNS = ("loss", "loose_update_rms", "outputs_amplification", "probed")
+"""Arrays of a measurement that have no entry per row."""
 
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=[
-        "output_rms", "output_mean", "output_spread", "input_grad_rms", "update_rms",
-        "total_update_rms", "cosine", "potential", "loose_update_rms", "param_rms",
-        "param_grad_rms", "output", "input_grad", "output_grad", "update", "nonfinite",
-        "flag", "output_deviation", "input_grad_deviation", "update_deviation", "loss",
-        "probed",
-    ],
-    meta_fields=list(STATIC_FIELDS),
-)  # fmt: skip
+HEADS = {
+    "calls": "calls", "rms": "output_rms", "mean": "output_mean",
+    "spread": "output_spread", "grad": "input_grad_rms", "update": "update_rms",
+    "total": "total_update_rms", "amplif": "amplification", "a": "output",
+    "b": "input_grad", "c": "output_grad", "u": "update", "cos": "cosine",
+    "region": "region", "phi": "potential", "flag": "flag",
+}  # fmt: skip
+"""What the text has above each number of a row."""
+
+
+STATIC = {"static": True}
+
+
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Measurement:
     r"""The three pillars, unit by unit in call order: a frozen pytree.
@@ -60,6 +71,8 @@ class Measurement:
     | `input_grad_rms` | largest rms over the gradients of the unit's floating inputs (pillar 2); NaN where it has none |
     | `update_rms` | rms of the change of the output by a step of the unit's own parameters at learning rate 1, to first order, inputs held fixed (pillar 3); the step is that of SGD, or the first one of the optimizer given, times `update` |
     | `total_update_rms` | the same when the parameters of all units move together |
+    | `amplification` | how much more differences between inputs have grown than the signal: `A = [rms(t_y) / rms(s(y))] / [rms(t_x) / rms(s(x))]`, with `s(v) = v - batch mean` and t the tangents along x' - x, where x' is the batch rolled by one example (from integer inputs: starting at the outputs of the units that read them); 1 in a linear network; NaN where no difference gets, for a batch of one, and where forward mode cannot follow |
+    | `outputs_amplification` | the same of the model's outputs |
     | `cosine` | between the carried and the true gradient (at b = c = 1) of the unit's parameters; NaN where one is zero |
     | `potential` | carried over true input gradient; equal all over a region where gradients are exact; NaN without a floating input |
     | `loose_update_rms` | the largest change of any unit's output by a step at learning rate 1 of the raw parameters, which no unit owns, and of units whose parameters the loss's region uses as well |
@@ -85,6 +98,7 @@ class Measurement:
     input_grad_rms: Float[Array, "..."]
     update_rms: Float[Array, "..."]
     total_update_rms: Float[Array, "..."]
+    amplification: Float[Array, "..."]
     cosine: Float[Array, "..."]
     potential: Float[Array, "..."]
     loose_update_rms: Float[Array, "..."]
@@ -100,19 +114,20 @@ class Measurement:
     input_grad_deviation: Float[Array, "..."]
     update_deviation: Float[Array, "..."]
     loss: Float[Array, "..."]
+    outputs_amplification: Float[Array, "..."]
     probed: Bool[Array, "..."]
-    rows_of: tuple[UnitRow, ...]
-    loose: tuple[str, ...]
-    probes: tuple[str, ...]
-    batch: str
-    draws: int
-    loss_region: int
-    by: str
+    rows_of: tuple[UnitRow, ...] = field(metadata=STATIC)
+    loose: tuple[str, ...] = field(metadata=STATIC)
+    probes: tuple[str, ...] = field(metadata=STATIC)
+    batch: str = field(metadata=STATIC)
+    draws: int = field(metadata=STATIC)
+    loss_region: int = field(metadata=STATIC)
+    by: str = field(metadata=STATIC)
 
     def rows(self) -> list[dict[str, Any]]:
         """One dict per unit and layer, in call order, of plain Python values."""
-        no_columns = (*STATIC_FIELDS, "loss", "probed", "loose_update_rms")
-        names = [f.name for f in fields(self) if f.name not in no_columns]
+        arrays = [f.name for f in fields(self) if f.metadata != STATIC]
+        names = [name for name in arrays if name not in NO_COLUMNS]
         columns = {name: np.asarray(getattr(self, name)) for name in names}
         return [
             {
@@ -130,10 +145,11 @@ class Measurement:
     def scalars(self) -> dict[str, float]:
         """`{"unit/pillar": value}`, as writers of logs take it, and the loss.
 
-        The pillars and the total update of every row where they are defined. A layer's
-        number is a part of the name: `{"blocks/Dense_0/3/output_rms": 1.0}`.
+        The pillars, the total update and the amplification of every row where they are
+        defined. A layer's number is a part of the name:
+        `{"blocks/Dense_0/3/output_rms": 1.0}`.
         """
-        names = (*PILLAR_COLUMNS, "total_update_rms")
+        names = (*PILLAR_COLUMNS, "total_update_rms", "amplification")
         return flat_scalars(self.rows(), names) | {"loss": float(self.loss)}
 
     def plot(self) -> "Figure":
@@ -166,21 +182,23 @@ class Measurement:
         are left out, and so is a pillar without any other row; zeros and non-finite
         values count as infinitely far.
         """
-        floats = np.array([row.floats for row in self.rows_of])
         reached = np.asarray(self.flag) != FLAGS.index("unreached")
-        worst = {}
-        for name in PILLAR_COLUMNS:
-            values = np.asarray(getattr(self, name), np.float64)
-            with np.errstate(divide="ignore", invalid="ignore"):
-                distances = np.abs(np.log2(values))
-            distances[np.isnan(distances)] = np.inf
-            defined = reached & floats if name == "input_grad_rms" else reached
-            distances = np.where(defined, distances, -1.0)
-            i = int(np.argmax(distances))
-            if distances[i] < 0:
-                continue
-            worst[name] = (self.rows_of[i].path, float(distances[i]))
-        return worst
+        floats = np.array([row.floats for row in self.rows_of])
+        defined = {"input_grad_rms": reached & floats}
+        columns = self._columns(PILLAR_COLUMNS)
+        defined = {name: defined.get(name, reached) for name in columns}
+        return farthest_rows(columns, defined, self._paths())
+
+    def verdict(self) -> str:
+        """What becomes of differences between inputs: an empty text where they last.
+
+        "inputs collapse" or "inputs are torn apart" where the largest amplification is
+        above 4: the former if at that row `output_spread` has lost more octaves, from
+        the first row that has any, than half of the amplification's, log2 of it. Inputs
+        collapse also where that of the last row is below 1/16 of that first one.
+        """
+        columns = self._columns(("amplification", "output_spread")).values()
+        return verdict_on(*columns, of_outputs=float(self.outputs_amplification))
 
     def modes(self) -> dict[str, tuple[str, ...]]:
         """The rules of pillars 2 and 3 that the factors in force satisfy here.
@@ -197,11 +215,18 @@ class Measurement:
         if not usable.any() or np.isin(flag, broken).any():
             return dict.fromkeys(RULE_NAMES, ())
         names = ("cosine", "input_grad_rms", "update_rms", "total_update_rms")
-        columns = {name: np.asarray(getattr(self, name), np.float64) for name in names}
+        columns = self._columns(names)
         inside = np.array([row.inside for row in self.rows_of])
         given = (inside == self.loss_region) & (self.by == "SGD")
         counted = usable & ~given
         return satisfied_rules(columns, usable, self.rows_of, counted=counted)
+
+    def _paths(self) -> list[str]:
+        return [row.path for row in self.rows_of]
+
+    def _columns(self, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Columns by name, float64."""
+        return {name: np.asarray(getattr(self, name), np.float64) for name in names}
 
     def probed_paths(self) -> list[str]:
         """The arrays of zeros that were replaced by a probe draw while measuring."""
@@ -211,11 +236,9 @@ class Measurement:
         if not all(map(is_concrete, jax.tree.leaves(self))):
             return f"Measurement of {len(self.rows_of)} units (traced)"
         has_update_factors = bool(np.any(np.asarray(self.update) != 1))
-        factors = ("a", "b", "c", "u") if has_update_factors else ("a", "b", "c")
-        names = ("calls", "rms", "mean", "spread", "grad", "update", "total", *factors,
-                 "cos", "region", "phi", "flag")  # fmt: skip
-        cells = [_row_cells(row, factors) for row in self.rows()]
-        return format_table(("unit", "kind", "shape"), names, cells, self.notes())
+        heads = [head for head in HEADS if head != "u" or has_update_factors]
+        cells = [_row_cells(row, heads) for row in self.rows()]
+        return format_table(("unit", "kind", "shape"), heads, cells, self.notes())
 
     def notes(self) -> list[str]:
         """Sentences about the whole: loss, worst rows, rules that hold."""
@@ -225,32 +248,22 @@ class Measurement:
         ]
         total = np.asarray(self.total_update_rms)
         largest = int(np.argmax(np.nan_to_num(total)))
-        none = {p: "neither " + " nor ".join(names) for p, names in RULE_NAMES.items()}
-        rules = [
-            f"{pillar}: {' and '.join(held) or none[pillar]}"
-            for pillar, held in self.modes().items()
-        ]
         lines = [
             f"loss {float(self.loss):.4g} on inputs {self.batch}, {self.draws} draw(s)",
             "largest |log2 rms|: " + "; ".join(worst),
             f"largest total update, by {self.by} at learning rate 1: "
             f"{float(total[largest]):.3g} at {self.rows_of[largest].path}",
-            "rules that hold: " + "; ".join(rules),
+            rules_note(self.modes()),
         ]
         return lines + self._further_notes()
 
     def _further_notes(self) -> list[str]:
-        """What is not true of every measurement: draws, raw parameters, probes."""
-        lines = []
+        """Not of every measurement: amplification, draws, raw parameters, probes."""
+        grown = self.amplification, float(self.outputs_amplification)
+        lines = amplification_note(*grown, self._paths(), self.verdict())
         if self.draws > 1:
-            names = [_short_name(name) for name in PILLAR_COLUMNS]
-            columns = [np.asarray(getattr(self, f"{name}_deviation")) for name in names]
-            largest = [
-                f"{name} {np.nanmax(column):.2g}"
-                for name, column in zip(names, columns, strict=True)
-                if not np.isnan(column).all()
-            ]
-            lines.append("largest spread over draws, of ln rms: " + "; ".join(largest))
+            names = [f"{_short_name(name)}_deviation" for name in PILLAR_COLUMNS]
+            lines.append(deviation_note(self._columns(names)))
         if self.loose:
             moves = f", which move outputs by up to {float(self.loose_update_rms):.3g}"
             lines.append("parameters of no unit" + moves + ": " + ", ".join(self.loose))
@@ -267,17 +280,11 @@ def _shape_text(row: UnitRow) -> str:
     return " ".join("x".join(map(str, s)) or "scalar" for s in row.shape)
 
 
-FACTOR_OF = {"a": "output", "b": "input_grad", "c": "output_grad", "u": "update"}
-
-
-def _row_cells(row: dict[str, Any], factors: Sequence[str]) -> list[str]:
-    names = ("output_rms", "output_mean", "output_spread", "input_grad_rms",
-             "update_rms", "total_update_rms", *(FACTOR_OF[f] for f in factors),
-             "cosine")  # fmt: skip
-    flag = "" if row["flag"] == "ok" else row["flag"]
-    start = [row["path"], row["kind"], row["shape"], str(row["calls"])]
-    end = [str(row["region"]), format_number(row["potential"]), flag]
-    return [*start, *(format_number(row[name]) for name in names), *end]
+def _row_cells(row: dict[str, Any], heads: Sequence[str]) -> list[str]:
+    row = row | {"flag": "" if row["flag"] == "ok" else row["flag"]}
+    values = (row[HEADS[head]] for head in heads)
+    text = lambda x: format_number(x) if isinstance(x, float) else str(x)
+    return [row["path"], row["kind"], row["shape"], *map(text, values)]
 
 
 def pillar_figure(named: Mapping[str, Measurement]) -> "Figure":

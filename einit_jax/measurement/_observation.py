@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
+from ..binding import amplifications
 from ..core import (
     ModelArgs,
     Params,
@@ -53,6 +54,7 @@ class Observed(NamedTuple):
     loss: Float[Array, ""]
     raw_change: Float[Array, ""]
     """The largest change of any unit's output by a step of raw parameters."""
+    outputs_amplification: Float[Array, ""]
 
 
 class NotCaptured(Exception):
@@ -79,7 +81,9 @@ class Observer:
     """Looks at a model, whose factors are fixed, three times per batch.
 
     First with true gradients, then with those that the factors carry, and last with the
-    changes by a step along the latter (or by what the optimizer makes of them).
+    changes by a step along the latter (or by what the optimizer makes of them). Changes
+    by all steps together, and those from each input to the next, are passes of their
+    own.
     """
 
     objective: Objective
@@ -115,7 +119,20 @@ class Observer:
         counted = [u if u and u.path not in self.bound else None for u in owned]
         step = [s[1] for s in looks.step] or [jnp.conj(g[1]) for g in looks.gradient]
         columns["total"], raw_change = self._changes(args, step, counted)
-        return Observed(columns, looks.loss[1], raw_change)
+        columns["amplification"], of_outputs = self._amplifications(args)
+        return Observed(columns, looks.loss[1], raw_change, of_outputs)
+
+    def _amplifications(
+        self, args: ModelArgs
+    ) -> tuple[Float[Array, " rows"], Float[Array, ""]]:
+        """Those of the units, and that of the model's outputs."""
+        outputs = {key: own["output"] for key, own in self.factors.items()}
+        try:
+            found = amplifications(self.objective, self.units, args, outputs=outputs)
+        except ValueError:  # what precedes the units need not have a derivative
+            unknown = {key: jnp.full_like(a, jnp.nan) for key, a in outputs.items()}
+            return concat_units(self.units, unknown), jnp.full((), jnp.nan, jnp.float32)
+        return concat_units(self.units, found.of_units), found.of_outputs
 
     def _changes(
         self, args: ModelArgs, step: list[Array], counted: Sequence[Unit | None]
