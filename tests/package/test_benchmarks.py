@@ -23,6 +23,7 @@ SHOWN = {
     "cost.original": ["original", "einit_jax, fresh"],
     "cost.speed": ["first call", "second call", "scanned MLP 3", "regions of 4 units"],
     "cost.watching": ["MLP 16x3", "plain"],
+    "training.depth": ["MLP tanh 3", "held-out loss"],
     "training.folklore": ["second moment", "overflows", "AutoInit", "all 1"],
     "training.initializers": ["MLP 3, Adam", "gradinit", "least loss"],
     "training.mup_transfer": ["torch default", "log2 best rate"],
