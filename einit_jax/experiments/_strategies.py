@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 from ..binding import is_model_type
 from ..core import Params, flatten, path_str, unboxed
 from ..initializers.classic import PRESETS, initialize, unit_params
-from ..initializers.layerwise import lsuv
+from ..initializers.layerwise import looks_linear, lsuv
 from ..initializers.signal_propagation import autoinit
 from ..linen import Model
 from ..reporting import difference
@@ -47,6 +47,7 @@ def default_strategies(optimizer: Callable) -> dict[str, Strategy]:
         "lsuv": lsuv,
         "autoinit": autoinit,
         "tune": tune,
+        "looks_linear, tune": functools.partial(_linear_tuned, optimizer=optimizer),
         "unit_params, tune": functools.partial(_unit_tuned, optimizer=optimizer),
     }
 
@@ -209,5 +210,24 @@ def _unit_tuned(
 ) -> dict[str, Any]:
     """Weights of rms 1, and scales tuned for them."""
     params = unit_params(params, key)
+    scales = tune(model, params, input_fn, loss_fn, key=key, **options)
+    return {"params": params, "scales": scales}
+
+
+def _linear_tuned(
+    model: Model,
+    params: PyTree,
+    input_fn: Any,
+    loss_fn: Callable,
+    *,
+    key: jax.Array,
+    optimizer: Callable,
+    **options: Any,
+) -> dict[str, Any]:
+    """Weights that are as good as linear, and scales that keep their sizes."""
+    params, report = looks_linear(
+        model, params, input_fn, key=key, with_report=True, **options
+    )
+    options |= {"optimizer": optimizer, "targets": report.targets()}
     scales = tune(model, params, input_fn, loss_fn, key=key, **options)
     return {"params": params, "scales": scales}

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import einit_jax as ei
-from einit_jax.experiments import OCTAVE_COLUMNS
+from einit_jax.experiments import OCTAVE_COLUMNS, default_strategies
 from einit_jax.experiments._training_runs import _step_run
 from tests.support.compared import (
     KEY,
@@ -243,3 +243,18 @@ def test_figure_has_all_strategies(table, tmp_path):
     assert len(curves.lines) == len(STRATEGIES) - 1  # "lost" has no curve
     assert {t.get_text() for t in cost.texts} == {"0", "failed"}
     figure.savefig(tmp_path / "figure.png")
+
+
+def test_linear_starts_are_tuned_for_the_sizes_that_they_chose():
+    """Among the default strategies: outputs before tanh are smaller, and stay so."""
+    layers = [layer for _ in range(12) for layer in (nn.Dense(16), nn.tanh)]
+    model = nn.Sequential([*layers, nn.Dense(3)])
+    x = jax.random.normal(jax.random.key(1), (32, 8))
+    params = jax.jit(model.init)(jax.random.key(0), x)["params"]
+    start = default_strategies(optax.adam)["looks_linear, tune"]
+    loss = lambda y: jnp.mean(jnp.square(y - 1))
+    start = start(model, params, x, loss, key=jax.random.key(2))
+    table = ei.measure(model, start["params"], x, loss, scales=start["scales"])
+    assert 0.1 < table.output_rms[0] < 0.9
+    np.testing.assert_allclose(table.output_rms[:-1], table.output_rms[0], rtol=1e-4)
+    np.testing.assert_allclose(table.output_rms[-1], 1, rtol=1e-4)
