@@ -21,9 +21,11 @@ from ..core import (
     anchor,
     float_leaves,
     from_windows,
+    gathered,
     inverse_rms,
     multiply,
     rms,
+    shaped_like,
     squares,
     vary_with,
 )
@@ -137,7 +139,7 @@ def _empty_sums(like: Array) -> dict[str, Any]:
 
 def _towards_next(x: Array) -> Array:
     """How far each example of a batch is from the next one."""
-    return jnp.roll(x, 1, 0) - x
+    return shaped_like(jnp.roll(gathered(x), 1, 0), x) - x
 
 
 def _on_the_way(x: Array, way: Array) -> Array:
