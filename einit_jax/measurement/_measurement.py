@@ -192,10 +192,10 @@ class Measurement:
     def verdict(self) -> str:
         """What becomes of differences between inputs: an empty text where they last.
 
-        "inputs collapse" or "inputs are torn apart" where the largest amplification is
-        above 4: the former if at that row `output_spread` has lost more octaves, from
-        the first row that has any, than half of the amplification's, log2 of it. Inputs
-        collapse also where that of the last row is below 1/16 of that first one.
+        "inputs collapse" or "inputs are torn apart" where the outputs' amplification is
+        above 3: the former if, at the row of the largest one, `output_spread` has lost
+        more octaves, from the first row that has any, than half of that of the outputs,
+        log2 of it. Inputs collapse also where the last row has below 1/16 of the first.
         """
         columns = self._columns(("amplification", "output_spread")).values()
         return verdict_on(*columns, of_outputs=float(self.outputs_amplification))

@@ -1,6 +1,6 @@
 """What `looks_linear` did, and what it measured: its report."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -9,6 +9,9 @@ import jax
 from jaxtyping import Array, Bool, Float
 
 from ...core import is_concrete
+
+SHOWN = 6
+"""How many names a line of the text has at most."""
 
 
 @partial(
@@ -70,12 +73,12 @@ class LinearStart:
             f"weights, {float(self.after):.3g} now, {self.target:g} asked for"
         ]
         if bool(self.in_pairs):
-            lines.append(f"mirrored: {', '.join(self.mirrored)}")
+            lines.append(f"mirrored: {_listed(self.mirrored)}")
             lines += [f"not mirrored: {n}: {why}" for n, why in _by_reason(self.left)]
         else:
             lines.append("mirrored: nothing; weights are plain orthonormal draws")
         if self.smaller:
-            names = ", ".join(self.smaller)
+            names = _listed(self.smaller)
             lines.append(f"outputs of rms {float(self.size):.3g}: {names}")
         return "\n".join(lines)
 
@@ -85,4 +88,10 @@ def _by_reason(left: tuple[tuple[str, str], ...]) -> list[tuple[str, str]]:
     names: Mapping[str, list[str]] = {why: [] for _, why in left}
     for name, why in left:
         names[why].append(name)
-    return [(", ".join(some), why) for why, some in names.items()]
+    return [(_listed(some), why) for why, some in names.items()]
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    rest = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")
