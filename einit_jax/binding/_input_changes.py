@@ -85,11 +85,9 @@ def amplifications(
     read = {units[-1].key, *sources} if whole else {unit.key for unit in units}
     zeros = {u.key: _empty_sums(carried[u.key]) for u in units if u.key in read}
     zeros = vary_with(zeros, args)
-    sizes = frozenset(
-        x.shape[0] for x in (*leaves.floats, *leaves.arrays) if jnp.ndim(x)
-    )
-
-    handle = partial(_tap_difference, sizes)
+    arrays = [x for x in leaves.floats if x.ndim]
+    batched = (*arrays, *(x for x in leaves.arrays if jnp.ndim(x)))
+    handle = partial(_tap_difference, frozenset(x.shape[0] for x in batched))
 
     def moved(sums: Any) -> tuple[Array, Any]:
         def forward(way: Array) -> list[Array]:
@@ -117,11 +115,10 @@ def amplifications(
     for key, own in sums.items():
         sizes = [from_windows(each, own["calls"]) for each in (own, own["spread"])]
         ratios[key] = _quotient(*sizes)
-    arrays = [x for x in leaves.floats if x.ndim]
     starts = [jnp.atleast_1d(_ratio([_towards_next(x)], [x])) for x in arrays]
     starts += [ratios[key].ravel() for key in sources]
     start = jnp.sqrt(jnp.nanmean(jnp.square(jnp.concatenate(starts))))
-    shares = [_share([x]) for x in leaves.floats if x.ndim]
+    shares = [_share([x]) for x in arrays]
     first = jnp.nanmax(jnp.stack(shares)) if shares else jnp.float32(1)
     return Amplifications(
         {key: ratio / start for key, ratio in ratios.items()},

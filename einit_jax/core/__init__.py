@@ -7,6 +7,7 @@ from ._anderson import Stopping as Stopping
 from ._anderson import anderson_init as anderson_init
 from ._anderson import anderson_step as anderson_step
 from ._anderson import checked_stopping as checked_stopping
+from ._anderson import run_while_more as run_while_more
 from ._batches import Batch as Batch
 from ._batches import Inputs as Inputs
 from ._batches import ModelArgs as ModelArgs

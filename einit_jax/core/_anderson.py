@@ -6,12 +6,14 @@ share. Fixed-point iteration diverges there. A multi-secant step (Anderson, type
 learns that direction from the passes made so far.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from ._numerics import is_concrete
 from ._types import as_integer, as_number
 
 MEMORY = 8
@@ -129,3 +131,17 @@ def _secant_step(miss: Array, steps: Array, gains: Array) -> Array:
         gram + ridge * jnp.eye(MEMORY, dtype=gram.dtype), gains @ miss
     )
     return -(miss - weights @ gains) - weights @ steps
+
+
+def run_while_more(one_pass: Callable[[Any], Any], state: Any) -> Any:
+    """The state after passes, at least one, until its `more` is false.
+
+    They are dispatched one by one where values are known. Under an outer trace they are
+    a `while_loop`, in which convolutions run many times slower on a CPU.
+    """
+    state = one_pass(state)
+    if not is_concrete(state.more):
+        return jax.lax.while_loop(lambda state: state.more, one_pass, state)
+    while state.more:
+        state = one_pass(state)
+    return state

@@ -8,4 +8,3 @@ from ._pairs import find_pairs as find_pairs
 from ._search import Choice as Choice
 from ._search import first_choice as first_choice
 from ._search import next_choice as next_choice
-from ._search import run_choices as run_choices

@@ -5,15 +5,12 @@ amplifies too much; then smaller outputs before curved functions, by bisection, 
 that one does too.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
-
-from ..core import is_concrete
 
 SMALLEST_SIZE = 2.0**-7
 """The least rms of outputs before curved functions."""
@@ -132,16 +129,3 @@ def _after_halving(choice: Choice, found: Array) -> Choice:
     return replace(
         choice, stage=stage, halvings=halvings, low=low, high=high, size=jnp.exp2(low)
     )
-
-
-def run_choices(one: Callable[[Choice], Choice], choice: Choice) -> Choice:
-    """The choice when nothing is left to be measured.
-
-    Under an outer trace it is a `while_loop`; else passes are dispatched one by one.
-    """
-    choice = one(choice)
-    if not is_concrete(choice.stage):
-        return jax.lax.while_loop(lambda choice: choice.more, one, choice)
-    while choice.more:
-        choice = one(choice)
-    return choice

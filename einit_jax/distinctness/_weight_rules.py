@@ -191,10 +191,10 @@ class WeightRules:
         kept = [
             i for i in range(len(view.axes)) if i not in numbers.collapsed_slice_dims
         ]
-        fits = own.layer_type == "embed" and whole is not None and len(kept) == 1
-        if not fits or whole is None or not self._same(path, [whole[kept[0]]], "out"):
-            self.uncovered.add(path)
-            return None
+        if whole is None or own.layer_type != "embed" or len(kept) != 1:
+            return self._not_covered(path)
+        if not self._same(path, [whole[kept[0]]], "out"):
+            return self._not_covered(path)
         places = {numbers.offset_dims[0]: whole[kept[0]]}
         ndim = len(shape_of(eqn.outvars[0]))
         return self.start(self._features(path, places, ndim))

@@ -16,11 +16,12 @@ from ...core import (
     describe,
     flatten,
     is_concrete,
+    run_while_more,
     unboxed,
     usual_rules,
     with_leaves,
 )
-from ...distinctness import first_choice, run_choices
+from ...distinctness import first_choice
 from ...linen import Model
 from ...units import UnitSelection, unit_selection
 from ..classic import place_like
@@ -153,7 +154,7 @@ def _start(
     args, objective = bound.arrays.args, bound.objective
     drawn = draw_both(args, bound.arrays.key, objective=objective, selection=selection)
     one = partial(try_out, drawn=drawn, args=args, objective=objective)
-    choice = run_choices(one, first_choice(target))
+    choice = run_while_more(one, first_choice(target))
     if is_concrete(choice.before) and not choice.before >= 0:
         raise ValueError(
             "no difference between inputs reaches the outputs, so nothing tells "

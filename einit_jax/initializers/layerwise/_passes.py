@@ -17,8 +17,8 @@ from ...core import (
     anderson_step,
     broadcast_per_layer,
     float_leaves,
-    is_concrete,
     plain,
+    run_while_more,
     vary_with,
     with_leaves,
 )
@@ -67,20 +67,11 @@ _layer_pass_compiled = jax.jit(layer_pass, static_argnames=("objective", "stoppi
 def run_passes(
     progress: Progress, args: ModelArgs, *, objective: Objective, stopping: Stopping
 ) -> Progress:
-    """The progress after passes until the variances are right, or nothing helps.
-
-    They are dispatched one by one where values are known. Under an outer trace they are
-    a `while_loop`, in which convolutions run many times slower on a CPU.
-    """
+    """The progress after passes until the variances are right, or nothing helps."""
     one_pass = partial(
         _layer_pass_compiled, args=args, objective=objective, stopping=stopping
     )
-    progress = one_pass(progress)
-    if not is_concrete(progress.more):
-        return jax.lax.while_loop(lambda progress: progress.more, one_pass, progress)
-    while progress.more:
-        progress = one_pass(progress)
-    return progress
+    return run_while_more(one_pass, progress)
 
 
 def _joint_moments(

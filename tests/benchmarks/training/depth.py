@@ -31,6 +31,7 @@ import optax
 
 import einit_jax as ei
 from einit_jax._demo import Digits, cross_entropy, digits
+from einit_jax.experiments import default_strategies
 from tests.benchmarks.report import parser_of
 from tests.benchmarks.training import families, initializers, shaped, transfer
 from tests.benchmarks.training.depth_tables import RUN, Results, read, results, tables
@@ -103,9 +104,7 @@ def then_tune(start: Callable[[Task], dict], task: Task) -> dict:
 
 def linear_then_tune(task: Task) -> dict:
     """The advised start: `tune` keeps the sizes that `looks_linear` chose."""
-    params, report = task.by(ei.looks_linear, with_report=True)
-    options = {"optimizer": task.optimizer, "targets": report.targets()}
-    return {"params": params, "scales": task.by(ei.tune, params, **options)}
+    return task.by(default_strategies(task.optimizer)["looks_linear, tune"])
 
 
 class Start(NamedTuple):
