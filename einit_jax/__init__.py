@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .core import Inputs as Inputs
     from .core import __version__ as __version__
+    from .distinctness import distinct_targets as distinct_targets
     from .experiments import Comparison as Comparison
     from .experiments import CoordinateCheck as CoordinateCheck
     from .experiments import compare as compare
@@ -56,6 +57,7 @@ __all__ = [
     "autoinit",
     "compare",
     "coordinate_check",
+    "distinct_targets",
     "fans",
     "fold",
     "gain",
@@ -81,8 +83,8 @@ if not TYPE_CHECKING:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from importlib import import_module
 
-        for room in ("core", "experiments", "initializers", "linen", "measurement",
-                     "reporting", "tuning"):  # fmt: skip
+        for room in ("core", "distinctness", "experiments", "initializers", "linen",
+                     "measurement", "reporting", "tuning"):  # fmt: skip
             door = import_module(f".{room}", __name__)
             names = vars(door).keys() & set(__all__)
             globals().update({n: getattr(door, n) for n in names})

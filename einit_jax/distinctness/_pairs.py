@@ -45,6 +45,8 @@ class Pairs:
     line the smaller they are."""
     curved_alone: frozenset[Path]
     """The same where nothing is mirrored."""
+    weights: tuple[Path, ...]
+    """All weights whose features were followed."""
     left: Mapping[str, str]
     """Weights that are not mirrored, and why."""
 
@@ -155,7 +157,7 @@ class _Streams:
         }
         return Pairs(
             features, rows, tied, self.walk.convolved, self._curved(with_pairs=True),
-            self._curved(with_pairs=False), left,
+            self._curved(with_pairs=False), tuple(self.counts), left,
         )  # fmt: skip
 
     def _stream(self, path: Path) -> int:

@@ -29,6 +29,7 @@ def checked(model, params, input_fn, loss_fn, **options):
 VERBS: dict[str, Callable[..., Any]] = {
     "tune": ei.tune,
     "measure": ei.measure,
+    "distinct_targets": ei.distinct_targets,
     "lsuv": ei.lsuv,
     "looks_linear": ei.looks_linear,
     "autoinit": ei.autoinit,

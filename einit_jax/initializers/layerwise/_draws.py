@@ -1,25 +1,19 @@
 """Both draws that `looks_linear` tries, and how it tries them."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ...binding import amplifications
-from ...core import ModelArgs, Path, flatten, path_str, plain, unboxed, with_leaves
-from ...distinctness import Choice, find_pairs, next_choice
+from ...core import ModelArgs, Path, flatten, path_str, unboxed, with_leaves
+from ...distinctness import Choice, amplification_with, find_pairs, next_choice
 from ...units import Objective, Unit, UnitSelection, check_measurable
 from ..classic import parameters_in
 from ._layers import Layer, draw_weights, layers_among, sample_orthonormal
 from ._linear_start import LinearStart
 from ._mirror import mirrors_of
-
-COLLAPSE = 1 / 8
-"""What a loss of spread counts for beside an amplification."""
 
 
 @partial(
@@ -108,41 +102,11 @@ def try_out(
 ) -> Choice:
     """The choice after its amplification was measured, outputs as large as it says."""
     sizes = drawn.sizes(choice)
-    cells = {layer.path for layer in drawn.layers if layer.cell}
-    sizes = {path: size for path, size in sizes.items() if path not in cells}
-    targets = {
-        unit.key: jnp.full(unit.carried_shape, sizes.get(unit.path, 0.0), jnp.float32)
-        for unit in drawn.units
-    }
-    params = plain(with_leaves(args.params, drawn.arrays(choice)))
-    found = _worst_of(args._replace(params=params), objective, drawn.units, targets)
+    for layer in drawn.layers:
+        if layer.cell:
+            del sizes[layer.path]
+    args = args._replace(params=with_leaves(args.params, drawn.arrays(choice)))
+    found = amplification_with(sizes, args, objective=objective, units=drawn.units)
     alone, paired = (jnp.array(bool(paths)) for paths in drawn.curved)
     pairs = bool(drawn.mirrored)
     return next_choice(choice, found, pairs=pairs, curved=paired, alone=alone)
-
-
-@partial(jax.jit, static_argnames=("objective", "units"))
-def amplification_of(
-    args: ModelArgs, *, objective: Objective, units: tuple[Unit, ...]
-) -> Float[Array, ""]:
-    """The amplification of the model as it is."""
-    as_it_is = {unit.key: jnp.zeros(unit.carried_shape) for unit in units}
-    params = plain(args.params)
-    return _worst_of(args._replace(params=params), objective, units, as_it_is)
-
-
-def _worst_of(
-    args: ModelArgs,
-    objective: Objective,
-    units: tuple[Unit, ...],
-    targets: Mapping[Any, Array],
-) -> Float[Array, ""]:
-    """That of the model's outputs; of those of its last unit where these have none."""
-    found = amplifications(objective, units, args, targets=targets, whole=True)
-    every = jnp.concatenate([a.ravel() for a in found.of_units.values()])
-    largest = jnp.max(jnp.where(jnp.isnan(every), -jnp.inf, every))
-    largest = jnp.where(jnp.isneginf(largest), jnp.nan, largest)
-    of_outputs = found.of_outputs
-    of_outputs = jnp.where(jnp.isnan(of_outputs), largest, of_outputs)
-    lost = jnp.where(jnp.isnan(found.spread_lost), 0, found.spread_lost)
-    return jnp.maximum(of_outputs, COLLAPSE * lost)

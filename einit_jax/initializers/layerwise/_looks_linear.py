@@ -11,21 +11,23 @@ from jaxtyping import PyTree
 from ...binding import Setup, setup, sum_of_means
 from ...core import (
     Stopping,
-    as_number,
     check_not_zero,
-    describe,
     flatten,
-    is_concrete,
     run_while_more,
     unboxed,
     usual_rules,
     with_leaves,
 )
-from ...distinctness import first_choice
+from ...distinctness import (
+    amplification_with,
+    check_told_apart,
+    checked_amplification,
+    first_choice,
+)
 from ...linen import Model
 from ...units import UnitSelection, unit_selection
 from ..classic import place_like
-from ._draws import amplification_of, draw_both, try_out
+from ._draws import draw_both, try_out
 from ._layers import arrays_of
 from ._passes import run_passes
 from ._progress import start_progress
@@ -74,7 +76,8 @@ def looks_linear(
        number: the network starts as a linear one, exactly, and bends as it learns.
     2. *Smaller outputs.* Where that is not enough, outputs before functions that are
        straighter near 0 (tanh, sin, sigmoid, ELU) get an rms q < 1, the same for all,
-       found by bisecting the measured A; the next layer makes up for it.
+       found by bisecting the measured A, until it is 1.2, which is what DKS sets
+       (slopes of 1.5); the next layer makes up for it.
 
     Outputs of all other layers have variance 1, as by `lsuv`. Which features reach
     which weights is read off the model's jaxpr: through elementwise functions, dropout
@@ -91,8 +94,9 @@ def looks_linear(
         model, params, input_fn, key, batch_size, method, rngs, collections, axis_name:
             as in `tune`. The key draws the weights too.
         loss_fn: not used; it is here for the signature that all strategies share.
-        amplification: the largest A of the outputs that is left alone. Where it cannot
-            be reached, 1.1 times the least that can.
+        amplification: the largest A of the outputs that is left alone, a number from
+            1. Where that, or the 1.2 of smaller outputs, cannot be reached, A is 1.1
+            times the least that can.
         include, exclude: glob patterns over unit paths; other units keep what they
             have.
         with_report: whether to return `(params, LinearStart)`.
@@ -122,12 +126,7 @@ def looks_linear(
     maps A stands for: they change activation functions and follow maps by hand.
     """
     del loss_fn
-    target = as_number(amplification)
-    if target is None or not 1 <= target < float("inf"):
-        raise ValueError(
-            f"amplification is {describe(amplification)}, expected a number from 1, "
-            "such as 2.0"
-        )
+    target = checked_amplification(amplification)
     if not isinstance(with_report, bool):
         raise TypeError(f"with_report is {with_report!r}, expected True or False")
     selection = unit_selection(include, exclude, 1.0)
@@ -155,11 +154,7 @@ def _start(
     drawn = draw_both(args, bound.arrays.key, objective=objective, selection=selection)
     one = partial(try_out, drawn=drawn, args=args, objective=objective)
     choice = run_while_more(one, first_choice(target))
-    if is_concrete(choice.before) and not choice.before >= 0:
-        raise ValueError(
-            "no difference between inputs reaches the outputs, so nothing tells "
-            "whether they stay distinct; pass a batch of several, distinct examples"
-        )
+    check_told_apart(choice)
     params = with_leaves(args.params, drawn.arrays(choice))
     scaled = tuple(layer for layer in drawn.layers if not layer.cell)
     arrays = flatten(unboxed(params))
@@ -180,7 +175,6 @@ def _start(
     params = with_leaves(args.params, placed)
     if not with_report:
         return params
-    after = amplification_of(
-        args._replace(params=params), objective=objective, units=drawn.units
-    )
+    filled = args._replace(params=params)
+    after = amplification_with({}, filled, objective=objective, units=drawn.units)
     return params, drawn.report(choice, after, target)

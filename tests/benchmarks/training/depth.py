@@ -102,6 +102,13 @@ def then_tune(start: Callable[[Task], dict], task: Task) -> dict:
     }
 
 
+def distinct_tune(task: Task) -> dict:
+    """The weights as they are, with outputs at which inputs stay distinct."""
+    targets = task.by(ei.distinct_targets)
+    scales = task.by(ei.tune, optimizer=task.optimizer, targets=targets)
+    return {"params": task.params, "scales": scales}
+
+
 def linear_then_tune(task: Task) -> dict:
     """The advised start: `tune` keeps the sizes that `looks_linear` chose."""
     return task.by(default_strategies(task.optimizer)["looks_linear, tune"])
@@ -134,6 +141,7 @@ STARTS = {
     "DKS/TAT": Start(KEPT, smooth="DKS"),
     "TAT, smooth": Start(KEPT, smooth="TAT"),
     "tune": Start(partial(then_tune, AS_IT_IS), tuned=True),
+    "tune, distinct": Start(distinct_tune, tuned=True),
     "looks_linear": Start(by_name("looks_linear")),
     "looks_linear, tune": Start(linear_then_tune, tuned=True),
 }
