@@ -68,15 +68,18 @@ def _run_tune(options: argparse.Namespace) -> int:
     said: list[str] = []
     with told_with_place(options.job), progress_bars() as bars:
         job, data, key = _job_to_tune(options)
-        before, scales = _measure_and_tune(job, key, bars)
+        before = _measured("measure", job, key, bars)
+        start = job if data is None else _with_linear_start(job, key, bars)
+        scales = _tuned(start, key, bars)
         status = _save_scales(options.out, scales, said)
-        after = _measured("measure again", job, key, bars, scales=scales)
+        after = _measured("measure again", start, key, bars, scales=scales)
         if options.html:
             save = partial(_save_report, options, job, (before, after), said)
             status |= with_bar(bars, "report", save)
-    say("\n".join(["before", str(before), "\nafter", str(after), *said]))
+    drawn = "" if data is None else ": weights of looks_linear, tuned"
+    say("\n".join(["before", str(before), f"\nafter{drawn}", str(after), *said]))
     if data is not None:
-        _train_both(job, data, scales=scales, options=options)
+        _train_both({"as it is": (job, None), "tuned": (start, scales)}, data, options)
     return status
 
 
@@ -197,15 +200,19 @@ def _job_to_tune(
     return digits_job(data, key), data, key
 
 
-def _measure_and_tune(
-    job: "DemoJob", key: "jax.Array", bars: "Progress"
-) -> "tuple[Measurement, dict[str, Any]]":
-    """The model before, and the scales."""
+def _with_linear_start(job: "DemoJob", key: "jax.Array", bars: "Progress") -> "DemoJob":
+    """The embedded job with the weights that the README advises."""
+    from ._demo import linear_job
+
+    return with_bar(bars, "looks_linear", partial(linear_job, job, key))
+
+
+def _tuned(job: "DemoJob", key: "jax.Array", bars: "Progress") -> dict[str, Any]:
+    """The scales."""
     from .tuning import tune
 
-    before = _measured("measure", job, key, bars)
     run = partial(tune, *job[:4], **{"key": key, **job.options})
-    return before, with_bar(bars, "tune", run)
+    return with_bar(bars, "tune", run)
 
 
 def _measured(
@@ -237,20 +244,18 @@ def _compared(options: argparse.Namespace) -> "Comparison":
 
 
 def _train_both(
-    job: "DemoJob",
+    starts: "dict[str, tuple[DemoJob, dict[str, Any] | None]]",
     data: "Digits",
-    *,
-    scales: dict[str, Any],
     options: argparse.Namespace,
 ) -> None:
-    """Trains the model as it is and tuned, from the same parameters and batches."""
+    """Trains the model from each start, on the same batches."""
     from ._demo import train
 
     steps, seed = options.steps, options.seed
     say(f"\ntraining both, {steps} steps of SGD, momentum")
     losses: dict[str, list[float]] = {}
     with told_with_place(None), progress_bars() as bars:
-        for name, factors in (("as it is", None), ("tuned", scales)):
+        for name, (job, factors) in starts.items():
             losses[name] = []
             bar = bars.add_task(name, total=steps)
             for loss in train(job, data, scales=factors, steps=steps, seed=seed):
@@ -260,7 +265,7 @@ def _train_both(
     for name, values in losses.items():
         tail = values[-LOSS_TAIL:]
         end = sum(tail) / len(tail)
-        say(f"loss {name}: {values[0]:.3f} -> {end:.3f}")
+        say(f"loss {name}: {values[0]:.3f} -> {end:.2g}")
 
 
 def _program() -> int:

@@ -15,6 +15,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from .core import Params
+from .initializers import looks_linear
 from .linen import Model, scaled
 
 MLP_DEPTH, MLP_WIDTH, BATCH = 32, 128, 256
@@ -79,6 +80,12 @@ def digits_job(data: Digits, key: jax.Array) -> DemoJob:
     images, labels = data.images[rows], data.labels[rows]
     params = jax.jit(model.init)(key, images)["params"]
     return DemoJob(model, params, images, partial(cross_entropy, labels=labels))
+
+
+def linear_job(job: DemoJob, key: jax.Array) -> DemoJob:
+    """The job with weights of `looks_linear`, whose sizes `tune` is to keep."""
+    params, start = looks_linear(*job[:3], key=key, with_report=True)
+    return job._replace(params=params, options={"targets": start.targets()})
 
 
 def digits_train(data: Digits) -> Callable:

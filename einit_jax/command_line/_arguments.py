@@ -25,7 +25,8 @@ def tune_arguments(words: Sequence[str]) -> argparse.Namespace:
     parser = _Parser(
         prog="python -m einit_jax",
         description="Tune a Flax model: run it, measure, scale. Without a job: a "
-        "32-layer MLP on scikit-learn's digits, before and after, and its training. "
+        "32-layer MLP on scikit-learn's digits, as Flax draws it and tuned on weights "
+        "of looks_linear, and its training. "
         "See also: python -m einit_jax compare --help",
     )
     _add_job(parser, "tune and measure")

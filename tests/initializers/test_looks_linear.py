@@ -6,12 +6,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 import einit_jax as ei
 from tests.distinctness.test_pairs import NETWORKS, Written
 from tests.support.checks import allclose
 
 KEY = jax.random.key(0)
+AUTO = jax.sharding.AxisType.Auto
 x = jax.random.normal(jax.random.key(1), (32, 64))
 LINEAR = {
     "relu": nn.relu,
@@ -180,6 +182,49 @@ def test_tuned_it_keeps_all_pillars():
         table = ei.measure(*given, scales=ei.tune(*given, targets=targets))
         assert table.modes() == {"gradients": ("exact", "unit"), "update": ("total",)}
         allclose(table.output_rms[:-1], targets.get("Dense_0", 1.0), rtol=1e-4)
+
+
+def test_folded_it_is_still_linear():
+    """The plain model computes the tuned function, mirrored as it is."""
+    model = Plain(nn.relu)
+    params, _ = start(model)
+    scales = ei.tune(model, params, x, lambda y: jnp.mean(jnp.square(y - 1)))
+    folded = ei.fold(model, params, scales, x)
+    f, other = function_of(model, folded), x[::-1]
+    tuned = jax.jit(ei.scaled(model).apply)
+    allclose(f(x), tuned({"params": params, "scales": scales}, x), rtol=1e-4, atol=1e-5)
+    allclose(f(x + other), f(x) + f(other), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("function", [nn.relu, jnp.tanh])
+def test_split_parameters_give_what_one_device_finds(function):
+    """Features over one axis of a mesh, the batch over the other; they stay split."""
+    model = Plain(function)
+    params = params_of(model)
+    run = lambda params, x: ei.looks_linear(
+        model, params, x, key=KEY, amplification=1.1
+    )
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AUTO, AUTO))
+    on = lambda *axes: NamedSharding(mesh, PartitionSpec(*axes))
+    columns = lambda p: on(*[None] * (p.ndim - 1), "model")
+    split = jax.tree.map(lambda p: jax.device_put(p, columns(p)), params)
+    found = run(split, jax.device_put(x, on("data")))
+    near = lambda a, b: allclose(a, b, rtol=1e-4, atol=1e-5)
+    jax.tree.map(near, found, run(params, x))
+    assert all(p.sharding == columns(p) for p in jax.tree.leaves(found))
+
+
+def test_parameters_of_64_bits():
+    """Drawn in 64 bits: linear to their rounding, and not only to that of 32."""
+    with jax.enable_x64(True):
+        wide = jnp.asarray(x, jnp.float64)
+        model = Plain(nn.relu, dtype=jnp.float64)
+        params, report = start(model, wide)
+        f, other = function_of(model, params), wide[::-1]
+        off = float(jnp.abs(f(wide + other) - f(wide) - f(other)).max())
+    assert bool(report.in_pairs)
+    assert {p.dtype for p in jax.tree.leaves(params)} == {jnp.dtype("float64")}
+    assert off < 1e-12
 
 
 def test_it_is_a_pure_function_of_the_key():

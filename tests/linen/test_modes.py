@@ -244,6 +244,8 @@ def checked(job: Job) -> Any:
 QUICK = ("lsuv", "activation_stats")
 VERBS: dict[str, Callable[[Job], Any]] = {
     "lsuv": lambda job: ei.lsuv(*job[:3]),
+    "looks_linear": lambda job: ei.looks_linear(*job[:3], amplification=1.0),
+    "distinct_targets": lambda job: ei.distinct_targets(*job[:3], amplification=1.0),
     "autoinit": lambda job: ei.autoinit(*job[:3]),
     "initialize": lambda job: ei.initialize(job.params, "pytorch", KEY),
     "activation_stats": watched,

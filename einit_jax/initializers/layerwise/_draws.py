@@ -50,7 +50,7 @@ class Drawn:
         sizes = jnp.where(smaller, choice.size, 1.0)
         return {layer.path: sizes[i] for i, layer in enumerate(self.layers)}
 
-    def report(self, choice: Choice, after: Array, target: float) -> LinearStart:
+    def report(self, choice: Choice, after: Array, limit: float) -> LinearStart:
         """What was done."""
         names = [tuple(sorted(map(path_str, paths))) for paths in self.curved]
         return LinearStart(
@@ -61,7 +61,7 @@ class Drawn:
             mirrored=self.mirrored,
             curved=(names[0], names[1]),
             left=self.left,
-            target=target,
+            limit=limit,
         )
 
 

@@ -17,7 +17,7 @@ SHOWN = 6
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["before", "after", "in_pairs", "size"],
-    meta_fields=["mirrored", "curved", "left", "target"],
+    meta_fields=["mirrored", "curved", "left", "limit"],
 )
 @dataclass(frozen=True)
 class LinearStart:
@@ -37,8 +37,8 @@ class LinearStart:
     """The layers whose outputs have that size, without and with mirrored weights."""
     left: tuple[tuple[str, str], ...]
     """The weights whose features cannot be mirrored, and why."""
-    target: float
-    """The amplification that was asked for."""
+    limit: float
+    """The amplification up to which plain draws are left alone."""
 
     @property
     def smaller(self) -> tuple[str, ...]:
@@ -70,7 +70,7 @@ class LinearStart:
             return "LinearStart (traced)"
         lines = [
             f"amplification of the outputs: {float(self.before):.3g} on orthonormal "
-            f"weights, {float(self.after):.3g} now, {self.target:g} asked for"
+            f"weights, {float(self.after):.3g} now; up to {self.limit:g} is left alone"
         ]
         if bool(self.in_pairs):
             lines.append(f"mirrored: {_listed(self.mirrored)}")

@@ -126,7 +126,7 @@ def looks_linear(
     maps A stands for: they change activation functions and follow maps by hand.
     """
     del loss_fn
-    target = checked_amplification(amplification)
+    limit = checked_amplification(amplification)
     if not isinstance(with_report, bool):
         raise TypeError(f"with_report is {with_report!r}, expected True or False")
     selection = unit_selection(include, exclude, 1.0)
@@ -143,17 +143,17 @@ def looks_linear(
         axis_name=axis_name,
     )
     check_not_zero(bound.arrays.batches)
-    return _start(bound, selection, target, with_report)
+    return _start(bound, selection, limit, with_report)
 
 
 def _start(
-    bound: Setup, selection: UnitSelection, target: float, with_report: bool
+    bound: Setup, selection: UnitSelection, limit: float, with_report: bool
 ) -> Any:
     """The parameters, and the report where it is asked for."""
     args, objective = bound.arrays.args, bound.objective
     drawn = draw_both(args, bound.arrays.key, objective=objective, selection=selection)
     one = partial(try_out, drawn=drawn, args=args, objective=objective)
-    choice = run_while_more(one, first_choice(target))
+    choice = run_while_more(one, first_choice(limit))
     check_told_apart(choice)
     params = with_leaves(args.params, drawn.arrays(choice))
     scaled = tuple(layer for layer in drawn.layers if not layer.cell)
@@ -177,4 +177,4 @@ def _start(
         return params
     filled = args._replace(params=params)
     after = amplification_with({}, filled, objective=objective, units=drawn.units)
-    return params, drawn.report(choice, after, target)
+    return params, drawn.report(choice, after, limit)
