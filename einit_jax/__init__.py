@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from .distinctness import distinct_targets as distinct_targets
     from .experiments import Comparison as Comparison
     from .experiments import CoordinateCheck as CoordinateCheck
+    from .experiments import LearningRates as LearningRates
     from .experiments import compare as compare
     from .experiments import coordinate_check as coordinate_check
+    from .experiments import find_learning_rate as find_learning_rate
     from .initializers import LinearStart as LinearStart
     from .initializers import autoinit as autoinit
     from .initializers import fans as fans
@@ -49,6 +51,7 @@ __all__ = [
     "History",
     "HyperCubes",
     "Inputs",
+    "LearningRates",
     "LinearStart",
     "Measurement",
     "TrainState",
@@ -59,6 +62,7 @@ __all__ = [
     "coordinate_check",
     "distinct_targets",
     "fans",
+    "find_learning_rate",
     "fold",
     "gain",
     "general_relu",

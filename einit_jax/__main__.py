@@ -1,4 +1,4 @@
-"""`python -m einit_jax`: tune a model and show it before and after, or compare.
+"""`python -m einit_jax`: tune a model, compare ways to start it, find its rate.
 
 What takes long to import is imported when the arguments are known to be right.
 """
@@ -7,7 +7,7 @@ import argparse
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from .command_line import (
     finish_output,
     load_job,
     progress_bars,
+    rate_arguments,
     say,
     told_with_place,
     tune_arguments,
@@ -31,13 +32,11 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from ._demo import DemoJob, Digits
-    from .experiments import Comparison
+    from .experiments import Comparison, LearningRates
     from .measurement import Measurement
 
 LOSS_TAIL = 20
 """The final loss is the mean over so many last steps."""
-
-
 INTERRUPTED = 130
 """The exit status after an interrupt from the keyboard: 128 + SIGINT."""
 
@@ -47,7 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         if words[:1] == ["compare"]:
-            return _run_compare(compare_arguments(words[1:]))
+            return _run_search(compare_arguments(words[1:]), _compared)
+        if words[:1] == ["lr"]:
+            return _run_search(rate_arguments(words[1:]), _rates_found)
         return _run_tune(tune_arguments(words))
     except CommandError as error:
         if str(error):
@@ -83,20 +84,17 @@ def _run_tune(options: argparse.Namespace) -> int:
     return status
 
 
-def _run_compare(options: argparse.Namespace) -> int:
-    """`python -m einit_jax compare`: strategies side by side on one model."""
+def _run_search(options: argparse.Namespace, search: Callable) -> int:
+    """`python -m einit_jax compare` and `lr`: strategies, or rates, side by side."""
     _check_files(out=options.out)
     if options.out:
         _check_figure_name(options.out)
     said: list[str] = []
     with told_with_place(options.job):
-        comparison = _compared(options)
-        status = _save_figure(options.out, comparison, said)
-    say("\n".join([str(comparison), *said]))
+        found = search(options)
+        status = _save_figure(options.out, found, said)
+    say("\n".join([str(found), *said]))
     return status
-
-
-# What is saved, and where.
 
 
 def _check_files(**paths: Path | None) -> None:
@@ -166,7 +164,9 @@ def _save_report(
     return write_or_complain(options.html, write, note, said)
 
 
-def _save_figure(path: Path | None, comparison: "Comparison", said: list[str]) -> int:
+def _save_figure(
+    path: Path | None, found: "Comparison | LearningRates", said: list[str]
+) -> int:
     """Writes the figure, if asked to; returns the exit status."""
     from .reporting import write_atomically
 
@@ -175,13 +175,10 @@ def _save_figure(path: Path | None, comparison: "Comparison", said: list[str]) -
 
     def write() -> None:
         stream = io.BytesIO()
-        comparison.plot().savefig(stream, format=path.suffix[1:].lower())
+        found.plot().savefig(stream, format=path.suffix[1:].lower())
         write_atomically(path, stream.getvalue())
 
     return write_or_complain(path, write, f"figure written to {path}", said)
-
-
-# What is run.
 
 
 def _job_to_tune(
@@ -241,6 +238,28 @@ def _compared(options: argparse.Namespace) -> "Comparison":
         job = digits_job(data, key)._replace(options={"train": digits_train(data)})
     keywords = {"steps": options.steps, "key": key, "progress": True} | job.options
     return compare(*job[:4], **keywords)
+
+
+def _rates_found(options: argparse.Namespace) -> "LearningRates":
+    """The search on the user's job, or on the embedded one, tuned for Adam."""
+    own = load_job(options.job) if options.job else None  # it may fail at once
+    import jax
+
+    from ._demo import DemoJob, digits, tuned_job
+    from .experiments import find_learning_rate
+
+    key = jax.random.key(options.seed)
+    with progress_bars() as bars:
+        if own is not None:
+            job = DemoJob(*own)
+        else:
+            job = with_bar(bars, "tune", lambda: tuned_job(digits(), key))
+        bar = bars.add_task("train", total=None)
+        keywords: dict[str, Any] = {"steps": options.steps, "key": key}
+        keywords["progress"] = lambda i, of: bars.update(bar, completed=i, total=of)
+        keywords |= job.options
+        model, params, input_fn, loss_fn, _ = job
+        return find_learning_rate(model, params, input_fn, loss_fn, **keywords)
 
 
 def _train_both(

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 from .core import Params
 from .initializers import looks_linear
 from .linen import Model, scaled
+from .tuning import tune
 
 MLP_DEPTH, MLP_WIDTH, BATCH = 32, 128, 256
 
@@ -86,6 +87,13 @@ def linear_job(job: DemoJob, key: jax.Array) -> DemoJob:
     """The job with weights of `looks_linear`, whose sizes `tune` is to keep."""
     params, start = looks_linear(*job[:3], key=key, with_report=True)
     return job._replace(params=params, options={"targets": start.targets()})
+
+
+def tuned_job(data: Digits, key: jax.Array) -> DemoJob:
+    """The job tuned for Adam on weights of `looks_linear`, with its scales."""
+    job = linear_job(digits_job(data, key), key)
+    scales = tune(*job[:4], key=key, optimizer=optax.adam, **job.options)
+    return job._replace(options={"scales": scales, "train": digits_train(data)})
 
 
 def digits_train(data: Digits) -> Callable:

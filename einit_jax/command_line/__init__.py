@@ -5,6 +5,7 @@ other room. Start in `_arguments.py`; how an error is told is in `_errors.py`.
 """
 
 from ._arguments import compare_arguments as compare_arguments
+from ._arguments import rate_arguments as rate_arguments
 from ._arguments import tune_arguments as tune_arguments
 from ._errors import CommandError as CommandError
 from ._errors import told_with_place as told_with_place

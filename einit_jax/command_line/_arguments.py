@@ -1,4 +1,4 @@
-"""The options of both commands, and what is no number for them."""
+"""The options of all commands, and what is no number for them."""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -27,7 +27,7 @@ def tune_arguments(words: Sequence[str]) -> argparse.Namespace:
         description="Tune a Flax model: run it, measure, scale. Without a job: a "
         "32-layer MLP on scikit-learn's digits, as Flax draws it and tuned on weights "
         "of looks_linear, and its training. "
-        "See also: python -m einit_jax compare --help",
+        "See also: python -m einit_jax compare --help, and lr --help",
     )
     _add_job(parser, "tune and measure")
     parser.add_argument("--out", type=Path, metavar="FILE", help="save the scales")
@@ -62,6 +62,26 @@ def compare_arguments(words: Sequence[str]) -> argparse.Namespace:
     return _parsed(parser, words)
 
 
+def rate_arguments(words: Sequence[str]) -> argparse.Namespace:
+    """The options of `python -m einit_jax lr`; `job` is a `JobName` or None.
+
+    Raises:
+        CommandError: a word is no option, or a value is none that it can have.
+    """
+    parser = _Parser(
+        prog="python -m einit_jax lr",
+        description="Find the learning rate of Adam, or of the job's optimizer, by "
+        "short trainings. Without a job: a 32-layer MLP on scikit-learn's digits, "
+        "tuned on weights of looks_linear.",
+    )
+    _add_job(parser, "find_learning_rate, such as scales, train and optimizer")
+    parser.add_argument(
+        "--steps", type=_integer(1), default=100, help="of training, a run"
+    )
+    parser.add_argument("--out", type=Path, metavar="FIGURE", help="save the figure")
+    return _parsed(parser, words)
+
+
 class _Parser(argparse.ArgumentParser):
     """Raises what is wrong, the help that cannot be printed too."""
 
@@ -74,7 +94,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _add_job(parser: argparse.ArgumentParser, verbs: str) -> None:
-    """The arguments of both commands."""
+    """The arguments of all commands."""
     parser.add_argument(
         "job",
         nargs="?",

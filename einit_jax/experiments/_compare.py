@@ -10,11 +10,8 @@ from jaxtyping import PyTree
 
 from ..binding import bind, setup, unscaled
 from ..core import (
-    as_integer,
-    as_number,
     as_static,
     check_not_zero,
-    check_optimizer_factory,
     optimizer_at_one,
     usual_rules,
 )
@@ -22,9 +19,7 @@ from ..linen import Model
 from ._comparer import Comparer, StrategyArguments
 from ._comparison import Comparison
 from ._strategies import Strategy, default_strategies, resolve_strategies
-from ._training_runs import TrainingSetup
-
-RATES = tuple(2.0**e for e in range(-12, 3))
+from ._training_runs import RATES, TrainingSetup, check_training_arguments
 
 
 @usual_rules()
@@ -76,7 +71,7 @@ def compare(
             input_fn, loss_fn, *, key, ...) that return parameters, such as `ei.lsuv`;
             `ei.tune`; presets of `initialize` by name; None for params as they are.
             Default: params as they are, "pytorch", "keras", "he_normal", `lsuv`,
-            `autoinit`, `tune`, and `unit_params` tuned.
+            `autoinit`, `tune`, and `looks_linear` and `unit_params` tuned.
         train: `train(key)` draws a batch to train on and the keywords of `loss_fn` that
             belong to it: `return images, {"labels": labels}`, for a loss such as
             `functools.partial(cross_entropy, labels=...)`. It is called outside of jit,
@@ -125,7 +120,7 @@ def compare(
     bind(model, loss_fn, method, axis_name)
     if isinstance(learning_rates, Iterable):
         learning_rates = tuple(learning_rates)
-    _check_compare_arguments(
+    check_training_arguments(
         train=train, steps=steps, learning_rates=learning_rates, optimizer=optimizer,
         seeds=seeds,
     )  # fmt: skip
@@ -172,26 +167,3 @@ def compare(
     )
     keys = [key, *(jax.random.fold_in(key, 2**20 + i) for i in range(1, seeds))]
     return comparer.compare(resolved, keys, progress)
-
-
-def _check_compare_arguments(
-    *, train: Any, steps: Any, learning_rates: Any, optimizer: Any, seeds: Any
-) -> None:
-    """Raises where an argument that only `compare` has is wrong."""
-    if train is not None and not callable(train):
-        raise TypeError(
-            f"train is a {type(train).__name__}, expected a function of a key that "
-            "returns inputs and a dict of keywords for loss_fn"
-        )
-    check_optimizer_factory(optimizer)
-    for name, value in (("steps", steps), ("seeds", seeds)):
-        integer = as_integer(value)
-        if integer is None or integer < 1:
-            raise ValueError(f"{name}={value!r}, expected an integer >= 1")
-    listed = learning_rates if isinstance(learning_rates, tuple) else ()
-    rates = [as_number(rate) or 0 for rate in listed]
-    if not rates or not all(0 < rate < float("inf") for rate in rates):
-        raise ValueError(
-            f"learning_rates={learning_rates!r}, expected positive numbers: "
-            "(2**-6, 2**-4, ...)"
-        )

@@ -20,11 +20,7 @@ from ._comparison import Comparison, Trial
 from ._pillar_distances import pillar_distances
 from ._strategies import StartPoint, start_point
 from ._timing import CallCost, median_seconds, time_against
-from ._training_runs import TrainingSetup, plain_gradient
-
-TAIL_SHARE = 10
-"""The loss is the mean over the last steps, one out of so many."""
-
+from ._training_runs import TrainingSetup, plain_gradient, tail_of
 
 FAILURES = (FloatingPointError, ValueError, NotImplementedError)
 """What a strategy raises for a model that it cannot initialize."""
@@ -80,7 +76,7 @@ class Comparer:
             trials=tuple(trials),
             learning_rates=self.training.rates,
             steps=steps,
-            tail=_tail(steps),
+            tail=tail_of(steps),
             seeds=seeds,
             step_seconds=step_seconds,
             probes=tuple(probes),
@@ -117,7 +113,7 @@ class Comparer:
         losses = np.stack([self.training.losses(*pair, tick) for pair in pairs])
         return Trial(
             name,
-            losses[..., -_tail(losses.shape[-1]) :].mean(-1),
+            losses[..., -tail_of(losses.shape[-1]) :].mean(-1),
             first_seconds=cost.first,
             seconds=cost.seconds,
             gradient_steps=cost.steps,
@@ -209,8 +205,3 @@ def _progress(wanted: bool, names: Sequence[str], ticks: int) -> Iterator[_Shown
         disable=not (wanted and has_bars),
     ) as bars:
         yield _Shown(bars, names, ticks=ticks, lines=wanted and not has_bars)
-
-
-def _tail(steps: int) -> int:
-    """The number of last steps that the loss is a mean over."""
-    return -(-steps // TAIL_SHARE)

@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
-from ..reporting import comparison_figure, flat_scalars, format_number, format_table
+from ..reporting import (
+    comparison_figure,
+    flat_scalars,
+    format_number,
+    format_table,
+    power_of_two,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -147,7 +153,7 @@ class Comparison:
     def notes(self) -> list[str]:
         """How the numbers are to be read, and what failed."""
         lowest, highest = min(self.learning_rates), max(self.learning_rates)
-        rates = f"{_power_of_two(lowest)} to {_power_of_two(highest)}"
+        rates = f"{power_of_two(lowest)} to {power_of_two(highest)}"
         lines = [
             f"loss: mean over the last {self.tail} of {self.steps} step(s) and "
             f"{self.seeds} seed(s), at the best rate of {rates} (*, at_end: at an end "
@@ -178,12 +184,4 @@ def _comparison_cell(row: dict[str, Any], name: str) -> str:
 
 def _rate_cell(row: dict[str, Any]) -> str:
     """The best learning rate, with a star at an end of the grid."""
-    return _power_of_two(row["learning_rate"]) + ("*" if row["at_end"] else "")
-
-
-def _power_of_two(value: float) -> str:
-    """A power of two as such, another number as it is."""
-    exponent = np.log2(value)
-    if exponent == np.round(exponent):
-        return f"2^{exponent:.0f}"
-    return format_number(value)
+    return power_of_two(row["learning_rate"]) + ("*" if row["at_end"] else "")

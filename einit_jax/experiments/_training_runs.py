@@ -19,6 +19,9 @@ from ..core import (
     Params,
     Partition,
     as_inputs,
+    as_integer,
+    as_number,
+    check_optimizer_factory,
     draw_batches,
     flatten,
     plain,
@@ -29,6 +32,10 @@ from ..tuning import scale_updates
 from ..units import UPDATE, Objective, UnitKey, from_tree, scaling
 from ._strategies import StartPoint
 
+RATES = tuple(2.0**e for e in range(-12, 3))
+"""The learning rates of `compare` by default."""
+TAIL_SHARE = 10
+"""The loss is the mean over the last steps, one out of so many."""
 LOOK = 10
 """After every so many steps, runs that have diverged end."""
 
@@ -209,3 +216,31 @@ def _step_run(
     at_rate = optax.with_extra_args_support(_optimizer_at(optimizer, rate, scales))
     updates, state = at_rate.update(gradient, run.state, run.params)
     return _Run(optax.apply_updates(run.params, updates), state), value
+
+
+def tail_of(steps: int) -> int:
+    """The number of last steps that the loss is a mean over."""
+    return -(-steps // TAIL_SHARE)
+
+
+def check_training_arguments(
+    *, train: Any, steps: Any, learning_rates: Any, optimizer: Any, seeds: Any
+) -> None:
+    """Raises where an argument that says how to train is wrong."""
+    if train is not None and not callable(train):
+        raise TypeError(
+            f"train is a {type(train).__name__}, expected a function of a key that "
+            "returns inputs and a dict of keywords for loss_fn"
+        )
+    check_optimizer_factory(optimizer)
+    for name, value in (("steps", steps), ("seeds", seeds)):
+        integer = as_integer(value)
+        if integer is None or integer < 1:
+            raise ValueError(f"{name}={value!r}, expected an integer >= 1")
+    listed = learning_rates if isinstance(learning_rates, tuple) else ()
+    rates = [as_number(rate) or 0 for rate in listed]
+    if not rates or not all(0 < rate < float("inf") for rate in rates):
+        raise ValueError(
+            f"learning_rates={learning_rates!r}, expected positive numbers: "
+            "(2**-6, 2**-4, ...)"
+        )

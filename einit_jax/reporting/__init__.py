@@ -11,11 +11,13 @@ from ._figures import pillar_panels as pillar_panels
 from ._figures import unit_of_row as unit_of_row
 from ._files import check_writable as check_writable
 from ._files import write_atomically as write_atomically
+from ._rate_figure import rate_figure as rate_figure
 from ._report import report as report
 from ._tables import difference as difference
 from ._tables import flat_scalars as flat_scalars
 from ._tables import format_number as format_number
 from ._tables import format_table as format_table
+from ._tables import power_of_two as power_of_two
 from ._tables import shortened as shortened
 from ._training_figures import history_figure as history_figure
 from ._training_figures import width_figure as width_figure

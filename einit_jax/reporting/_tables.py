@@ -117,3 +117,11 @@ def _cut_word(part: str, length: int) -> str:
     assert match is not None  # both groups may be empty
     word, index = match.groups()
     return (word if len(word) <= length else word[: length - 1] + "…") + index
+
+
+def power_of_two(value: float) -> str:
+    """A power of two as such, another number as it is."""
+    exponent = np.log2(value)
+    if exponent == np.round(exponent):
+        return f"2^{exponent:.0f}"
+    return format_number(value)

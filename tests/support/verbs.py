@@ -26,6 +26,11 @@ def checked(model, params, input_fn, loss_fn, **options):
     return ei.coordinate_check(widths, (4, 8), input_fn, loss_fn, steps=1, **options)
 
 
+def searched(model, params, input_fn, loss_fn, **options):
+    short = {"steps": 1, "learning_rates": (0.1,)}
+    return ei.find_learning_rate(model, params, input_fn, loss_fn, **short, **options)
+
+
 VERBS: dict[str, Callable[..., Any]] = {
     "tune": ei.tune,
     "measure": ei.measure,
@@ -39,6 +44,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "initialize": drawn,
     "compare": compared,
     "coordinate_check": checked,
+    "find_learning_rate": searched,
 }
 """Each is called as `verb(model, params, input_fn, loss_fn, **options)`; `fold` wants
 scales besides."""

@@ -59,7 +59,9 @@ def compared(name: str, given: argparse.Namespace) -> ei.Comparison:
         "metainit": ei.metainit,
         "gradinit": ei.gradinit,
     }
-    if given.tiny:
+    if given.strategies:
+        strategies = {name: strategies[name] for name in given.strategies}
+    elif given.tiny:
         strategies = dict([*strategies.items()][-3:])
     x, labels = train(key)
     params = families.initialized(model, x, given.seed)
@@ -73,6 +75,7 @@ def compared(name: str, given: argparse.Namespace) -> ei.Comparison:
 def main(words: Sequence[str] | None = None) -> None:
     parser = parser_of(__doc__)
     parser.add_argument("networks", nargs="*", metavar="network", default=[*NETWORKS])
+    parser.add_argument("--strategies", nargs="*", help="these alone, by name")
     parser.add_argument("--optimizer", choices=transfer.OPTIMIZERS, default="Adam")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=1)
