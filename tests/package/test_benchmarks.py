@@ -27,6 +27,7 @@ SHOWN = {
     "training.folklore": ["second moment", "overflows", "AutoInit", "all 1"],
     "training.initializers": ["MLP 3, Adam", "gradinit", "least loss"],
     "training.mup_transfer": ["torch default", "log2 best rate"],
+    "training.rate_search": ["MLP 3", "tuned", "steepest"],
     "training.trainability": ["tanh MLP 3", "tuned, orthogonal", "best"],
     "training.transfer": ["chain tanh", "exact, total", "log2 best rate"],
 }
