@@ -77,7 +77,8 @@ def looks_linear(
     2. *Smaller outputs.* Where that is not enough, outputs before functions that are
        straighter near 0 (tanh, sin, sigmoid, ELU) get an rms q < 1, the same for all,
        found by bisecting the measured A, until it is 1.2, which is what DKS sets
-       (slopes of 1.5); the next layer makes up for it.
+       (slopes of 1.5); the next layer makes up for it. Functions whose `f(z) - f(-z)`
+       is curved (ELU) get that alone, if it is enough.
 
     Outputs of all other layers have variance 1, as by `lsuv`. Which features reach
     which weights is read off the model's jaxpr: through elementwise functions, dropout
