@@ -1,7 +1,6 @@
 """`compare`: ways to initialize a model, side by side on that model."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from operator import index
 from typing import Any, SupportsIndex
 
 import jax
@@ -10,7 +9,6 @@ from jaxtyping import PyTree
 
 from ..binding import bind, setup, unscaled
 from ..core import (
-    as_static,
     check_not_zero,
     optimizer_at_one,
     usual_rules,
@@ -19,7 +17,7 @@ from ..linen import Model
 from ._comparer import Comparer, StrategyArguments
 from ._comparison import Comparison
 from ._strategies import Strategy, default_strategies, resolve_strategies
-from ._training_runs import RATES, TrainingSetup, check_training_arguments
+from ._training_runs import RATES, check_training_arguments, seed_keys, training_of
 
 
 @usual_rules()
@@ -145,19 +143,16 @@ def compare(
     )
     check_not_zero(bound.arrays.batches)
     args, key = bound.arrays.args, bound.arrays.key
-    bound.objective.trace(args)
-    training = TrainingSetup(
-        objective=bound.objective,
-        optimizer=as_static(optimizer),
-        rates=tuple(map(float, learning_rates)),
-        steps=index(steps),
-        collections=args.collections,
-        draw=train or input_fn,
-        paired=train is not None,
+    training = training_of(
+        bound,
+        input_fn=input_fn,
+        train=train,
+        optimizer=optimizer,
+        rates=learning_rates,
+        steps=steps,
         rngs=rngs,
         batch_size=batch_size,
     )
-    training.check(params, key)
     comparer = Comparer(
         arguments=StrategyArguments(model, params, input_fn, loss_fn),
         options=options,
@@ -165,5 +160,5 @@ def compare(
         training=training,
         batch=args.batch,
     )
-    keys = [key, *(jax.random.fold_in(key, 2**20 + i) for i in range(1, seeds))]
+    keys = seed_keys(key, seeds)
     return comparer.compare(resolved, keys, progress)

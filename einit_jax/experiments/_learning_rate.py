@@ -4,7 +4,6 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from operator import index
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import jax
@@ -14,7 +13,6 @@ from jaxtyping import Float, PyTree
 
 from ..binding import setup, unscaled
 from ..core import (
-    as_static,
     check_not_zero,
     optimizer_at_one,
     unboxed,
@@ -24,7 +22,7 @@ from ..linen import Model
 from ..reporting import format_number, format_table, power_of_two, rate_figure
 from ..units import UPDATE, from_tree
 from ._strategies import StartPoint
-from ._training_runs import TrainingSetup, check_training_arguments, tail_of
+from ._training_runs import check_training_arguments, seed_keys, tail_of, training_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -271,23 +269,19 @@ def find_learning_rate(
         axis_name=axis_name,
     )
     check_not_zero(bound.arrays.batches)
-    args, key = bound.arrays.args, bound.arrays.key
-    bound.objective.trace(args)
     factors = {} if scales is None else from_tree(scales, unboxed(params))
     rates = tuple(sorted(map(float, learning_rates)))
-    training = TrainingSetup(
-        objective=bound.objective,
-        optimizer=as_static(optimizer),
+    training = training_of(
+        bound,
+        input_fn=input_fn,
+        train=train,
+        optimizer=optimizer,
         rates=rates,
-        steps=index(steps),
-        collections=args.collections,
-        draw=train or input_fn,
-        paired=train is not None,
+        steps=steps,
         rngs=rngs,
         batch_size=batch_size,
     )
-    training.check(params, key)
-    keys = [key, *(jax.random.fold_in(key, 2**20 + i) for i in range(1, index(seeds)))]
+    keys = seed_keys(bound.arrays.key, seeds)
     of = training.steps * len(keys)
     done = itertools.count(1)
     tick = lambda: progress(next(done), of) if progress else None

@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import index
 from typing import Any, NamedTuple, SupportsIndex
 
 import jax
@@ -12,6 +13,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, PyTree
 
+from ..binding import Setup
 from ..core import (
     Batch,
     Collections,
@@ -21,6 +23,7 @@ from ..core import (
     as_inputs,
     as_integer,
     as_number,
+    as_static,
     check_optimizer_factory,
     draw_batches,
     flatten,
@@ -143,6 +146,35 @@ class TrainingSetup:
             row[: len(own)] = own
             row[np.logical_or.accumulate(~np.isfinite(row))] = np.inf
         return losses
+
+
+def training_of(
+    bound: Setup, *, input_fn: Any, train: Any, optimizer: Any,
+    rates: Sequence[float], steps: SupportsIndex, **drawing: Any,
+) -> TrainingSetup:  # fmt: skip
+    """How a model learns that was bound to its arguments; it is checked on a batch.
+
+    `drawing`: `rngs` and `batch_size`.
+    """
+    args = bound.arrays.args
+    bound.objective.trace(args)
+    training = TrainingSetup(
+        objective=bound.objective,
+        optimizer=as_static(optimizer),
+        rates=tuple(map(float, rates)),
+        steps=index(steps),
+        collections=args.collections,
+        draw=train or input_fn,
+        paired=train is not None,
+        **drawing,
+    )
+    training.check(args.params, bound.arrays.key)
+    return training
+
+
+def seed_keys(key: jax.Array, seeds: SupportsIndex) -> list[jax.Array]:
+    """The key of each seed; the first one's is the key itself."""
+    return [key, *(jax.random.fold_in(key, 2**20 + i) for i in range(1, index(seeds)))]
 
 
 def scaled_loss(
