@@ -10,6 +10,7 @@ from ._bind import unscaled as unscaled
 from ._input_changes import Amplifications as Amplifications
 from ._input_changes import amplifications as amplifications
 from ._output_changes import output_changes as output_changes
+from ._own_changes import own_changes as own_changes
 from ._setup import Arrays as Arrays
 from ._setup import Setup as Setup
 from ._setup import setup as setup

@@ -87,8 +87,8 @@ def path_key(key: jax.Array, path: Path) -> jax.Array:
 
 
 def owner_of(path: Path, values: Mapping[Path, Any], default: Any = None) -> Any:
-    """The value of the outermost module with a value that a leaf lies in."""
-    modules = (path[:i] for i in range(len(path)))
+    """The value of the outermost module with one that a leaf lies in, or the leaf's."""
+    modules = (path[:i] for i in range(len(path) + 1))
     return next((values[module] for module in modules if module in values), default)
 
 

@@ -126,7 +126,7 @@ def _train_and_look(
         params, state = carry
         leaves = Partition(params)
         current = args._replace(params=params)
-        loss = lambda floats: scaled_loss(objective, current, floats, factors)
+        loss = lambda floats: scaled_loss(objective, current, floats, scales)
         floats = objective.over_axis(lambda: jax.grad(loss)(leaves.floats))
         gradient = leaves.build(floats, [jnp.zeros_like(t) for t in leaves.arrays])
         updates, state = optimizer.update(gradient, state, params)

@@ -32,7 +32,14 @@ from ..core import (
     unboxed,
 )
 from ..tuning import scale_updates
-from ..units import UPDATE, Objective, UnitKey, from_tree, scaling
+from ..units import (
+    UPDATE,
+    Objective,
+    from_tree,
+    raw_from_tree,
+    scale_raw_gradients,
+    scaling,
+)
 from ._strategies import StartPoint
 
 RATES = tuple(2.0**e for e in range(-12, 3))
@@ -181,10 +188,13 @@ def scaled_loss(
     objective: Objective,
     args: ModelArgs,
     floats: list[Array],
-    factors: Mapping[UnitKey, Mapping[str, Any]],
+    scales: Mapping[str, Any] | None,
 ) -> Float[Array, ""]:
-    """The loss of the scaled model, with other floating parameters."""
-    params = Partition(args.params).build(floats)
+    """The loss of the scaled model (None: of the plain one), with other floats."""
+    params, factors = Partition(args.params).build(floats), {}
+    if scales is not None:
+        factors = from_tree(scales, params)
+        params = scale_raw_gradients(params, raw_from_tree(scales, params))
     outputs, _ = objective.run(args._replace(params=params), scaling(factors))
     return objective.loss(outputs, args.batch)
 
@@ -194,8 +204,7 @@ def loss_and_gradient(
 ) -> tuple[Array, PyTree]:
     """The loss and its gradient, in the structure of the parameters."""
     leaves = Partition(args.params)
-    factors = {} if scales is None else from_tree(scales, args.params)
-    loss = lambda floats: scaled_loss(objective, args, floats, factors)
+    loss = lambda floats: scaled_loss(objective, args, floats, scales)
     run = lambda: jax.value_and_grad(loss)(leaves.floats)
     value, gradient = objective.over_axis(run)
     rest = [jnp.zeros_like(t) for t in leaves.arrays]

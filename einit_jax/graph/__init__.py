@@ -16,6 +16,7 @@ from ._marks import marks_in as marks_in
 from ._marks import read_mark as read_mark
 from ._parameter_axes import ParameterAxes as ParameterAxes
 from ._parameter_axes import arguments_of as arguments_of
+from ._parameter_axes import multiplying as multiplying
 from ._parameter_axes import parameter_axes as parameter_axes
 from ._parameter_axes import parameter_use_walk as parameter_use_walk
 from ._parameter_uses import ParameterUseWalk as ParameterUseWalk

@@ -15,8 +15,8 @@ import numpy as np
 from jax.extend.core import Jaxpr, Literal
 
 from ..core import JaxprEqn, Path, find_lifted_axes, is_under, layer_axes
-from ..units import ModelGraph, Unit, UnitKey
-from ._jaxprs import bodies, open_jaxpr, scan_counts
+from ..units import ModelGraph, RawParameter, Unit, UnitKey
+from ._jaxprs import bodies, has_cotangent, open_jaxpr, scan_counts
 from ._marks import Mark, read_mark
 from ._parameter_axes import stacked_axes
 
@@ -133,10 +133,15 @@ def discover(
         )
         for record in records
     )
+    raw = tuple(p for p in shapes if not any(is_under(p, u.path) for u in units))
+    leaves = dict(zip(shapes, jaxpr.invars, strict=False))
+    movable = [p for p in raw if p in walk.read and has_cotangent(leaves[p])]
     return ModelGraph(
         units=units,
-        raw_parameters=tuple(
-            p for p in shapes if not any(is_under(p, u.path) for u in units)
+        raw_parameters=raw,
+        movable=tuple(
+            RawParameter(p, _lifted_axes(shapes[p], stacked().get(p, frozenset())))
+            for p in movable
         ),
         multiplied=walk.multiplied,
         uses_outputs=any(Token("result") in tokens for tokens in results),
@@ -144,6 +149,12 @@ def discover(
         shapes=shapes,
         consts=tuple(consts),
     )
+
+
+def _lifted_axes(shape: tuple[int, ...], stacked: frozenset[int]) -> tuple[int, ...]:
+    """The lifted axes of an array of which `scan` takes these axes apart."""
+    until = max(stacked, default=-1) + 1
+    return tuple(n if i in stacked else 0 for i, n in enumerate(shape[:until]))
 
 
 class DependenceWalk:
@@ -156,6 +167,8 @@ class DependenceWalk:
         self.differentiated: set[UnitKey] = set()
         self.outputs: dict[UnitKey, dict[int, bool]] = {}
         """Of floating outputs of calls, by number, whether parameters change them."""
+        self.read: set[Path] = set()
+        """The parameters that get to a module's input, a unit's output, or a result."""
 
     def data_outputs(self, key: UnitKey) -> frozenset[int]:
         """The numbers of a unit's floating outputs that no parameter changes."""
@@ -242,6 +255,8 @@ class DependenceWalk:
     def marked(self, mark: Mark, eqn: JaxprEqn, tokens: Tokens, trips: int) -> Tokens:
         """Tokens after a mark; notes the call where one ends that is a unit's."""
         floating = mark.leaf >= 0
+        if mark.role in ("input", "result"):
+            self.read |= {t.path for t in tokens if t.what == "own"}
         if mark.role == "result":
             return tokens | {Token("result")}
         if mark.role == "input":
@@ -258,6 +273,7 @@ class DependenceWalk:
         inputs = {t for t in tokens if t.what == "input" and t.call == mark.call}
         if not (owns and inputs and floating):
             return tokens - inputs
+        self.read |= {t.path for t in tokens if t.what == "own"}
         if trips:
             out: Any = eqn.outvars[0].aval
             record = self.calls.setdefault((mark.path, mark.method), CallRecord(mark))

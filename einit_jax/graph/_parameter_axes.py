@@ -6,13 +6,13 @@ to where it meets data: a product, a convolution, a look-up, a factor or a summa
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from jax.extend.core import Jaxpr
 
-from ..core import Path, layer_axes, owner_of
-from ..units import ModelGraph
+from ..core import Path, is_under, layer_axes, owner_of
+from ..units import ModelGraph, Mover
 from ._axis_views import AxisRole
 from ._jaxprs import has_cotangent
 from ._parameter_uses import ParameterUseWalk
@@ -75,6 +75,22 @@ def parameter_axes(graph: ModelGraph) -> dict[Path, ParameterAxes]:
     walk = parameter_use_walk(graph)
     floats = _follow_parameters(walk, graph.jaxpr, graph.shapes)
     return {path: _axes_of_parameter(walk, path, graph.shapes[path]) for path in floats}
+
+
+def multiplying(graph: ModelGraph, movers: Iterable[Mover]) -> frozenset[Path]:
+    """The paths of those units and raw parameters that multiply with some parameter.
+
+    Of the others (tokens, tables of positions) all parameters are only added, or put
+    beside other values.
+    """
+    below = lambda paths, mover: any(is_under(path, mover.path) for path in paths)
+    known = {m.path for m in movers if below(graph.multiplied, m)}
+    unknown = [m for m in movers if m.path not in known]
+    if unknown:  # a gain written 1 + scale, a kernel made of parameters
+        roles = {path: axes.role for path, axes in parameter_axes(graph).items()}
+        paths = [path for path, role in roles.items() if role in ("weight", "gain")]
+        known |= {m.path for m in unknown if below(paths, m)}
+    return frozenset(known)
 
 
 def parameter_use_walk(graph: ModelGraph) -> ParameterUseWalk:

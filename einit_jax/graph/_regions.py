@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from ..core import Path, first_axis
-from ..units import ModelGraph, Unit, unit_numbers
+from ..units import ModelGraph, RawParameter, Unit, unit_numbers
 from ._coupled_values import LayerSlice, LayerSlices, ParameterSlice, Port, PortUse
 from ._coupling import CouplingWalk
 from ._union_find import UnionFind
@@ -47,6 +47,8 @@ class Regions:
     """The loss's region."""
     free: Bool[np.ndarray, " count"]
     """Which potentials are of insides that are coupled to no region."""
+    raw_region: Mapping[Path, Int[np.ndarray, "..."]]
+    """The potential of each raw parameter's gradient, as its layers are carried."""
 
     @property
     def count(self) -> int:
@@ -64,6 +66,11 @@ class Regions:
         decided[self.inner_region] = True
         decided[self.loss] = False
         return decided
+
+    def raw_by_update(self) -> dict[Path, Bool[np.ndarray, "..."]]:
+        """The same of the gradient of each raw parameter: where it is of an inside."""
+        by_update = self.by_update
+        return {p: np.asarray(by_update[at]) for p, at in self.raw_region.items()}
 
     def bound_units(self, units: Sequence[Unit]) -> frozenset[Path]:
         """The units with a layer whose parameters the loss's region uses as well.
@@ -103,7 +110,7 @@ def find_regions(graph: ModelGraph, units: Sequence[Unit]) -> Regions:
     ports = _join_ports(coupling.uses, graph, units, classes)
     result = coupling.outs[-1]
     loss = classes.new() if result is None else classes.find(result.label)
-    return _number_regions(units, ports, loss, classes)
+    return _number_regions(units, ports, loss, classes, raw=graph.movable)
 
 
 def _join_ports(
@@ -153,6 +160,8 @@ def _number_regions(
     ports: Mapping[Port, Mapping[LayerIndex, int]],
     loss: int,
     classes: UnionFind,
+    *,
+    raw: Sequence[RawParameter],
 ) -> Regions:
     """Numbers the classes: regions first, then what is inside of units alone."""
     inputs, outputs, insides = _cells(units, ports, classes)
@@ -170,13 +179,37 @@ def _number_regions(
     loss_region = number((loss, ()))
     output_region = np.array([number(cell) for cell in outputs])
     regions = len(numbers)
+    inner_region = np.array([number(cell) for cell in insides])
+    count = len(numbers)
+    label_of = lambda key: key if isinstance(key, int) else key[0]
+    by_class = {label_of(key): number for key, number in numbers.items()}
+
+    def region_of(raw: RawParameter, layer: tuple[int, ...]) -> int:
+        labels = ports.get(Port("parameter", raw.path), {})
+        for index, label in labels.items():
+            if all(layer[s.axis] == s.layer for s in _slices_in(index, raw)):
+                return by_class.get(classes.find(label), loss_region)
+        return loss_region  # where none is known, gradients are true
+
     return Regions(
         input_region=input_region,
         output_region=output_region,
-        inner_region=np.array([number(cell) for cell in insides]),
+        inner_region=inner_region,
         loss=loss_region,
-        free=np.arange(len(numbers)) >= regions,
+        free=np.arange(count) >= regions,
+        raw_region={
+            each.path: np.array(
+                [region_of(each, layer) for layer in np.ndindex(*each.carried_shape)]
+            ).reshape(each.carried_shape)
+            for each in raw
+        },
     )
+
+
+def _slices_in(index: LayerIndex, raw: RawParameter) -> list[LayerSlice]:
+    """The slices of a raw parameter in the index of its port."""
+    slices = (s for s in index if isinstance(s, LayerSlice))
+    return [s for s in slices if s.path == raw.path and s.axis < len(raw.lifted_axes)]
 
 
 def _cells(

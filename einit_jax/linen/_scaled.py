@@ -15,6 +15,8 @@ from ..units import (
     check_missing,
     from_tree,
     ones,
+    raw_from_tree,
+    scale_raw_gradients,
     scaling,
     to_tree,
 )
@@ -36,7 +38,8 @@ def scaled(model: "nn.Module | Scaled") -> "Scaled":
     over layers, in the collection `scales`: `output` (a) multiplies the activation;
     `input_grad` (b) and `output_grad` (c) multiply the cotangents that leave the unit
     toward its inputs and that enter it from its output (`G_k(z)` is z forward, k times
-    the cotangent backward). The paths are those of `params`:
+    the cotangent backward). A raw parameter, which belongs to no unit, may have
+    `output_grad` alone, which multiplies its gradient. The paths are those of `params`:
 
         {"params": {"Dense_0": {"kernel": ..., "bias": ...}},
          "scales": {"Dense_0": {"output": 1., "input_grad": 1., "output_grad": 1.}}}
@@ -113,6 +116,9 @@ class Scaled:
         rest = {k: v for k, v in variables.items() if k != "scales"}
         own = without_carried(rest.get("params", {}))
         factors = from_tree(variables["scales"], unboxed(own))
+        raw = raw_from_tree(variables["scales"], unboxed(own))
+        if raw:
+            rest["params"] = scale_raw_gradients(rest["params"], raw)
         how = dict(rngs=rngs, method=method, mutable=mutable, **kwargs)
         traced = lambda: trace_call(self.model, {**rest, "params": own}, args, how)
         if _may_lack(unboxed(own), factors):

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from ..reporting import format_number
 from ..units import UnitRow
 
 RULE_NAMES = {"gradients": ("exact", "unit"), "update": ("local", "total")}
@@ -153,3 +154,23 @@ def _shared_updates(update_rms: np.ndarray, rows: Sequence[UnitRow]) -> np.ndarr
     total = np.bincount(inside, np.where(np.isfinite(squares), squares, 0))
     count = np.bincount(inside, squares > 0)
     return np.sqrt(total / np.maximum(count, 1))[inside]
+
+
+def row_cells(row: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """A row of the table as text: its unit, then the columns of these names."""
+    row = {**row, "flag": "" if row["flag"] == "ok" else row["flag"]}
+    text = lambda x: format_number(x) if isinstance(x, float) else str(x)
+    named = [row["path"], row["kind"], row["shape"]]
+    return named + [text(row[name]) for name in names]
+
+
+def raw_notes(
+    raw: Sequence[str], added: Sequence[str], loose: Sequence[str], moves: float
+) -> list[str]:
+    """Which raw parameters have factors; what the total update leaves out, why, and how
+    far that moves outputs."""
+    notes = ["raw, with factors of their own: " + ", ".join(raw)] if raw else []
+    left = [f"{name} (only added)" for name in added]
+    left += [f"{name} (raw, without a factor)" for name in loose]
+    head = f"not in the total update, and moving outputs by up to {moves:.3g}: "
+    return notes + ([head + ", ".join(left)] if left else [])

@@ -25,7 +25,7 @@ from ..core import (
     unboxed,
     usual_rules,
 )
-from ..graph import find_regions
+from ..graph import find_regions, multiplying
 from ..linen import Model
 from ..units import (
     Objective,
@@ -36,6 +36,7 @@ from ..units import (
     from_tree,
     ones,
     put_probes,
+    raw_from_tree,
     unit_selection,
     zero_candidates,
 )
@@ -125,10 +126,14 @@ def measure(
         axis_name=axis_name,
         draws=draws,
     )
-    factors = None if scales is None else from_tree(scales, unboxed(params))
+    factors, raw = None, {}
+    if scales is not None:
+        factors = from_tree(scales, unboxed(params))
+        raw = raw_from_tree(scales, unboxed(params))
     return _measure_compiled(
         bound.arrays,
         factors,
+        raw,
         objective=bound.objective,
         zeros=zero_candidates(params) if probe else frozenset(),
         optimizer=optimizer_at_one(optimizer),
@@ -158,6 +163,7 @@ def _whose_step(optimizer: Any, params: PyTree) -> str:
 def _measure_compiled(
     arrays: Arrays,
     factors: Factors | None,
+    raw: Mapping[Path, Mapping[str, jax.Array]],
     *,
     objective: Objective,
     zeros: frozenset[Path] | None,
@@ -175,14 +181,20 @@ def _measure_compiled(
     params, probed = put_probes(arrays.params, graph, arrays.key, zeros)
     factors = {unit.key: factors[unit.key] for unit in graph.units}
     regions = find_regions(graph, graph.units)
+    with_factors = {each: raw[each.path] for each in graph.movable if each.path in raw}
+    movers = (*graph.units, *with_factors)
+    every = frozenset(mover.path for mover in movers)
+    added = every - (multiplying(graph, movers) or every)
     bound = regions.bound_units(graph.units) if optimizer is None else frozenset()
+    uncounted = bound | added
     observer = Observer(
         objective,
         graph.units,
         factors,
+        with_factors,
         optimizer,
         like=arrays.params,
-        bound=bound,
+        uncounted=uncounted,
         captured=tuple(u for u in graph.units if not u.lifted_axes),
     )
 
@@ -193,7 +205,10 @@ def _measure_compiled(
         "batch": describe(arrays.batches[0].inputs) + ", all zeros" * blank,
         "by": by,
     }
-    known = {"factors": factors, "bound": bound, "about": about}
+    about["raw"] = tuple(path_str(p) for p in graph.raw_parameters if p in raw)
+    about["loose"] = tuple(path_str(p) for p in graph.raw_parameters if p not in raw)
+    about["added"] = tuple(m.name for m in movers if m.path in added)
+    known = {"factors": factors, "uncounted": uncounted, "about": about}
     table = tabulate(graph, regions, observation, **known)
     return flag_missed(table, graph, selection)
 

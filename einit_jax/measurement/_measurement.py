@@ -11,7 +11,6 @@ from jaxtyping import Array, Bool, Float, Int
 from ..core import is_concrete
 from ..reporting import (
     flat_scalars,
-    format_number,
     format_table,
     pillar_panels,
     unit_of_row,
@@ -22,6 +21,8 @@ from ._findings import (
     amplification_note,
     deviation_note,
     farthest_rows,
+    raw_notes,
+    row_cells,
     rules_note,
     satisfied_rules,
     verdict_on,
@@ -70,12 +71,12 @@ class Measurement:
     | `output_spread` | rms(y - batch mean) / rms(y): 0 where all inputs look alike |
     | `input_grad_rms` | largest rms over the gradients of the unit's floating inputs (pillar 2); NaN where it has none |
     | `update_rms` | rms of the change of the output by a step of the unit's own parameters at learning rate 1, to first order, inputs held fixed (pillar 3); the step is that of SGD, or the first one of the optimizer given, times `update` |
-    | `total_update_rms` | the same when the parameters of all units move together |
+    | `total_update_rms` | the same when all move together that have factors and multiply: not what is only added (tokens, tables of positions) |
     | `amplification` | how much more differences between inputs have grown than the signal: `A = [rms(t_y) / rms(s(y))] / [rms(t_x) / rms(s(x))]`, with `s(v) = v - batch mean` and t the tangents along x' - x, where x' is the batch rolled by one example (from integer inputs: starting at the outputs of the units that read them); 1 in a linear network; NaN where no difference gets, for a batch of one, and where forward mode cannot follow |
     | `outputs_amplification` | the same of the model's outputs |
     | `cosine` | between the carried and the true gradient (at b = c = 1) of the unit's parameters; NaN where one is zero |
     | `potential` | carried over true input gradient; equal all over a region where gradients are exact; NaN without a floating input |
-    | `loose_update_rms` | the largest change of any unit's output by a step at learning rate 1 of the raw parameters, which no unit owns, and of units whose parameters the loss's region uses as well |
+    | `loose_update_rms` | the largest change of any unit's output by a step at learning rate 1 of all that the total update leaves out: `loose` and `added`, and units whose parameters the loss's region uses as well |
     | `param_rms`, `param_grad_rms` | rms of the unit's parameters and their gradients |
     | `output`, `input_grad`, `output_grad` | the three factors in force |
     | `update` | the factor of an optimizer's updates, 1 where there is none |
@@ -85,11 +86,11 @@ class Measurement:
     | `loss` | the loss, averaged over draws |
     | `probed` | whether each array of `probes` was zero and was replaced |
 
-    `rows_of` holds what is static of each row: path, kind, shape, calls, and `region`,
-    the number of the part of the graph between units in which its input gradient lies.
-    In `loss_region` gradients are given by the loss, and stay as they are. `loose` has
-    the paths of the raw parameters, `batch` the shapes measured on, `by` names whose
-    step makes the changes.
+    `rows_of` has path, kind, shape and calls of each row, and `region`, the number of
+    the part of the graph between units in which its input gradient lies; in
+    `loss_region` gradients are given. `raw` has the raw parameters with factors,
+    `loose` those without, `added` all with factors that are only added, `batch` the
+    shapes measured on; `by` names whose step makes the changes.
     """  # noqa: E501
 
     output_rms: Float[Array, "..."]
@@ -118,6 +119,8 @@ class Measurement:
     probed: Bool[Array, "..."]
     rows_of: tuple[UnitRow, ...] = field(metadata=STATIC)
     loose: tuple[str, ...] = field(metadata=STATIC)
+    raw: tuple[str, ...] = field(metadata=STATIC)
+    added: tuple[str, ...] = field(metadata=STATIC)
     probes: tuple[str, ...] = field(metadata=STATIC)
     batch: str = field(metadata=STATIC)
     draws: int = field(metadata=STATIC)
@@ -237,13 +240,13 @@ class Measurement:
             return f"Measurement of {len(self.rows_of)} units (traced)"
         has_update_factors = bool(np.any(np.asarray(self.update) != 1))
         heads = [head for head in HEADS if head != "u" or has_update_factors]
-        cells = [_row_cells(row, heads) for row in self.rows()]
+        cells = [row_cells(row, [HEADS[head] for head in heads]) for row in self.rows()]
         return format_table(("unit", "kind", "shape"), heads, cells, self.notes())
 
     def notes(self) -> list[str]:
         """Sentences about the whole: loss, worst rows, rules that hold."""
         worst = [
-            f"{_short_name(name)} {distance:.2g} at {path}"
+            f"{name.removesuffix('_rms')} {distance:.2g} at {path}"
             for name, (path, distance) in self.worst().items()
         ]
         total = np.asarray(self.total_update_rms)
@@ -262,37 +265,26 @@ class Measurement:
         grown = self.amplification, float(self.outputs_amplification)
         lines = amplification_note(*grown, self._paths(), self.verdict())
         if self.draws > 1:
-            names = [f"{_short_name(name)}_deviation" for name in PILLAR_COLUMNS]
+            names = [
+                f"{name.removesuffix('_rms')}_deviation" for name in PILLAR_COLUMNS
+            ]
             lines.append(deviation_note(self._columns(names)))
-        if self.loose:
-            moves = f", which move outputs by up to {float(self.loose_update_rms):.3g}"
-            lines.append("parameters of no unit" + moves + ": " + ", ".join(self.loose))
+        moves = float(self.loose_update_rms)
+        lines += raw_notes(self.raw, self.added, self.loose, moves)
         if self.probed_paths():
             lines.append("zeros probed: " + ", ".join(self.probed_paths()))
         return lines
-
-
-def _short_name(pillar: str) -> str:
-    return pillar.removesuffix("_rms")
 
 
 def _shape_text(row: UnitRow) -> str:
     return " ".join("x".join(map(str, s)) or "scalar" for s in row.shape)
 
 
-def _row_cells(row: dict[str, Any], heads: Sequence[str]) -> list[str]:
-    row = row | {"flag": "" if row["flag"] == "ok" else row["flag"]}
-    values = (row[HEADS[head]] for head in heads)
-    text = lambda x: format_number(x) if isinstance(x, float) else str(x)
-    return [row["path"], row["kind"], row["shape"], *map(text, values)]
-
-
 def pillar_figure(named: Mapping[str, Measurement]) -> "Figure":
     """One figure of measurements of the same units; a single one has no legend."""
-    tables = {name: measurement.rows() for name, measurement in named.items()}
-    return pillar_panels(
-        tables if len(tables) > 1 else {"": next(iter(tables.values()))}
-    )
+    names = named if len(named) > 1 else [""]
+    rows = [measurement.rows() for measurement in named.values()]
+    return pillar_panels(dict(zip(names, rows, strict=True)))
 
 
 def units_of(measurement: Measurement) -> list[str]:

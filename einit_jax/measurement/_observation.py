@@ -24,12 +24,15 @@ from ..core import (
 from ..units import (
     FACTORS,
     UPDATE,
+    Mover,
     Objective,
     ParamColumns,
+    RawParameter,
     Unit,
     UnitKey,
     concat_units,
     flat_floats,
+    movers,
     outputs_alone,
     owners,
     scale_by_owner,
@@ -89,11 +92,13 @@ class Observer:
     objective: Objective
     units: tuple[Unit, ...]
     factors: Factors
+    raw: Mapping[RawParameter, Mapping[str, Array]]
+    """The raw parameters that have factors, and these."""
     optimizer: optax.GradientTransformation | None
     like: Params
     """The user's parameters: the optimizer sees trees of that structure."""
-    bound: frozenset[Path]
-    """Units whose gradients are given; see `Regions.bound_units`."""
+    uncounted: frozenset[Path]
+    """Units and raw parameters whose steps are not in the total update."""
     captured: tuple[Unit, ...]
     """The units whose outputs are read off captured intermediates."""
 
@@ -105,6 +110,7 @@ class Observer:
         """
         looks = self._look_thrice(args)
         owned = owners(args.params, self.units)
+        moving = movers(args.params, self.units, self.raw)
         columns = {name: column[1] for name, column in looks.outputs.items()}
         columns["update"] = looks.outputs["update"][2]
         columns["input_rms"] = looks.inputs["rms"][1]
@@ -116,8 +122,11 @@ class Observer:
         directions = ParamColumns(self.units, owned, gradients)
         columns["param_grads"] = directions.rms()[1]
         columns["cosine"] = directions.cosine()
-        counted = [u if u and u.path not in self.bound else None for u in owned]
-        step = [s[1] for s in looks.step] or [jnp.conj(g[1]) for g in looks.gradient]
+        counted = [m if m and m.path not in self.uncounted else None for m in moving]
+        step = [s[1] for s in looks.step]
+        if not step:
+            step = [jnp.conj(g[1]) for g in looks.gradient]
+            step = self._scale_raw(step, moving, "output_grad")
         columns["total"], raw_change = self._changes(args, step, counted)
         columns["amplification"], of_outputs = self._amplifications(args)
         return Observed(columns, looks.loss[1], raw_change, of_outputs)
@@ -135,9 +144,9 @@ class Observer:
         return concat_units(self.units, found.of_units), found.of_outputs
 
     def _changes(
-        self, args: ModelArgs, step: list[Array], counted: Sequence[Unit | None]
+        self, args: ModelArgs, step: list[Array], counted: Sequence[Mover | None]
     ) -> tuple[Float[Array, " rows"], Float[Array, ""]]:
-        """The changes of outputs by a step of units' parameters, and the largest one by
+        """The changes of outputs by a step of all that counts, and the largest one by
         that of all others."""
         updates = TotalUpdates(self.objective, self.units, self.factors, self.captured)
         along = lambda step: concat_units(self.units, updates.along(args, step))
@@ -205,6 +214,8 @@ class Observer:
         if self.optimizer is not None:
             step = first_step(self.optimizer, self.like, args.params, of_params)
             step = self._scale_step(step, owners(args.params, self.units))
+            moving = movers(args.params, self.units, self.raw)
+            step = self._scale_raw(step, moving, UPDATE)
             moved = leaves.build(step)
             steps = {unit.key: flat_floats(moved, unit) for unit in self.units}
         look = _Look(
@@ -238,3 +249,11 @@ class Observer:
             if UPDATE in own
         }
         return scale_by_owner(step, owned, factors) if factors else step
+
+    def _scale_raw(
+        self, step: list[Array], moving: Sequence[Mover | None], name: str
+    ) -> list[Array]:
+        """A step times the factor of that name of each raw parameter that has it."""
+        factors = {r.path: own[name] for r, own in self.raw.items() if name in own}
+        alone = [m if m and m.path in factors else None for m in moving]
+        return scale_by_owner(step, alone, factors)

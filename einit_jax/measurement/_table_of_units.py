@@ -1,6 +1,6 @@
 """From what was observed to the table of a measurement: whole columns at once."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import partial, reduce
 from typing import Any
@@ -14,7 +14,6 @@ from ..core import (
     in_range,
     log_deviation,
     or_all,
-    path_str,
     times,
 )
 from ..graph import Regions
@@ -41,12 +40,12 @@ def tabulate(
     observation: Observed,
     *,
     factors: Factors,
-    bound: frozenset[Path],
+    uncounted: Collection[Path],
     about: Mapping[str, Any],
 ) -> Measurement:
     """The table of a measurement, from statistics per draw: whole columns at once.
 
-    Updates of units that are `bound` do not count in total. `about` has the fields that
+    Updates of what is `uncounted` are not in the total. `about` has the fields that
     are no columns of units.
     """
     units = graph.units
@@ -62,7 +61,7 @@ def tabulate(
         return concat_units(units, own)[order]
 
     floats = jnp.array([row.floats for row in rows])
-    loose = {u.key: jnp.full(u.carried_shape, u.path in bound) for u in units}
+    loose = {u.key: jnp.full(u.carried_shape, u.path in uncounted) for u in units}
     counted = ~concat_units(units, loose)[order]
     strength, update, total = (columns[n] for n in ("rms", "update", "total"))
     reached = columns["calls"] > 0
@@ -112,7 +111,6 @@ def tabulate(
         loose_update_rms=geometric_mean(observation.raw_change),
         outputs_amplification=geometric_mean(observation.outputs_amplification),
         rows_of=tuple(rows),
-        loose=tuple(map(path_str, graph.raw_parameters)),
         draws=observation.loss.shape[0],
         loss_region=regions.loss,
         **about,

@@ -33,6 +33,7 @@ from ..units import (
 from ._potentials import (
     bounded_exp,
     closed_forms,
+    factor_dtype,
     factors_from_potentials,
     is_extreme,
     log_potentials,
@@ -48,7 +49,6 @@ from ._state import (
     SolveState,
     Sums,
     SweepSpec,
-    factor_dtype,
 )
 from ._update_factors import step_rms
 
@@ -128,10 +128,11 @@ def region_factors(
     for unit in units:
         factors[unit.key]["output"] = implied[unit.key]["output"]
     inner = regions.inner_region
-    grown = bounded_exp(potentials - state.log_potentials)[inner]
-    weights = _pick(split_units(units, {"weight": grown}), "weight")
+    grown = bounded_exp(potentials - state.log_potentials)
+    weights = _pick(split_units(units, {"weight": grown[inner]}), "weight")
     by_path = {path: weight for (path, _), weight in weights.items()}
-    gradient = scale_by_owner(result.gradient, spec.owners, by_path)
+    by_path |= {raw.path: grown[regions.raw_region[raw.path]] for raw in spec.raw}
+    gradient = scale_by_owner(result.gradient, spec.movers, by_path)
     new = Solution(factors, findings, gradient)
     solution, moved = _keep_better(shared, state, new, turn.better)
     settings = _next_settings(shared, state.settings, result.sums, turn)
@@ -273,7 +274,7 @@ def _make_findings(
         extreme = is_extreme(gradients, size, a)
         reach = jnp.ones(len(units), bool)
     return Findings(
-        names=tuple(unit.name for unit in units),
+        names=spec.names,
         heard=every(concat_units(units, _pick(implied, "heard"))),
         activations=every(jnp.isfinite(size)),
         gradients=every(jnp.isfinite(strength) & jnp.isfinite(change)),

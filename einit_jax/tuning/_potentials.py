@@ -8,6 +8,7 @@ carry true gradients times a positive number for each parameter.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -213,3 +214,9 @@ def is_extreme(
     far = jnp.any(off(gradients, LEAST_RMS**2, MOST_RMS**2))
     mild = jnp.stack([size, jnp.square(a)])
     return far | jnp.any(off(mild, 1 / MILD**2, MILD**2)) | ~jnp.any(gradients > 0)
+
+
+def factor_dtype(floats: list[jax.Array]) -> Any:
+    """Of factors b and c: rounded to 32 bits they would blur gradients of 64 bits."""
+    wide = any(jnp.finfo(leaf.dtype).bits == 64 for leaf in floats)
+    return jnp.float64 if wide else jnp.float32

@@ -31,12 +31,12 @@ class ScaleUpdatesState(NamedTuple):
 
     factors: PyTree
     """The factor `update` of each unit, nested as in `scales`."""
-    loose: Array
-    """The factor of parameters that belong to no unit."""
+    loose: Any
+    """The factor of all parameters that belong to no unit, in the place of theirs."""
 
 
 def scale_updates(
-    scales: Mapping[str, Any], *, loose: Any = 1.0
+    scales: Mapping[str, Any], *, loose: Any = None
 ) -> optax.GradientTransformation:
     r"""Multiplies each unit's updates by its factor `update`: an optax transformation.
 
@@ -44,7 +44,8 @@ def scale_updates(
     with the factors that `tune(..., optimizer=u)` measures, no unit's output moves by
     more than 1 per unit of learning rate at the first step, whatever u makes of the
     size of its gradients. Under `nn.scan` and `nn.vmap` over layers each layer has its
-    own factor. Parameters of no unit have the factor `loose`.
+    own factor, and so has each raw parameter, which belongs to no unit. What has none
+    (a unit or a parameter that was left out of tuning) has updates as they are.
 
     It comes last, after the optimizer, and works wherever optax takes a transformation:
     in `chain`, `multi_transform`, `masked` (arrays masked out are left alone),
@@ -52,11 +53,16 @@ def scale_updates(
     state, as float32, so that they are saved, sharded and donated with it, and so that
     a train state made inside of `jit` can leave it.
 
+    Weight decay comes behind it: `optax.chain(optax.scale_by_adam(),
+    scale_updates(scales), optax.add_decayed_weights(decay),
+    optax.scale_by_learning_rate(rate))`. Inside of `optax.adamw`, before it, decay is
+    multiplied by `update` as well, which falls with the width, and so the best decay
+    rises with it; behind, one decay serves all widths.
+
     Args:
         scales: what `tune` returned with `optimizer=...`.
-        loose: the factor of parameters that no unit owns (a raw class token), a number.
-            At 1 over the `loose_update_rms` of `measure(..., optimizer=...)` they move
-            no output by more than 1 either.
+        loose: a number, the factor of all parameters that no unit owns (a raw class
+            token), in the place of those that `tune` has measured for them.
 
     Raises:
         TypeError, ValueError: scales have no factors `update`, or (from `init` and
@@ -77,13 +83,16 @@ def scale_updates(
     of mup (Yang et al., arXiv 2203.03466), reached by measuring.
     """
     factors = _only_updates(scales)
-    _check_number(loose)
+    if loose is not None:
+        _check_number(loose)
 
     def init(params: PyTree) -> ScaleUpdatesState:
-        _check_layers(_factors_by_module(factors, params), params)
+        by_module = _factors_by_module(factors, params)
+        _check_layers(by_module, params)
         # copies: a state that is donated must not share buffers with the scales
         copied = jax.tree.map(partial(jnp.array, copy=True), factors)
-        return ScaleUpdatesState(copied, jnp.array(loose, jnp.float32))
+        given = None if loose is None else jnp.array(loose, jnp.float32)
+        return ScaleUpdatesState(copied, given)
 
     def update(updates: PyTree, state: Any, params: Any = None) -> Any:
         del params
@@ -91,8 +100,13 @@ def scale_updates(
         _check_layers(by_module, updates)
 
         def scale(path: tuple[Any, ...], leaf: Any) -> Any:
-            factor = owner_of(key_path(path), by_module, state.loose)
-            return _scale_update(leaf, factor) if is_float(leaf) else leaf
+            own = key_path(path)
+            factor = owner_of(own, by_module)
+            if state.loose is not None and (factor is None or own in by_module):
+                factor = state.loose
+            if factor is None or not is_float(leaf):
+                return leaf
+            return _scale_update(leaf, factor)
 
         return jax.tree.map_with_path(scale, updates), state
 
@@ -163,7 +177,9 @@ def _factors_by_module(
         inner = updates.get(name) if isinstance(updates, Mapping) else None
         if isinstance(inner, optax.MaskedNode) or name == UPDATE:
             continue
-        if isinstance(inner, Mapping):
+        if inner is not None and not isinstance(inner, Mapping):
+            by_module |= _of_raw(child, (*path, name))
+        elif isinstance(inner, Mapping):
             by_module |= _factors_by_module(child, inner, (*path, name))
         elif set(child) == {UPDATE} and may_be_method(name, updates, UPDATE in factors):
             # no module of the updates, so a method of the module at `path`
@@ -180,6 +196,14 @@ def _factors_by_module(
             "that were tuned for this model"
         )
     return by_module
+
+
+def _of_raw(node: Mapping[str, Any], path: Path) -> dict[Path, Array]:
+    """The factor of a raw parameter, or those of a pytree of them, by path."""
+    found = {path: node[UPDATE]} if UPDATE in node else {}
+    for name, child in node.items():
+        found |= _of_raw(child, (*path, name)) if isinstance(child, Mapping) else {}
+    return found
 
 
 def _check_layers(by_module: Mapping[Path, Array], updates: PyTree) -> None:

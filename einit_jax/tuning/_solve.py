@@ -6,7 +6,7 @@ pass before (1 at first), and the factors follow from the statistics of all unit
 `gradients="plain"` the potentials stay 1.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,11 +21,14 @@ from ..core import (
     anderson_init,
     float_leaves,
     geometric_mean,
+    is_concrete,
     plain,
     vary_with,
 )
-from ..units import Unit, UnitKey, ones
+from ..units import Mover, Unit, UnitKey, ones
+from ..verification import Alignment, Verdict
 from ._factors import forward_factors, local_factors, region_factors
+from ._potentials import factor_dtype
 from ._state import (
     Findings,
     PassResult,
@@ -33,7 +36,6 @@ from ._state import (
     SolveState,
     SweepSpec,
     empty_sums,
-    factor_dtype,
     first_settings,
 )
 from ._sweep import sweeping
@@ -84,7 +86,7 @@ def start_state(spec: SweepSpec, params: Params, floats: list[jax.Array]) -> Sol
     units, fixed = spec.units, spec.fixed_gradients
     flags, fine = jnp.ones(len(units), bool), jnp.array(True)
     findings = Findings(
-        names=tuple(unit.name for unit in units),
+        names=spec.names,
         heard=flags,
         activations=flags,
         gradients=flags,
@@ -115,7 +117,7 @@ def start_state(spec: SweepSpec, params: Params, floats: list[jax.Array]) -> Sol
 
 
 def over_draws(
-    units: Iterable[Unit],
+    movers: Iterable[Mover],
     drawn: Mapping[UnitKey, Mapping[str, jax.Array]],
     heard: Bool[Array, "draws units"],
 ) -> dict[UnitKey, dict[str, jax.Array]]:
@@ -124,8 +126,19 @@ def over_draws(
     Draws lie along the first axis. Of each unit those count on which statistics came
     back: a branch that a draw does not take says nothing of its layers.
     """
+    units = (mover for mover in movers if isinstance(mover, Unit))
     counted = {unit.key: heard[:, i] for i, unit in enumerate(units)}
     return {
         key: {name: geometric_mean(f, counted.get(key)) for name, f in own.items()}
         for key, own in drawn.items()
     }
+
+
+def is_misled(findings: Findings, verdicts: Sequence[Verdict | Alignment]) -> bool:
+    """Whether units ran on others' outputs at other sizes than these have.
+
+    A unit from which no gradient reaches the loss keeps factors of 1, but the sweep has
+    not known that on the way forward. Under an outer trace nobody can tell.
+    """
+    concrete = all(map(is_concrete, jax.tree.leaves((findings, verdicts))))
+    return concrete and bool(findings.silent()) and any(v.missed() for v in verdicts)

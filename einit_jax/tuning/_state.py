@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from ..core import AndersonState, Params, Stopping, is_concrete, windows
+from ..core import AndersonState, Params, Path, Stopping, is_concrete, windows
 from ..graph import Regions
-from ..units import Objective, Unit, UnitKey, zeros_like_params
+from ..units import Objective, RawParameter, Unit, UnitKey, zeros_like_params
 
 PerLayer = Float[Array, "..."]
 """A number for each layer, in the shape in which it is carried to the unit."""
@@ -118,6 +118,12 @@ class SweepSpec:
     """None where each unit solves its own b and c, and where they stay 1."""
     owners: tuple[Unit | None, ...]
     """The unit of each floating parameter."""
+    movers: tuple[Unit | RawParameter | None, ...]
+    """The same, and the raw parameters that have factors of their own."""
+    counted: frozenset[Path]
+    """Those of them, by path, whose steps the total update is of."""
+    raw_inside: Mapping[Path, Bool[np.ndarray, "..."]]
+    """Whether the gradient of a raw parameter comes from the inside of a unit."""
     plain: bool = False
     """Whether b and c stay 1."""
     repeat_under_potentials: bool = False
@@ -145,6 +151,16 @@ class SweepSpec:
         """The units that are called several times."""
         return [unit for unit in self.units if unit.calls > 1]
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the units, then of the raw parameters."""
+        return tuple(mover.name for mover in (*self.units, *self.raw))
+
+    @property
+    def raw(self) -> list[RawParameter]:
+        """The raw parameters that have factors of their own."""
+        return [mover for mover in self.movers if isinstance(mover, RawParameter)]
+
 
 @partial(
     jax.tree_util.register_dataclass,
@@ -159,6 +175,7 @@ class Findings:
     """What was finite in the last pass, per unit in call order."""
 
     names: tuple[str, ...]
+    """Those of raw parameters come last: of them `steps` alone tells."""
     heard: Bool[Array, "..."]
     """Whether statistics came back: none do from where no gradient reaches the loss."""
     activations: Bool[Array, "..."]
@@ -169,7 +186,7 @@ class Findings:
     extreme: Bool[Array, "..."]
     """Whether some size was out of what a pass that is not wide can read."""
     steps: Bool[Array, "..."]
-    """Whether the optimizer's first step of each unit was finite."""
+    """Whether the first step of each unit and raw parameter was finite."""
     moves: Bool[Array, "..."]
     """Whether that step moved any unit."""
     reach: Bool[Array, "..."]
@@ -198,7 +215,7 @@ class Findings:
     def silent(self) -> tuple[str, ...]:
         """The units from which nothing came back."""
         heard = jax.device_get(self.heard)
-        return tuple(n for n, back in zip(self.names, heard, strict=True) if not back)
+        return tuple(n for n, back in zip(self.names, heard, strict=False) if not back)
 
     def to_leave_out(self) -> tuple[str, ...]:
         """The units from which nothing came back, where there are others.
@@ -207,7 +224,7 @@ class Findings:
             ValueError: there are no others.
         """
         silent = self.silent()
-        if set(silent) == set(self.names):
+        if len(silent) == len(self.heard):
             raise ValueError(
                 f"no gradient of the loss reaches {', '.join(silent[:8])}: no unit is "
                 "left to tune; look for stop_gradient, rounding or integers between "
@@ -237,8 +254,7 @@ class Findings:
             )
         if not steps.all():
             raise FloatingPointError(
-                f"the optimizer's first step of unit {first(steps)!r} is not "
-                f"finite; {advice}"
+                f"the first step of {first(steps)!r} is not finite; {advice}"
             )
         if not reach.all():
             raise FloatingPointError(
@@ -260,6 +276,8 @@ class Solution(NamedTuple):
     factors: dict[UnitKey, dict[str, jax.Array]]
     findings: Findings
     gradient: list[jax.Array]
+    raw: dict[UnitKey, dict[str, jax.Array]] = {}  # noqa: RUF012 - never changed
+    """The factors of raw parameters."""
 
 
 class SolveState(NamedTuple):
@@ -279,9 +297,3 @@ class PassResult(NamedTuple):
     sums: dict[UnitKey, Sums]
     gradient: list[jax.Array]
     finite_loss: Bool[Array, ""]
-
-
-def factor_dtype(floats: list[jax.Array]) -> Any:
-    """Of factors b and c: rounded to 32 bits they would blur gradients of 64 bits."""
-    wide = any(jnp.finfo(leaf.dtype).bits == 64 for leaf in floats)
-    return jnp.float64 if wide else jnp.float32

@@ -21,12 +21,13 @@ from ..core import (
     over_batches,
     usual_rules,
 )
-from ..graph import find_regions
+from ..graph import find_regions, multiplying
 from ..linen import Model
 from ..units import (
     Objective,
     UnitKey,
     check_measurable,
+    movers,
     ones,
     owners,
     put_probes,
@@ -36,7 +37,7 @@ from ..units import (
 )
 from ..verification import Alignment, Verdict, align_gradients, judge, output_sizes
 from ._options import TuneOptions, resolve_rules
-from ._solve import over_draws, solve
+from ._solve import is_misled, over_draws, solve
 from ._state import Findings, SweepSpec
 from ._update_factors import add_update_factors, keep_in_range, rescale_to_total
 
@@ -80,8 +81,8 @@ def tune(
        `phi = 1 / geometric mean of rms(x_bar)` over the units that read it, the largest
        over a unit's floating inputs; the region of the loss has phi = 1;
     3. maximum stable update, `update="total"`: all units move equally, and the largest
-       change of any unit's output is 1 when the parameters of all units take one SGD
-       step of learning rate 1, to first order. A unit's own change is that of
+       change of any unit's output is 1 when all that multiplies takes one SGD step of
+       learning rate 1, to first order. A unit's own change is that of
        `Delta = a J_theta theta_bar`, inputs held fixed.
 
     The original's rules are `gradients="unit"`, the largest `rms(x_bar)` over each
@@ -108,9 +109,11 @@ def tune(
     a loss of 1e30), all is solved by a second program, which reads the whole range;
     under an outer `jit` it is the only one.
 
-    A parameter that no unit owns (a raw class token) has no factor: its gradient, or
-    that of each stacked layer, is phi times the true one, and it does not count toward
-    the total update. `measure` tells what it moves.
+    A parameter that no unit owns (a raw class token) has one factor, at its own path:
+    `update`, or without an optimizer `output_grad`, which multiplies its gradient (none
+    with `update="local"`). Its Delta is the largest change of a unit's input, or of the
+    outputs, that its step makes at once. What is only added (tokens, positions) is not
+    in the total update: before a normalization its derivative is far from its steps.
 
     Arrays of zeros that would stop every gradient above them are replaced by probe
     draws while the model is measured, and stay zero in `params`; `measure` lists them.
@@ -132,8 +135,9 @@ def tune(
         rngs: names of random streams, such as `("dropout",)`, or keys by name.
         collections: further variables, such as `{"batch_stats": ...}`.
         axis_name: the mapped axis that the model expects (`BatchNorm(axis_name=...)`).
-        include: glob patterns over unit paths (`"blocks_*/Dense_0"`); None: all units.
-        exclude: patterns of units that keep factors of 1.
+        include: glob patterns over paths of units (`"blocks_*/Dense_0"`) and of raw
+            parameters; None: all.
+        exclude: patterns of units that keep factors of 1, and of raw parameters.
         draws: batches to measure on; a unit's mean logarithm is over those reaching it.
         max_sweeps: most passes, where units are called several times.
         tolerance: largest |log rms| at which these passes stop.
@@ -155,9 +159,9 @@ def tune(
 
     Returns:
         The `scales` collection: nested as `params`, three float32 factors per unit
-        (four with an optimizer), finite and positive, of shape `()`, or `(layers,)`
-        under lifted transforms. With parameters of 64 bits b and c are float64 where
-        exactness hangs on them.
+        (four with an optimizer) and one per raw parameter, finite and positive, `()` or
+        `(layers,)` under lifted transforms. With parameters of 64 bits b and c are
+        float64 where exactness hangs on them.
 
     Raises:
         TypeError, ValueError: before anything is compiled, of arguments that do not
@@ -221,23 +225,13 @@ def tune(
     if findings.needs_more():
         options = options._replace(repeat_under_potentials=True, wide=True)
         scales, findings, verdicts = compiled(options=options)
-    if _is_misled(findings, verdicts):
+    if is_misled(findings, verdicts):
         rest = options.selection.without(findings.to_leave_out())
         scales, findings, verdicts = compiled(options=options._replace(selection=rest))
     findings.check()
     for verdict in verdicts:
         verdict.check()
     return scales
-
-
-def _is_misled(findings: Findings, verdicts: Sequence[Verdict | Alignment]) -> bool:
-    """Whether units ran on others' outputs at other sizes than these have.
-
-    A unit from which no gradient reaches the loss keeps factors of 1, but the sweep has
-    not known that on the way forward. Under an outer trace nobody can tell.
-    """
-    concrete = all(map(is_concrete, jax.tree.leaves((findings, verdicts))))
-    return concrete and bool(findings.silent()) and any(v.missed() for v in verdicts)
 
 
 @partial(jax.jit, static_argnames=("objective", "options", "zeros"))
@@ -251,16 +245,26 @@ def _tune_compiled(
     """The scales of all batches together, what was finite, what the referee says."""
     graph = objective.trace(arrays.args)
     check_measurable(graph.units)
-    units = options.selection.among(graph.units)
+    units = options.selection.among(graph.units, graph.movable)
     params, _ = put_probes(arrays.params, graph, arrays.key, zeros)
     gradients, update, optimizer = options.rules
-    regions = find_regions(graph, list(units)) if gradients == "exact" else None
+    by_step = optimizer is not None or update == "total"
+    raw = options.selection.raw_among(graph.units, graph.movable) if by_step else ()
+    asked = gradients == "exact" or bool(raw)
+    regions = find_regions(graph, list(units)) if asked else None
+    inside = {} if regions is None else regions.raw_by_update()
+    regions = regions if gradients == "exact" else None
+    moving = movers(params, units, raw)
+    every = {mover for mover in moving if mover is not None}
     spec = SweepSpec(
         objective,
         options.stopping,
         units,
         regions=None if regions is None or regions.is_chain() else regions,
         owners=owners(params, units),
+        movers=moving,
+        counted=multiplying(graph, every) or frozenset(m.path for m in every),
+        raw_inside=inside,
         plain=gradients == "plain",
         repeat_under_potentials=options.repeat_under_potentials,
         wide=options.wide,
@@ -281,10 +285,10 @@ def _tune_compiled(
         found, sizes = solution.factors, {}
         if options.verify:
             sizes = output_sizes(objective, list(units), found, args)
-        return found, solution.findings, sizes
+        return found | solution.raw, solution.findings, sizes
 
     drawn, findings, sizes = over_batches(run, arrays.batches)
-    factors = over_draws(units, drawn, findings.heard)
+    factors = over_draws([*units, *spec.raw], drawn, findings.heard)
     findings = findings.over_draws()
     if not options.verify:
         return to_tree(factors), findings, []

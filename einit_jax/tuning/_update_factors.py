@@ -1,7 +1,10 @@
-"""The third pillar: by how much each unit's updates are to be multiplied.
+"""The third pillar: by how much updates are to be multiplied, unit by unit.
 
-Updates are linear in these numbers, so that one forward-mode pass along a step gives
-them in closed form.
+A raw parameter, which belongs to no unit, moves what reads it, by as much as a unit its
+output. The total update is that of what multiplies: what is only added (tokens, tables
+of positions) may lie so near to 0 before a normalization that its derivative there
+tells of no step. Updates are linear in these numbers, so that one forward-mode pass
+along a step gives them in closed form.
 """
 
 from collections.abc import Mapping
@@ -14,7 +17,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from ..binding import output_changes
+from ..binding import output_changes, own_changes
 from ..core import (
     LARGEST,
     LEAST_RMS,
@@ -33,6 +36,7 @@ from ..core import (
 from ..units import (
     FACTORS,
     UPDATE,
+    RawParameter,
     Unit,
     UnitKey,
     mask_unowned,
@@ -48,12 +52,23 @@ def rescale_to_total(
 ) -> Solution:
     """One number s more in the potential of every inside: in every c, and out of b.
 
-    All parameters of tuned units move together; `s = 1 / max rms(D)` over all `units`,
-    for D is linear in s. Parameters that the loss's region uses keep their gradients,
-    and do not count.
+    What counts moves together; `s = 1 / max rms(D)` over all `units`, for D is linear
+    in s. Parameters that the loss's region uses keep their gradients, and do not count.
+    Before, raw parameters are brought to what units are at: to move what reads them
+    by 1.
     """
-    step = [jnp.conj(g) for g in _counted_gradient(spec, solution.gradient)]
+    step = [jnp.conj(g) for g in _free_gradient(spec, solution.gradient)]
     outputs = _outputs(solution.factors)
+    raw = {each.path for each in spec.raw}
+    sizes = {path: n for path, n in step_rms(spec, step).items() if path in raw}
+    alone = [mover if mover in spec.raw else None for mover in spec.movers]
+    step = scale_by_owner(step, alone, jax.tree.map(inverse, sizes))
+    moved: dict[Path, Array] = {}
+    if raw:
+        how = {"outputs": outputs, "step": step, "movers": alone}
+        _, moved = own_changes(spec.objective, units, args, **how)
+    step = scale_by_owner(step, alone, jax.tree.map(inverse, moved))
+    step = _counted(spec, step)
     changes = output_changes(
         spec.objective, units, args, outputs=outputs, step=step, wide=spec.wide
     )
@@ -69,7 +84,26 @@ def rescale_to_total(
             new = {n: jnp.where(in_range(own[n]), new[n], own[n]) for n in new}
         factors[unit.key] = {**own, **new}
     findings = _look_at_changes(spec, changes, solution.findings)
-    return solution._replace(factors=factors, findings=findings)
+    fine = [jnp.all(jnp.isfinite(size)) for size in sizes.values()]
+    steps = jnp.concatenate([findings.steps, jnp.array(fine, bool)])
+    of_raw = {}
+    for each in spec.raw:
+        own = s / _raw_growth(spec, each, s)
+        factor = _one_factor(own, sizes[each.path], moved[each.path])
+        of_raw[each.key] = {"output_grad": factor}
+    findings = replace(findings, steps=steps)
+    return solution._replace(factors=factors, findings=findings, raw=of_raw)
+
+
+def _one_factor(common: Array, size: Array, change: Array) -> Array:
+    """What brings a step of some size, and its change at size 1, to a common one."""
+    fine = usable(size) & usable(change)
+    return jnp.where(fine, times(common, inverse(size), inverse(change)), 1.0)
+
+
+def _raw_growth(spec: SweepSpec, raw: RawParameter, s: Float[Array, ""]) -> Array:
+    """By how much a raw parameter's gradient grows: only where it is of an inside."""
+    return jnp.where(spec.raw_inside[raw.path], s, 1.0)
 
 
 def _look_at_changes(
@@ -98,9 +132,15 @@ def keep_in_range(spec: SweepSpec, solution: Solution) -> Solution:
     return solution._replace(factors=factors, findings=findings)
 
 
-def _counted_gradient(spec: SweepSpec, gradient: list[Array]) -> list[Array]:
-    """The gradients of units' parameters, zeros where the loss's region gives them."""
-    gradient = mask_unowned(gradient, spec.owners)
+def _counted(spec: SweepSpec, step: list[Array]) -> list[Array]:
+    """The step of what counts in the total update, zeros for all else."""
+    pairs = ((m, m is not None and m.path in spec.counted) for m in spec.movers)
+    return mask_unowned(step, [m if counts else None for m, counts in pairs])
+
+
+def _free_gradient(spec: SweepSpec, gradient: list[Array]) -> list[Array]:
+    """The gradients of what has factors, zeros where the loss's region gives them."""
+    gradient = mask_unowned(gradient, spec.movers)
     if spec.regions is None:
         return gradient
     counted = spec.regions.by_update[spec.regions.inner_region]
@@ -140,23 +180,29 @@ def add_update_factors(
 ) -> Solution:
     """A fourth factor for each unit, `update`, from the optimizer's own first step.
 
-    It is `1 / rms(Delta)`, and with `total` a common number more. The step of a unit is
+    It is `1 / rms(Delta)`, and with `total` a common number more. Raw parameters have
+    theirs besides. The step of a unit is
     brought to rms 1 before it is followed: raw ones may leave the range of the dtype.
     The optimizer sees parameters nested as in `like`.
     """
     step = first_step(optimizer, like, args.params, solution.gradient)
-    step = mask_unowned(step, spec.owners)
+    step = mask_unowned(step, spec.movers)
     outputs = _outputs(solution.factors)
     move = partial(
         output_changes, spec.objective, units, args, outputs=outputs, wide=spec.wide
     )
     sizes = step_rms(spec, step)
-    step = scale_by_owner(step, spec.owners, jax.tree.map(inverse, sizes))
-    change = _mean_over_methods(spec, move(step=step, inputs_held=True))
+    step = scale_by_owner(step, spec.movers, jax.tree.map(inverse, sizes))
+    if spec.raw:
+        how = {"outputs": outputs, "step": step, "movers": spec.movers}
+        own, of_raw = own_changes(spec.objective, units, args, **how)
+        change = _mean_over_methods(spec, own) | of_raw
+    else:
+        change = _mean_over_methods(spec, move(step=step, inputs_held=True))
     common = jnp.ones((), jnp.float32)
     if total:
-        balanced = scale_by_owner(step, spec.owners, jax.tree.map(inverse, change))
-        common = _one_over_largest(move(step=balanced))
+        balanced = scale_by_owner(step, spec.movers, jax.tree.map(inverse, change))
+        common = _one_over_largest(move(step=_counted(spec, balanced)))
     factors = {key: {**own} for key, own in solution.factors.items()}
     for own in factors.values():
         own[UPDATE] = jnp.ones_like(own["output"])
@@ -167,15 +213,21 @@ def add_update_factors(
             update = times(common, inverse(size), inverse(moved))
         fine = usable(update) & usable(size) & usable(moved)
         factors[unit.key][UPDATE] = jnp.where(fine, update, 1.0)
+    of_raw = {
+        raw.key: {UPDATE: _one_factor(common, sizes[raw.path], change[raw.path])}
+        for raw in spec.raw
+    }
     off = lambda x: jnp.any((x > 0) & ((x < LEAST_RMS) | (x > MOST_RMS)))
     extreme = jnp.any(jnp.stack([off(x) for x in change.values()]))
     findings = replace(
         solution.findings,
         extreme=solution.findings.extreme | (extreme & (not spec.wide)),
-        steps=jnp.stack([jnp.all(jnp.isfinite(sizes[u.path])) for u in spec.units]),
+        steps=jnp.stack(
+            [jnp.all(jnp.isfinite(sizes[m.path])) for m in (*spec.units, *spec.raw)]
+        ),
         moves=jnp.any(jnp.stack([jnp.any(size > 0) for size in sizes.values()])),
     )
-    return solution._replace(factors=factors, findings=findings)
+    return solution._replace(factors=factors, findings=findings, raw=of_raw)
 
 
 def _outputs(factors: Mapping[UnitKey, Mapping[str, Array]]) -> dict[UnitKey, Array]:
@@ -183,9 +235,9 @@ def _outputs(factors: Mapping[UnitKey, Mapping[str, Array]]) -> dict[UnitKey, Ar
 
 
 def step_rms(spec: SweepSpec, step: list[Array]) -> dict[Path, Array]:
-    """The rms of each unit's step, per layer, by path."""
-    paths = {unit.path: unit for unit in spec.units}
-    pairs = list(zip(step, spec.owners, strict=True))
+    """The rms of the step of each unit and raw parameter, per layer, by path."""
+    paths = {mover.path: mover for mover in (*spec.units, *spec.raw)}
+    pairs = list(zip(step, spec.movers, strict=True))
     mine = lambda path: [s for s, u in pairs if u is not None and u.path == path]
     return {path: param_rms(mine(path), unit) for path, unit in paths.items()}
 

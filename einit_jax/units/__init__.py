@@ -12,6 +12,7 @@ from ._measurable import check_measurable as check_measurable
 from ._ownership import flat_floats as flat_floats
 from ._ownership import floats_below as floats_below
 from ._ownership import mask_unowned as mask_unowned
+from ._ownership import movers as movers
 from ._ownership import own_floats as own_floats
 from ._ownership import owners as owners
 from ._ownership import param_rms as param_rms
@@ -31,11 +32,15 @@ from ._scales import from_tree as from_tree
 from ._scales import may_be_method as may_be_method
 from ._scales import ones as ones
 from ._scales import outputs_alone as outputs_alone
+from ._scales import raw_from_tree as raw_from_tree
 from ._scales import to_tree as to_tree
 from ._scaling import check_methods as check_methods
+from ._scaling import scale_raw_gradients as scale_raw_gradients
 from ._scaling import scaling as scaling
 from ._selection import UnitSelection as UnitSelection
 from ._selection import unit_selection as unit_selection
 from ._unit import ModelGraph as ModelGraph
+from ._unit import Mover as Mover
+from ._unit import RawParameter as RawParameter
 from ._unit import Unit as Unit
 from ._unit import UnitKey as UnitKey

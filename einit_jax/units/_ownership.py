@@ -19,7 +19,7 @@ from ..core import (
     rms,
     unboxed,
 )
-from ._unit import Unit
+from ._unit import Mover, RawParameter, Unit
 
 
 def floats_below(params: Mapping, unit: Unit) -> list[Any]:
@@ -45,7 +45,17 @@ def owners(params: Mapping, units: Iterable[Unit]) -> tuple[Unit | None, ...]:
     )
 
 
-def mask_unowned(leaves: Iterable[Array], owned: Iterable[Unit | None]) -> list[Array]:
+def movers(
+    params: Mapping, units: Iterable[Unit], raw: Iterable[RawParameter]
+) -> tuple[Unit | RawParameter | None, ...]:
+    """The unit of each floating parameter, or the raw parameter that it is, if any."""
+    by_path = {each.path: each for each in raw}
+    floats = (path for path, leaf in flatten(unboxed(params)).items() if is_float(leaf))
+    pairs = zip(owners(params, units), floats, strict=True)
+    return tuple(unit or by_path.get(path) for unit, path in pairs)
+
+
+def mask_unowned(leaves: Iterable[Array], owned: Iterable[Mover | None]) -> list[Array]:
     """The arrays of parameters that units own; zeros for the others."""
     pairs = zip(leaves, owned, strict=True)
     return [x if unit is not None else jnp.zeros_like(x) for x, unit in pairs]
@@ -53,10 +63,10 @@ def mask_unowned(leaves: Iterable[Array], owned: Iterable[Unit | None]) -> list[
 
 def scale_by_owner(
     leaves: Iterable[Array],
-    owned: Iterable[Unit | None],
+    owned: Iterable[Mover | None],
     weights: Mapping[Path, Array],
 ) -> list[Array]:
-    """Each parameter's array times the weight of the unit that owns it, if any does."""
+    """Each parameter's array times the weight of what it moves with, if anything."""
     per_layer = lambda x, unit: broadcast_per_layer(
         weights[unit.path], x.shape, unit.lifted_axes
     )
@@ -64,7 +74,7 @@ def scale_by_owner(
     return [multiply(x, per_layer(x, unit)) if unit else x for x, unit in pairs]
 
 
-def param_rms(leaves: Iterable[Array], unit: Unit) -> Float[Array, "..."]:
+def param_rms(leaves: Iterable[Array], unit: Mover) -> Float[Array, "..."]:
     """The joint rms of arrays shaped like the unit's parameters, for each layer."""
     by_layer = [layers_first(leaf, unit.lifted_axes) for leaf in leaves]
     return rms(by_layer, keep=len(unit.layers)).reshape(unit.carried_shape)

@@ -6,7 +6,16 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from ..core import Path, as_number, describe, path_str, plain
+from ..core import (
+    Path,
+    as_number,
+    describe,
+    fits_layers,
+    flatten,
+    lifted_axes_of,
+    path_str,
+    plain,
+)
 from ._unit import ModelGraph, Unit, UnitKey
 
 FACTORS = ("output", "input_grad", "output_grad")
@@ -53,6 +62,8 @@ def to_tree(values: Mapping[UnitKey, Mapping[str, Any]]) -> dict:
 def from_tree(tree: Any, params: Mapping) -> dict[UnitKey, dict[str, Any]]:
     """The values of each unit in a nested dict, told from modules by `params`.
 
+    Those of raw parameters are left out; `raw_from_tree` reads them.
+
     Raises:
         TypeError: it is no mapping, or a factor no number.
         ValueError: an entry is of no module of `params`, or has not the three factors
@@ -82,6 +93,43 @@ def from_tree(tree: Any, params: Mapping) -> dict[UnitKey, dict[str, Any]]:
     return values
 
 
+RAW_FACTORS = ("output_grad", UPDATE)
+"""The names of the factors that a raw parameter can have."""
+
+
+def raw_from_tree(tree: Any, params: Mapping) -> dict[Path, dict[str, Any]]:
+    """The factors of raw parameters in the scales, by path.
+
+    Raises:
+        ValueError: one is for other layers than the parameter has.
+    """
+    found: dict[Path, dict[str, Any]] = {}
+    for path, leaf in flatten(params).items():
+        node = tree
+        for name in path:
+            node = node.get(name) if isinstance(node, Mapping) else None
+        if not isinstance(node, Mapping):
+            continue
+        found[path] = dict(node)
+        for factor in node.values():
+            if not fits_layers(jnp.shape(leaf), lifted_axes_of(jnp.shape(factor))):
+                raise ValueError(
+                    f"scales at {path_str(path)!r} have the factor {describe(factor)} "
+                    f"for layers that the parameter, of shape {jnp.shape(leaf)}, has "
+                    "not; tune this model"
+                )
+    return found
+
+
+def _is_raw_entry(child: Mapping, value: Any) -> bool:
+    """Whether an entry of scales is of a raw parameter, or of a pytree of them."""
+    if value is None or isinstance(value, Mapping):
+        return False
+    leaves = flatten(child)
+    numbers = (as_number(x) is not None or hasattr(x, "dtype") for x in leaves.values())
+    return all(path[-1] in RAW_FACTORS for path in leaves) and all(numbers)
+
+
 def _collect(node: Mapping, params: Any, path: Path, values: dict) -> None:
     if _has_factors(node):
         values[(path, "__call__")] = _read_factors(node, path_str(path))
@@ -95,6 +143,8 @@ def _collect(node: Mapping, params: Any, path: Path, values: dict) -> None:
             continue
         if isinstance(params.get(name), Mapping):
             _collect(child, params[name], (*path, name), values)
+        elif _is_raw_entry(child, params.get(name)):
+            continue  # see `raw_from_tree`
         elif _has_factors(child) and may_be_method(name, params, _has_factors(node)):
             values[(path, name)] = _read_factors(child, path_str(path, name))
         elif child:

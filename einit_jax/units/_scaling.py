@@ -6,7 +6,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..core import multiply, path_str, scale_gradient
+from ..core import (
+    Params,
+    Path,
+    broadcast_per_layer,
+    flatten,
+    is_boxed,
+    lifted_axes_of,
+    multiply,
+    path_str,
+    scale_gradient,
+    with_leaves,
+)
 from ._protocols import Interception, UnitCall
 from ._scales import FACTORS
 from ._unit import UnitKey
@@ -35,6 +46,23 @@ def _scaled_call(call: UnitCall, factors: Mapping[str, jax.Array]) -> Any:
     a, b, c = (jnp.reshape(factors[name], ()) for name in FACTORS)
     outputs = call.proceed([scale_gradient(x, b) for x in call.inputs])
     return call.finish([scale_gradient(multiply(t, a), c) for t in outputs])
+
+
+def scale_raw_gradients(
+    params: Params, raw: Mapping[Path, Mapping[str, Any]]
+) -> Params:
+    """The parameters, their gradients times the factors `output_grad` of raw ones."""
+    factors = {p: own["output_grad"] for p, own in raw.items() if "output_grad" in own}
+    if not factors:
+        return params
+    leaves, found = flatten(params), {}
+    for path, factor in factors.items():
+        leaf = leaves[path].unbox() if is_boxed(leaves[path]) else leaves[path]
+        factor = jnp.asarray(factor)
+        axes = lifted_axes_of(factor.shape)
+        by_layer = broadcast_per_layer(factor, leaf.shape, axes)
+        found[path] = scale_gradient(leaf, by_layer)
+    return with_leaves(params, found)
 
 
 def check_methods(

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from ..core import as_number, as_patterns, describe, match_patterns, select_names
-from ._unit import Unit
+from ._unit import RawParameter, Unit
 
 TARGETS = 1e-30, 1e30
 """The least target and the largest."""
@@ -21,18 +21,33 @@ class UnitSelection(NamedTuple):
         """The selection with some units left out, by name."""
         return self._replace(exclude=(*self.exclude, *names))
 
-    def among(self, units: tuple[Unit, ...]) -> dict[Unit, float]:
+    def among(
+        self, units: tuple[Unit, ...], raw: Iterable[RawParameter] = ()
+    ) -> dict[Unit, float]:
         """The units that the patterns leave in, with the output rms each aims at.
 
         Raises:
-            ValueError: a pattern matches no unit, or none is left.
+            ValueError: a pattern matches no unit and no raw parameter, or no unit is
+                left.
         """
         names = {unit.name: unit for unit in units}
-        kept = select_names(names, self.include, self.exclude)
+        kept = self._names(units, raw)
         if not kept:
             raise ValueError("include and exclude leave no unit to tune")
         targets = match_patterns(dict(self.targets), names)
         return {u: targets.get(name, 1.0) for name, u in names.items() if name in kept}
+
+    def raw_among(
+        self, units: Iterable[Unit], raw: Iterable[RawParameter]
+    ) -> tuple[RawParameter, ...]:
+        """The raw parameters that the patterns leave in."""
+        raw = tuple(raw)
+        kept = self._names(units, raw)
+        return tuple(each for each in raw if each.name in kept)
+
+    def _names(self, units: Iterable[Unit], raw: Iterable[RawParameter]) -> set[str]:
+        names = {mover.name: mover for mover in (*units, *raw)}
+        return select_names(names, self.include, self.exclude)
 
 
 def unit_selection(include: Any, exclude: Any, targets: Any) -> UnitSelection:

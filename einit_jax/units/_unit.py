@@ -18,10 +18,48 @@ UnitKey = tuple[Path, str]
 
 
 @dataclass(frozen=True)
-class Unit:
-    """A module that owns parameters and turns inputs into outputs with them."""
+class Mover:
+    """What has updates of one size: a unit, or a raw parameter."""
 
     path: Path
+    lifted_axes: tuple[int, ...]
+    """See `core.find_lifted_axes`."""
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The sizes of the lifted axes, in order of position."""
+        return tuple(n for n in self.lifted_axes if n)
+
+    @property
+    def size(self) -> int:
+        """The number of layers, 1 where no axis is lifted."""
+        return int(np.prod(self.layers, dtype=int))
+
+    @property
+    def carried_shape(self) -> tuple[int, ...]:
+        """The shape in which a scalar per layer is carried beside the parameters."""
+        return tuple(n or 1 for n in self.lifted_axes)
+
+
+@dataclass(frozen=True)
+class RawParameter(Mover):
+    """A parameter that belongs to no unit; the path is its own."""
+
+    @property
+    def key(self) -> UnitKey:
+        """Where its factors lie among those of units."""
+        return self.path, "__call__"
+
+    @property
+    def name(self) -> str:
+        """The parameter as users write it."""
+        return path_str(self.path)
+
+
+@dataclass(frozen=True)
+class Unit(Mover):
+    """A module that owns parameters and turns inputs into outputs with them."""
+
     method: str
     module_type: str
     """The name of the module's class."""
@@ -29,8 +67,6 @@ class Unit:
     """Of each floating output of a call, mere data aside."""
     calls: int
     """Of one layer, in one run of the model."""
-    lifted_axes: tuple[int, ...]
-    """See `core.find_lifted_axes`."""
     floats: bool
     """Whether some input is floating."""
     opaque: bool
@@ -55,21 +91,6 @@ class Unit:
         """The unit as users write it: "blocks/Dense_0", "wte/attend"."""
         return path_str(self.path, self.method)
 
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """The sizes of the lifted axes, in order of position."""
-        return tuple(n for n in self.lifted_axes if n)
-
-    @property
-    def size(self) -> int:
-        """The number of layers, 1 where no axis is lifted."""
-        return int(np.prod(self.layers, dtype=int))
-
-    @property
-    def carried_shape(self) -> tuple[int, ...]:
-        """The shape in which a scalar per layer is carried beside the parameters."""
-        return tuple(n or 1 for n in self.lifted_axes)
-
 
 @dataclass(frozen=True)
 class ModelGraph:
@@ -78,6 +99,8 @@ class ModelGraph:
     units: tuple[Unit, ...]
     raw_parameters: tuple[Path, ...]
     """The parameters that belong to no unit."""
+    movable: tuple[RawParameter, ...]
+    """Those of them, floating, that some unit's input or the outputs depend on."""
     multiplied: Mapping[Path, bool]
     """The parameters that the model multiplies with; whether in sums of products."""
     uses_outputs: bool

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import einit_jax as ei
-from einit_jax.graph import ParameterAxes, parameter_axes
+from einit_jax.core import path_str
+from einit_jax.graph import ParameterAxes, multiplying, parameter_axes
 from tests.support.cases import Job
 from tests.support.checks import traced
 from tests.support.models import CASES
@@ -216,3 +217,28 @@ def test_residual_projections():
     assert residual("masked_attention") == {"attention/out/kernel"}
     for case in ("adaln_zero", "rnn_lstm", "named_tuple", "swiglu"):
         assert residual(case) == set(), case
+
+
+class Uses(nn.Module):
+    """Parameters that multiply, in all ways, and others that are only added."""
+
+    @nn.compact
+    def __call__(self, x):
+        draw = lambda name, *shape: self.param(name, nn.initializers.ones, shape)
+        x = x @ jnp.tanh(draw("kernel", 4, 4))
+        x = x * (1 + draw("gain", 4)) + draw("shift", 4)
+        token = jnp.tile(draw("token", 1, 4), (len(x), 1))
+        x = jnp.where(x > 0.5, x, draw("mask", 4))
+        x = jnp.concatenate([token, x], -1) + draw("looked_up", 3, 8)[jnp.arange(2)]
+        return nn.Dense(3, name="dense")(x)
+
+
+def test_what_multiplies_is_told_from_what_is_only_added():
+    x = jnp.ones((2, 4))
+    params = Uses().init(jax.random.key(0), x)["params"]
+    graph = traced(Job(Uses(), params, lambda key: x, jnp.mean))
+    names = {path_str(raw.path) for raw in graph.movable}
+    added = {"shift", "token", "mask"}
+    assert names == added | {"kernel", "gain", "looked_up"}
+    counted = multiplying(graph, [*graph.units, *graph.movable])
+    assert {path_str(path) for path in counted} == {"dense"} | names - added

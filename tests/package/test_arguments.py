@@ -247,9 +247,10 @@ def test_loose_is_a_finite_number():
     for wrong in (float("nan"), float("inf"), -1.0, jnp.float32("nan")):
         with refuses(ValueError, match="expected a finite number, 0 or more"):
             ei.scale_updates(scales, loose=wrong)
-    for wrong in ("1", None, jnp.ones(2)):
+    for wrong in ("1", 1j, jnp.ones(2)):
         with refuses(TypeError, match="loose is .*, expected a number"):
             ei.scale_updates(scales, loose=wrong)
+    assert ei.scale_updates(scales).init(PARAMS).loose is None
     for fine in (0, 0.5, np.float32(2), jnp.float32(2)):
         state = ei.scale_updates(scales, loose=fine).init(PARAMS)
         assert float(state.loose) == fine

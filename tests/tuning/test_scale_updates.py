@@ -10,7 +10,7 @@ import pytest
 
 import einit_jax as ei
 from einit_jax.core import flatten, unboxed
-from einit_jax.units import from_tree
+from einit_jax.units import from_tree, raw_from_tree
 from tests.support.cases import Case
 from tests.support.checks import allclose, measured, refuses, scales_of, some, tuned
 from tests.support.optimizers import (
@@ -66,7 +66,8 @@ def test_scale_updates_wherever_optax_takes_it():
 @some("tied_lm", "boxed", "frozen_dict", "layer_scale", "scan_axis_1", "bfloat16",
       "method_encode")  # fmt: skip
 def test_scale_updates_of_every_kind_of_tree(case: Case):
-    """Each array gets the factor of its unit, in its own dtype; loose ones get 1."""
+    """Each array gets the factor of its unit, or its own, in its own dtype; where the
+    model does not read it, 1."""
     job = case.build()
     scales = scales_of(case, optimizer=ADAM)
     ones = jax.tree.map(jnp.ones_like, job.params)
@@ -77,10 +78,13 @@ def test_scale_updates_of_every_kind_of_tree(case: Case):
     factors = {
         p: own["update"] for (p, _), own in from_tree(scales, unboxed(ones)).items()
     }
+    raw = raw_from_tree(scales, unboxed(ones))
+    assert {"/".join(path) for path in raw} == case.loose
+    factors |= {path: own["update"] for path, own in raw.items()}
     for path, value in flatten(unboxed(found)).items():
         owner = next((p for p in factors if path[: len(p)] == p), None)
         wanted = jnp.ones(()) if owner is None else factors[owner]
-        below = any("/".join(path).startswith(p) for p in case.loose | case.unreached)
+        below = any("/".join(path).startswith(p) for p in case.unreached)
         assert (owner is None) == below
         rtol = 1e-2 if value.dtype == jnp.bfloat16 else 1e-6
         seen, wanted = np.unique(np.float32(value)), np.unique(wanted)
