@@ -94,6 +94,25 @@ def amplification_note(
     return [note + (f": {verdict}" if verdict else "")]
 
 
+EPSILON_SHARE = 0.1
+"""Up to this share an optimizer's epsilon may shrink steps without a word."""
+
+
+def epsilon_note(shares: Any, paths: Sequence[str]) -> list[str]:
+    """Where the optimizer's epsilon is not small beside a unit's gradients."""
+    shares = np.nan_to_num(np.asarray(shares))
+    over = np.flatnonzero(shares > EPSILON_SHARE)
+    if not over.size:
+        return []
+    row = over[int(np.argmax(shares[over]))]
+    return [
+        f"epsilon of the optimizer: it takes {shares[row]:.0%} of the step of "
+        f"{paths[row]}, and more than {EPSILON_SHARE:.0%} in {over.size} row(s), whose "
+        "gradients are not large beside it; pass a smaller one (eps=1e-15), or "
+        "gradients='exact' to tune"
+    ]
+
+
 def deviation_note(deviations: Mapping[str, np.ndarray]) -> str:
     """The largest deviation over draws of each pillar that has any."""
     largest = [

@@ -20,6 +20,7 @@ from ._findings import (
     RULE_NAMES,
     amplification_note,
     deviation_note,
+    epsilon_note,
     farthest_rows,
     raw_notes,
     row_cells,
@@ -74,6 +75,7 @@ class Measurement:
     | `total_update_rms` | the same when all move together that have factors and multiply: not what is only added (tokens, tables of positions) |
     | `amplification` | how much more differences between inputs have grown than the signal: `A = [rms(t_y) / rms(s(y))] / [rms(t_x) / rms(s(x))]`, with `s(v) = v - batch mean` and t the tangents along x' - x, where x' is the batch rolled by one example (from integer inputs: starting at the outputs of the units that read them); 1 in a linear network; NaN where no difference gets, for a batch of one, and where forward mode cannot follow |
     | `outputs_amplification` | the same of the model's outputs |
+    | `epsilon_share` | by what share the optimizer's first step of the unit is smaller than for gradients of rms 1, where larger ones do not make it larger: what Adam's epsilon takes |
     | `cosine` | between the carried and the true gradient (at b = c = 1) of the unit's parameters; NaN where one is zero |
     | `potential` | carried over true input gradient; equal all over a region where gradients are exact; NaN without a floating input |
     | `loose_update_rms` | the largest change of any unit's output by a step at learning rate 1 of all that the total update leaves out: `loose` and `added`, and units whose parameters the loss's region uses as well |
@@ -100,6 +102,7 @@ class Measurement:
     update_rms: Float[Array, "..."]
     total_update_rms: Float[Array, "..."]
     amplification: Float[Array, "..."]
+    epsilon_share: Float[Array, "..."]
     cosine: Float[Array, "..."]
     potential: Float[Array, "..."]
     loose_update_rms: Float[Array, "..."]
@@ -270,6 +273,7 @@ class Measurement:
             ]
             lines.append(deviation_note(self._columns(names)))
         moves = float(self.loose_update_rms)
+        lines += epsilon_note(self.epsilon_share, self._paths())
         lines += raw_notes(self.raw, self.added, self.loose, moves)
         if self.probed_paths():
             lines.append("zeros probed: " + ", ".join(self.probed_paths()))

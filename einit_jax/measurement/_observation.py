@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +19,10 @@ from ..core import (
     anchor,
     first_step,
     float_leaves,
+    inverse,
+    multiply,
     plain,
+    rms,
     vary_with,
 )
 from ..units import (
@@ -46,6 +50,8 @@ from ._unit_statistics import (
     sums_of_captured,
 )
 
+BOUNDED = 0.02
+"""Steps that are as large, to this share, for gradients twice as large have a bound."""
 Factors = Mapping[UnitKey, Mapping[str, Array]]
 
 
@@ -129,7 +135,30 @@ class Observer:
             step = self._scale_raw(step, moving, "output_grad")
         columns["total"], raw_change = self._changes(args, step, counted)
         columns["amplification"], of_outputs = self._amplifications(args)
+        columns["epsilon_share"] = self._epsilon_shares(args, looks.gradient)
         return Observed(columns, looks.loss[1], raw_change, of_outputs)
+
+    def _epsilon_shares(
+        self, args: ModelArgs, gradients: list[Array]
+    ) -> Float[Array, " rows"]:
+        """By what share of itself each unit's step is smaller than for gradients of 1.
+
+        0 where steps go on to grow with gradients, and without an optimizer.
+        """
+        if self.optimizer is None:
+            return jnp.zeros(sum(unit.size for unit in self.units), jnp.float32)
+        own = [g[1] for g in gradients]
+        ones = [multiply(g, inverse(rms([g]))) for g in own]
+        twice = [2 * g for g in ones]
+        first = partial(first_step, self.optimizer, self.like, args.params)
+        steps = [
+            jnp.stack(s) for s in zip(*map(first, (own, ones, twice)), strict=True)
+        ]
+        owned = owners(args.params, self.units)
+        now, then, later = ParamColumns(self.units, owned, steps).rms()
+        bounded = jnp.abs(later - then) <= BOUNDED * then
+        share = 1 - now / jnp.where(then > 0, then, 1)
+        return jnp.where(bounded & (then > 0), jnp.clip(share, 0), 0.0)
 
     def _amplifications(
         self, args: ModelArgs

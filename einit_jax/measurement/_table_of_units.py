@@ -94,6 +94,7 @@ def tabulate(
         update_rms=over_draws(update),
         total_update_rms=over_draws(total),
         amplification=over_draws(columns["amplification"]),
+        epsilon_share=mean(columns["epsilon_share"]),
         cosine=mean(columns["cosine"]),
         potential=jnp.where(floats, over_draws(potential), jnp.nan),
         param_rms=columns["params"][0],
