@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 import einit_jax as ei
+from einit_jax.core import flatten
 from tests.distinctness.test_pairs import NETWORKS, Written
 from tests.support.checks import allclose
 
@@ -275,3 +276,18 @@ def test_what_is_excluded_stays():
 def test_errors_say_what_to_pass(options, error, text):
     with pytest.raises(error, match=text):
         start(Plain(nn.relu), **options)
+
+
+def test_gates_hear_inputs_at_their_size():
+    """Inside of a cell in one piece, where no pass brings outputs to a size."""
+    model = nn.Sequential([nn.RNN(nn.OptimizedLSTMCell(24)), nn.Dense(4)])
+    steps = jax.random.normal(KEY, (16, 5, 6))
+    found, _ = start(model, steps)
+    kernels = [v for path, v in flatten(found).items() if path[-1] == "kernel"]
+    rms = lambda t: float(jnp.sqrt(jnp.mean(jnp.square(t))))
+    read = [rms(steps @ v) for v in kernels if v.shape == (6, 24)]
+    assert read == pytest.approx([rms(steps)] * 4, rel=1e-3)
+    recurrent = [v for v in kernels if v.shape == (24, 24)]
+    assert len(recurrent) == 4
+    for v in recurrent:
+        allclose(v @ v.T, jnp.eye(24), atol=1e-5)

@@ -56,9 +56,10 @@ class Layer(nn.Module):
 
 
 class Written(nn.Module):
-    """Three layers of them."""
+    """Several layers of them."""
 
     scanned: bool
+    depth: int
 
     @nn.compact
     def __call__(self, x):
@@ -67,11 +68,11 @@ class Written(nn.Module):
                 Layer,
                 variable_axes={"params": 0},
                 split_rngs={"params": True},
-                length=3,
+                length=self.depth,
             )
             x, _ = layers(name="layers")(x, None)
         else:
-            for i in range(3):
+            for i in range(self.depth):
                 x, _ = Layer(name=f"layer{i}")(x)
         return nn.Dense(4, name="head")(x)
 
@@ -193,19 +194,21 @@ def forward_alone(scales: Mapping) -> dict:
     return {unit: own(scales[unit]) for unit in ("first", "last")}
 
 
-@pytest.mark.parametrize("optimizer", [ADAM, MOMENTUM, None])
-def test_each_layer_of_a_scan_has_its_own(optimizer):
-    """That of the layers written out."""
-    job = job_of(Written(scanned=True), (6, WIDTH))
+@pytest.mark.parametrize(
+    ("optimizer", "depth"), [(ADAM, 3), (MOMENTUM, 3), (None, 3), (ADAM, 5)]
+)
+def test_each_layer_of_a_scan_has_its_own(optimizer, depth):
+    """That of the layers written out; five are more than are looked at in one round."""
+    job = job_of(Written(True, depth), (6, WIDTH))
     layers = job.params["layers"]
     at = lambda i: jax.tree.map(lambda x: x[i], layers)
-    params = {"head": job.params["head"], **{f"layer{i}": at(i) for i in range(3)}}
+    params = {"head": job.params["head"], **{f"layer{i}": at(i) for i in range(depth)}}
     scales = tuned(job, optimizer=optimizer)
-    written = tuned(Job(Written(False), params, *job[2:4]), optimizer=optimizer)
-    for i in range(3):
+    written = tuned(Job(Written(False, depth), params, *job[2:4]), optimizer=optimizer)
+    for i in range(depth):
         one = jax.tree.map(lambda x, i=i: x[i], scales["layers"])
         allclose(one, written[f"layer{i}"], rtol=1e-4)
-    assert jax.tree.leaves(scales["layers"]["gain"])[0].shape == (3,)
+    assert jax.tree.leaves(scales["layers"]["gain"])[0].shape == (depth,)
     if optimizer is not None:
         ones = jax.tree.map(jnp.ones_like, job.params)
         found = first_update(ei.scale_updates(scales), ones, job.params)

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from ...core import ModelArgs, Path, flatten, path_str, unboxed, with_leaves
 from ...distinctness import Choice, amplification_with, find_pairs, next_choice
 from ...units import Objective, Unit, UnitSelection, check_measurable
-from ..classic import parameters_in
+from ..classic import Parameter, parameters_in
 from ._layers import Layer, draw_weights, layers_among, sample_orthonormal
 from ._linear_start import LinearStart
 from ._mirror import mirrors_of
@@ -85,8 +85,11 @@ def draw_both(
         frozenset(layer.path for layer in layers if paths & set(layer.weights))
         for paths in (pairs.curved_alone, pairs.curved)
     ]
+    plain = sample_orthonormal(layers, by_path, leaves, key)
+    inside = [path for layer in layers if layer.cell for path in layer.weights]
+    plain |= {path: _keeping_size(plain[path], by_path[path]) for path in inside}
     return Drawn(
-        sample_orthonormal(layers, by_path, leaves, key),
+        plain,
         draw_weights(weights, leaves, key, mirrors),
         layers=layers,
         units=graph.units,
@@ -94,6 +97,17 @@ def draw_both(
         mirrored=tuple(map(path_str, pairs.features)),
         left=tuple(pairs.left.items()),
     )
+
+
+def _keeping_size(drawn: Array, weight: Parameter) -> Array:
+    """An orthonormal weight times what it takes to keep the size of what it reads.
+
+    Inside of a cell nothing else sees to that, and its gates hear each by its size.
+    """
+    if weight.axes is None:
+        return drawn
+    wider = max(1.0, weight.axes.fan_out / weight.axes.fan_in)
+    return drawn * jnp.asarray(wider**0.5, drawn.dtype)
 
 
 @partial(jax.jit, static_argnames=("objective",))

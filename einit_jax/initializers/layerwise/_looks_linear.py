@@ -80,13 +80,16 @@ def looks_linear(
        (slopes of 1.5); the next layer makes up for it. Functions whose `f(z) - f(-z)`
        is curved (ELU) get that alone, if it is enough.
 
-    Outputs of all other layers have variance 1, as by `lsuv`. Which features reach
-    which weights is read off the model's jaxpr: through elementwise functions, dropout
-    (its mean), pooling, norms, reshapes, concatenation, padding, `scan`, `remat`,
-    `vmap`, grouped and depthwise convolutions. Nothing is mirrored where features are
-    gates or meet other data, where a weight reads them with no such function before it
-    (a residual stream), or where the model returns them. Max pooling is not odd, but
-    treats both of a pair alike: inputs of opposite sign still give opposite outputs.
+    Outputs of all other layers have variance 1, as by `lsuv`; inside of a recurrent
+    cell in one piece (`nn.OptimizedLSTMCell`) wide weights are larger by
+    `sqrt(outputs / inputs)`, so that gates hear inputs at their size. Which features
+    reach which weights is read off the model's jaxpr: through elementwise functions,
+    dropout (its mean), pooling, norms, reshapes, concatenation, padding, `scan`,
+    `remat`, `vmap`, grouped and depthwise convolutions. Nothing is mirrored where
+    features are gates or meet other data, where a weight reads them with no such
+    function before it (a residual stream), or where the model returns them. Max pooling
+    is not odd, but treats both of a pair alike: inputs of opposite sign still give
+    opposite outputs.
     `with_report` tells what was done, and what was left and why. Neighbouring features
     are the pairs, so that groups of channels and shards hold both; the last one of an
     odd number stays by itself. The first step of training ends the symmetry.
