@@ -154,14 +154,20 @@ def _note_forward(moved, values, along, sums):
         statistics = {"power": power / size}
     else:
         statistics = windows(rms(moved))
-    some, *_ = statistics.values()  # each call counts the same, whatever its size
-    statistics["calls"] = per_call(1, some)
     if "spread" in sums:
         statistics["spread"] = windows(sure_spread(values))
-    statistics = {name: statistics[name] for name in sums}
-    shaped = jax.tree.map(shaped_like, statistics, dict(sums))
     types = [Types(tuple(map(type_of, arrays))) for arrays in (values, along)]
-    return moved, (shaped, *types)
+    return moved, (with_calls(statistics, sums), *types)
+
+
+def with_calls(statistics: dict[str, Any], sums: Mapping[str, Any]) -> dict[str, Any]:
+    """The statistics of one call and their count, as cotangents of `sums`.
+
+    Each call counts the same, whatever its size.
+    """
+    some, *_ = statistics.values()
+    statistics = {**statistics, "calls": per_call(1, some)}
+    return jax.tree.map(shaped_like, {n: statistics[n] for n in sums}, dict(sums))
 
 
 def _note_backward(residual, cotangents):

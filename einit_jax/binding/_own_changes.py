@@ -28,10 +28,8 @@ from ..core import (
     float_leaves,
     from_windows,
     multiply,
-    per_call,
     plain,
     rms,
-    shaped_like,
     type_of,
     varies,
     vary_with,
@@ -47,7 +45,7 @@ from ..units import (
     UnitCall,
     UnitKey,
 )
-from ._output_changes import Types
+from ._output_changes import Types, with_calls
 
 SIDE_BY_SIDE = 8
 """Passes that run at once: they share what does not depend on the step."""
@@ -186,11 +184,8 @@ def _note_reads(moved, along, sums):
 def _reads_forward(moved, along, sums):
     sizes = [rms([t]) for t in along] + [rms(moved)]
     statistics = windows(reduce(jnp.maximum, sizes, jnp.zeros((), jnp.float32)))
-    statistics["calls"] = per_call(1, next(iter(statistics.values())))
-    statistics = {name: statistics[name] for name in sums}
-    shaped = jax.tree.map(shaped_like, statistics, dict(sums))
-    still = list(map(jnp.zeros_like, moved))
-    return still, (shaped, Types(tuple(map(type_of, along))))
+    types = Types(tuple(map(type_of, along)))
+    return list(map(jnp.zeros_like, moved)), (with_calls(statistics, sums), types)
 
 
 def _reads_backward(residual, cotangents):

@@ -6,7 +6,7 @@ to where it meets data: a product, a convolution, a look-up, a factor or a summa
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from jax.extend.core import Jaxpr
@@ -77,11 +77,11 @@ def parameter_axes(graph: ModelGraph) -> dict[Path, ParameterAxes]:
     return {path: _axes_of_parameter(walk, path, graph.shapes[path]) for path in floats}
 
 
-def multiplying(graph: ModelGraph, movers: Iterable[Mover]) -> frozenset[Path]:
+def multiplying(graph: ModelGraph, movers: Sequence[Mover]) -> frozenset[Path]:
     """The paths of those units and raw parameters that multiply with some parameter.
 
     Of the others (tokens, tables of positions) all parameters are only added, or put
-    beside other values.
+    beside other values. Where none multiplies, all of them.
     """
     below = lambda paths, mover: any(is_under(path, mover.path) for path in paths)
     known = {m.path for m in movers if below(graph.multiplied, m)}
@@ -90,7 +90,7 @@ def multiplying(graph: ModelGraph, movers: Iterable[Mover]) -> frozenset[Path]:
         roles = {path: axes.role for path, axes in parameter_axes(graph).items()}
         paths = [path for path, role in roles.items() if role in ("weight", "gain")]
         known |= {m.path for m in unknown if below(paths, m)}
-    return frozenset(known)
+    return frozenset(known or (mover.path for mover in movers))
 
 
 def parameter_use_walk(graph: ModelGraph) -> ParameterUseWalk:

@@ -183,8 +183,7 @@ def _measure_compiled(
     regions = find_regions(graph, graph.units)
     with_factors = {each: raw[each.path] for each in graph.movable if each.path in raw}
     movers = (*graph.units, *with_factors)
-    every = frozenset(mover.path for mover in movers)
-    added = every - (multiplying(graph, movers) or every)
+    added = {mover.path for mover in movers} - multiplying(graph, movers)
     bound = regions.bound_units(graph.units) if optimizer is None else frozenset()
     uncounted = bound | added
     observer = Observer(

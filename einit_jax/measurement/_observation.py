@@ -36,7 +36,7 @@ from ..units import (
     UnitKey,
     concat_units,
     flat_floats,
-    movers,
+    only_at,
     outputs_alone,
     owners,
     scale_by_owner,
@@ -116,7 +116,7 @@ class Observer:
         """
         looks = self._look_thrice(args)
         owned = owners(args.params, self.units)
-        moving = movers(args.params, self.units, self.raw)
+        moving = owners(args.params, (*self.units, *self.raw))
         columns = {name: column[1] for name, column in looks.outputs.items()}
         columns["update"] = looks.outputs["update"][2]
         columns["input_rms"] = looks.inputs["rms"][1]
@@ -128,11 +128,13 @@ class Observer:
         directions = ParamColumns(self.units, owned, gradients)
         columns["param_grads"] = directions.rms()[1]
         columns["cosine"] = directions.cosine()
-        counted = [m if m and m.path not in self.uncounted else None for m in moving]
+        every = {mover.path for mover in moving if mover}
+        counted = only_at(moving, every - self.uncounted)
         step = [s[1] for s in looks.step]
         if not step:
             step = [jnp.conj(g[1]) for g in looks.gradient]
-            step = self._scale_raw(step, moving, "output_grad")
+            factors = self._raw_factors("output_grad")
+            step = scale_by_owner(step, only_at(moving, factors), factors)
         columns["total"], raw_change = self._changes(args, step, counted)
         columns["amplification"], of_outputs = self._amplifications(args)
         columns["epsilon_share"] = self._epsilon_shares(args, looks.gradient)
@@ -242,9 +244,10 @@ class Observer:
         step, steps = [], jax.tree.map(jnp.conj, of_shifts)
         if self.optimizer is not None:
             step = first_step(self.optimizer, self.like, args.params, of_params)
-            step = self._scale_step(step, owners(args.params, self.units))
-            moving = movers(args.params, self.units, self.raw)
-            step = self._scale_raw(step, moving, UPDATE)
+            own = {p: f[UPDATE] for (p, _), f in self.factors.items() if UPDATE in f}
+            updates = own | self._raw_factors(UPDATE)
+            moving = owners(args.params, (*self.units, *self.raw))
+            step = scale_by_owner(step, only_at(moving, updates), updates)
             moved = leaves.build(step)
             steps = {unit.key: flat_floats(moved, unit) for unit in self.units}
         look = _Look(
@@ -268,21 +271,6 @@ class Observer:
         total = value + anchor(float_leaves(outputs)).astype(value.dtype)
         return total, (captured, value)
 
-    def _scale_step(
-        self, step: list[Array], owned: Sequence[Unit | None]
-    ) -> list[Array]:
-        """An optimizer's step times the factor `update` of each unit that has one."""
-        factors = {
-            path: own[UPDATE]
-            for (path, _), own in self.factors.items()
-            if UPDATE in own
-        }
-        return scale_by_owner(step, owned, factors) if factors else step
-
-    def _scale_raw(
-        self, step: list[Array], moving: Sequence[Mover | None], name: str
-    ) -> list[Array]:
-        """A step times the factor of that name of each raw parameter that has it."""
-        factors = {r.path: own[name] for r, own in self.raw.items() if name in own}
-        alone = [m if m and m.path in factors else None for m in moving]
-        return scale_by_owner(step, alone, factors)
+    def _raw_factors(self, name: str) -> dict[Path, Array]:
+        """The factor of that name of each raw parameter that has it."""
+        return {r.path: own[name] for r, own in self.raw.items() if name in own}

@@ -87,8 +87,7 @@ def scale_updates(
         _check_number(loose)
 
     def init(params: PyTree) -> ScaleUpdatesState:
-        by_module = _factors_by_module(factors, params)
-        _check_layers(by_module, params)
+        _check_layers(_factors_by_module(factors, params), params)
         # copies: a state that is donated must not share buffers with the scales
         copied = jax.tree.map(partial(jnp.array, copy=True), factors)
         given = None if loose is None else jnp.array(loose, jnp.float32)

@@ -116,10 +116,8 @@ class SweepSpec:
     units: dict[Unit, float]
     regions: Regions | None
     """None where each unit solves its own b and c, and where they stay 1."""
-    owners: tuple[Unit | None, ...]
-    """The unit of each floating parameter."""
     movers: tuple[Unit | RawParameter | None, ...]
-    """The same, and the raw parameters that have factors of their own."""
+    """The unit of each floating parameter, or the raw one that it is, with factors."""
     counted: frozenset[Path]
     """Those of them, by path, whose steps the total update is of."""
     raw_inside: Mapping[Path, Bool[np.ndarray, "..."]]

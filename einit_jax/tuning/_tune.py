@@ -27,7 +27,6 @@ from ..units import (
     Objective,
     UnitKey,
     check_measurable,
-    movers,
     ones,
     owners,
     put_probes,
@@ -250,20 +249,18 @@ def _tune_compiled(
     gradients, update, optimizer = options.rules
     by_step = optimizer is not None or update == "total"
     raw = options.selection.raw_among(graph.units, graph.movable) if by_step else ()
-    asked = gradients == "exact" or bool(raw)
+    asked = gradients == "exact" or (bool(raw) and optimizer is None)
     regions = find_regions(graph, list(units)) if asked else None
     inside = {} if regions is None else regions.raw_by_update()
     regions = regions if gradients == "exact" else None
-    moving = movers(params, units, raw)
-    every = {mover for mover in moving if mover is not None}
+    moving = owners(params, (*units, *raw))
     spec = SweepSpec(
         objective,
         options.stopping,
         units,
         regions=None if regions is None or regions.is_chain() else regions,
-        owners=owners(params, units),
         movers=moving,
-        counted=multiplying(graph, every) or frozenset(m.path for m in every),
+        counted=multiplying(graph, (*units, *raw)),
         raw_inside=inside,
         plain=gradients == "plain",
         repeat_under_potentials=options.repeat_under_potentials,

@@ -40,6 +40,7 @@ from ..units import (
     Unit,
     UnitKey,
     mask_unowned,
+    only_at,
     param_rms,
     scale_by_owner,
     split_units,
@@ -61,7 +62,7 @@ def rescale_to_total(
     outputs = _outputs(solution.factors)
     raw = {each.path for each in spec.raw}
     sizes = {path: n for path, n in step_rms(spec, step).items() if path in raw}
-    alone = [mover if mover in spec.raw else None for mover in spec.movers]
+    alone = only_at(spec.movers, raw)
     step = scale_by_owner(step, alone, jax.tree.map(inverse, sizes))
     moved: dict[Path, Array] = {}
     if raw:
@@ -134,8 +135,7 @@ def keep_in_range(spec: SweepSpec, solution: Solution) -> Solution:
 
 def _counted(spec: SweepSpec, step: list[Array]) -> list[Array]:
     """The step of what counts in the total update, zeros for all else."""
-    pairs = ((m, m is not None and m.path in spec.counted) for m in spec.movers)
-    return mask_unowned(step, [m if counts else None for m, counts in pairs])
+    return mask_unowned(step, only_at(spec.movers, spec.counted))
 
 
 def _free_gradient(spec: SweepSpec, gradient: list[Array]) -> list[Array]:
@@ -147,7 +147,7 @@ def _free_gradient(spec: SweepSpec, gradient: list[Array]) -> list[Array]:
     columns = {"counted": jnp.asarray(counted, jnp.float32)}
     by_unit = split_units(spec.units, columns)
     by_path = {path: own["counted"] for (path, _), own in by_unit.items()}
-    return scale_by_owner(gradient, spec.owners, by_path)
+    return scale_by_owner(gradient, only_at(spec.movers, by_path), by_path)
 
 
 def _growth(

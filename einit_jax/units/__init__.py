@@ -12,7 +12,7 @@ from ._measurable import check_measurable as check_measurable
 from ._ownership import flat_floats as flat_floats
 from ._ownership import floats_below as floats_below
 from ._ownership import mask_unowned as mask_unowned
-from ._ownership import movers as movers
+from ._ownership import only_at as only_at
 from ._ownership import own_floats as own_floats
 from ._ownership import owners as owners
 from ._ownership import param_rms as param_rms

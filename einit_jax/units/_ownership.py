@@ -1,7 +1,7 @@
 """Which unit owns which parameter, and arithmetic on what it owns."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,9 @@ from ..core import (
     rms,
     unboxed,
 )
-from ._unit import Mover, RawParameter, Unit
+from ._unit import Mover, Unit
+
+M = TypeVar("M", bound=Mover)
 
 
 def floats_below(params: Mapping, unit: Unit) -> list[Any]:
@@ -35,24 +37,24 @@ def own_floats(params: Mapping, unit: Unit) -> dict[str, Array]:
     return {f"{i:04d}": v for i, v in enumerate(floats_below(params, unit))}
 
 
-def owners(params: Mapping, units: Iterable[Unit]) -> tuple[Unit | None, ...]:
-    """The unit that owns each floating parameter, if any does, in order of paths."""
-    unit_at = {unit.path: unit for unit in units}
+def owners(params: Mapping, movers: Iterable[M]) -> tuple[M | None, ...]:
+    """What each floating parameter belongs to, if to anything, in order of paths.
+
+    A unit, or the raw parameter that it is.
+    """
+    mover_at = {mover.path: mover for mover in movers}
     return tuple(
-        owner_of(path, unit_at)
+        owner_of(path, mover_at)
         for path, leaf in flatten(unboxed(params)).items()
         if is_float(leaf)
     )
 
 
-def movers(
-    params: Mapping, units: Iterable[Unit], raw: Iterable[RawParameter]
-) -> tuple[Unit | RawParameter | None, ...]:
-    """The unit of each floating parameter, or the raw parameter that it is, if any."""
-    by_path = {each.path: each for each in raw}
-    floats = (path for path, leaf in flatten(unboxed(params)).items() if is_float(leaf))
-    pairs = zip(owners(params, units), floats, strict=True)
-    return tuple(unit or by_path.get(path) for unit, path in pairs)
+def only_at(
+    owned: Iterable[Mover | None], paths: Collection[Path]
+) -> list[Mover | None]:
+    """The owners at some paths, None in the place of all others."""
+    return [mover if mover and mover.path in paths else None for mover in owned]
 
 
 def mask_unowned(leaves: Iterable[Array], owned: Iterable[Mover | None]) -> list[Array]:

@@ -11,11 +11,11 @@ from ..core import (
     Path,
     broadcast_per_layer,
     flatten,
-    is_boxed,
     lifted_axes_of,
     multiply,
     path_str,
     scale_gradient,
+    unboxed,
     with_leaves,
 )
 from ._protocols import Interception, UnitCall
@@ -55,9 +55,9 @@ def scale_raw_gradients(
     factors = {p: own["output_grad"] for p, own in raw.items() if "output_grad" in own}
     if not factors:
         return params
-    leaves, found = flatten(params), {}
+    leaves, found = flatten(unboxed(params)), {}
     for path, factor in factors.items():
-        leaf = leaves[path].unbox() if is_boxed(leaves[path]) else leaves[path]
+        leaf = leaves[path]
         factor = jnp.asarray(factor)
         axes = lifted_axes_of(factor.shape)
         by_layer = broadcast_per_layer(factor, leaf.shape, axes)

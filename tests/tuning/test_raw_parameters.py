@@ -21,10 +21,13 @@ MOMENTUM = optax.sgd(1.0, 0.9)
 RAW = ("token", "positions", "gain", "mix", "temperature")
 
 
+def with_token(token: jax.Array, x: jax.Array) -> jax.Array:
+    return jnp.concatenate([jnp.tile(token, (len(x), 1, 1)), x], 1)
+
+
 def between(params: Mapping, x: Any) -> jax.Array:
     """What raw parameters make of one layer's outputs, before the next one."""
-    token = jnp.tile(params["token"], (len(x), 1, 1))
-    x = jnp.concatenate([token, x], 1) + params["positions"]
+    x = with_token(params["token"], x) + params["positions"]
     return jnp.tanh(x * params["gain"]) @ params["mix"]
 
 
@@ -307,6 +310,11 @@ def test_scales_of_other_parameters_are_refused():
         ei.measure(*job[:4], scales=foreign, optimizer=ADAM)
 
 
+def drawn_token(module: Any) -> jax.Array:
+    init = nn.initializers.normal(module.size)
+    return module.param("token", init, (1, 1, WIDTH))
+
+
 class Token(nn.Module):
     """A token before all others; a unit."""
 
@@ -314,15 +322,7 @@ class Token(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        return with_token(self.param("token", small(self.size), (1, 1, WIDTH)), x)
-
-
-def small(size: float) -> nn.initializers.Initializer:
-    return nn.initializers.normal(size)
-
-
-def with_token(token: jax.Array, x: jax.Array) -> jax.Array:
-    return jnp.concatenate([jnp.tile(token, (len(x), 1, 1)), x], 1)
+        return with_token(drawn_token(self), x)
 
 
 class Normed(nn.Module):
@@ -337,7 +337,7 @@ class Normed(nn.Module):
         if self.wrapped:
             x = Token(self.size, name="token")(x)
         else:
-            x = with_token(self.param("token", small(self.size), (1, 1, WIDTH)), x)
+            x = with_token(drawn_token(self), x)
         return nn.Dense(4, name="last")(nn.LayerNorm(name="norm")(x)[:, 0])
 
 

@@ -20,55 +20,33 @@ import einit_jax as ei
 from einit_jax._demo import cross_entropy
 from tests.benchmarks.report import parser_of, show
 from tests.benchmarks.training.kinds import Kind, Sums, sums
-from tests.benchmarks.training.one_rate import TUNED, apply_of, started
+from tests.benchmarks.training.one_rate import TUNED, apply_of, started, trained
 
 RATE = 0.5
 
 
-def before(decay: Any, scales: Mapping) -> optax.GradientTransformation:
-    return optax.chain(
-        optax.scale_by_adam(),
-        optax.add_decayed_weights(decay),
-        ei.scale_updates(scales),
-        optax.scale_by_learning_rate(RATE),
-    )
+WAYS = {"before": range(-4, 5), "behind": range(-11, -2)}
+"""Where decay is, with log2 of those that are tried."""
 
 
-def behind(decay: Any, scales: Mapping) -> optax.GradientTransformation:
-    return optax.chain(
-        optax.scale_by_adam(),
-        ei.scale_updates(scales),
-        optax.add_decayed_weights(decay),
-        optax.scale_by_learning_rate(RATE),
-    )
+def decayed(way: str, decay: Any, scales: Mapping) -> optax.GradientTransformation:
+    """Adam with decay before the factors of updates, or behind them."""
+    middle = [optax.add_decayed_weights(decay), ei.scale_updates(scales)]
+    ordered = middle if way == "before" else middle[::-1]
+    last = optax.scale_by_learning_rate(RATE)
+    return optax.chain(optax.scale_by_adam(), *ordered, last)
 
 
-WAYS = {"before": (before, range(-4, 5)), "behind": (behind, range(-11, -2))}
-"""Each with log2 of the decays that are tried."""
-
-
-def learning(kind: Kind, variables: Mapping, way: Callable, steps: int) -> Callable:
+def learning(kind: Kind, variables: Mapping, way: str, steps: int) -> Callable:
     """A function of decays and a key: the losses on what is held out."""
-    learn, test = kind.data()
+    _, test = kind.data()
     apply = apply_of(kind, variables)
 
-    def loss(params, examples):
-        logits = apply({**variables, "params": params}, examples.inputs)
-        return cross_entropy(logits, examples.labels)
-
     def train(decay, key):
-        tx = way(decay, variables["scales"])
-
-        def step(carry, rows):
-            params, state = carry
-            gradient = jax.grad(loss)(params, learn.at(rows))
-            change, state = tx.update(gradient, state, params)
-            return (optax.apply_updates(params, change), state), None
-
-        rows = jax.random.randint(key, (steps, kind.batch), 0, len(learn.labels))
-        first = (variables["params"], tx.init(variables["params"]))
-        (params, _), _ = jax.lax.scan(step, first, rows)
-        return loss(params, test)
+        tx = decayed(way, decay, variables["scales"])
+        params, _ = trained(kind, variables, tx, key, steps=steps)
+        logits = apply({**variables, "params": params}, test.inputs)
+        return cross_entropy(logits, test.labels)
 
     return jax.jit(jax.vmap(train, (0, None)))
 
@@ -77,7 +55,7 @@ def rows(widths: Sequence[int], seeds: int, steps: int) -> Iterator[dict[str, st
     """A line for each width and way: the best decay, and the held-out losses."""
     for width in widths:
         kind = Kind(Sums(width), sums)
-        for name, (way, decays) in WAYS.items():
+        for way, decays in WAYS.items():
             found = []
             for seed in range(seeds):
                 variables = started(kind, TUNED, seed, "Adam")
@@ -88,7 +66,7 @@ def rows(widths: Sequence[int], seeds: int, steps: int) -> Iterator[dict[str, st
             best = int(losses.argmin())
             yield {
                 "width": str(width),
-                "decay": name,
+                "decay": way,
                 "log2 of the best": str(decays[best]),
                 "held-out loss there": f"{losses[best]:.3g}",
                 "with hardly any": f"{losses[0]:.3g}",

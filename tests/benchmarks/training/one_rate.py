@@ -99,13 +99,36 @@ def apply_of(kind: Kind, variables: Mapping) -> Callable:
     return lambda variables, x: model.apply(variables, x, mutable=["batch_stats"])[0]
 
 
+def trained(
+    kind: Kind, variables: Mapping, tx: Any, key: jax.Array, *, steps: int
+) -> tuple[Any, jax.Array]:
+    """The parameters after training, and the loss of each step."""
+    learn, _ = kind.data()
+    apply = apply_of(kind, variables)
+
+    def loss(params, batch):
+        logits = apply({**variables, "params": params}, batch.inputs)
+        return cross_entropy(logits, batch.labels)
+
+    def step(carry, rows):
+        params, state = carry
+        value, gradient = jax.value_and_grad(loss)(params, learn.at(rows))
+        change, state = tx.update(gradient, state, params)
+        return (optax.apply_updates(params, change), state), value
+
+    rows = jax.random.randint(key, (steps, kind.batch), 0, len(learn.labels))
+    first = (variables["params"], tx.init(variables["params"]))
+    (params, _), seen = jax.lax.scan(step, first, rows)
+    return params, seen
+
+
 @lru_cache(2)
 def training(
     name: str, start: str, optimizer: str, steps: int, schedule: str
 ) -> Callable:
     """A function of variables, a key and rates: the loss, and what is held out."""
     kind = KINDS[name]
-    learn, test = kind.data()
+    _, test = kind.data()
     rate_at = SCHEDULES[schedule]
 
     def train(variables, key, rate):
@@ -113,19 +136,7 @@ def training(
         scales = variables.get("scales")
         tx = optimizer_of(optimizer, start, rate_at(rate, steps), scales)
 
-        def loss(params, batch):
-            logits = apply({**variables, "params": params}, batch.inputs)
-            return cross_entropy(logits, batch.labels)
-
-        def step(carry, rows):
-            params, state = carry
-            value, gradient = jax.value_and_grad(loss)(params, learn.at(rows))
-            change, state = tx.update(gradient, state, params)
-            return (optax.apply_updates(params, change), state), value
-
-        rows = jax.random.randint(key, (steps, kind.batch), 0, len(learn.labels))
-        first = (variables["params"], tx.init(variables["params"]))
-        (params, _), seen = jax.lax.scan(step, first, rows)
+        params, seen = trained(kind, variables, tx, key, steps=steps)
         logits = apply({**variables, "params": params}, test.inputs)
         right = jnp.mean(logits.argmax(-1) == test.labels)
         return jnp.mean(seen[-TAIL:]), cross_entropy(logits, test.labels), right
