@@ -10,6 +10,7 @@ Names are imported at the first use of one: `import einit_jax` itself takes no t
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .binding import scaled as scaled
     from .core import Inputs as Inputs
     from .core import __version__ as __version__
     from .distinctness import distinct_targets as distinct_targets
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from .initializers import unit_params as unit_params
     from .linen import HyperCubes as HyperCubes
     from .linen import TrainState as TrainState
-    from .linen import scaled as scaled
     from .measurement import ActivationStats as ActivationStats
     from .measurement import History as History
     from .measurement import Measurement as Measurement
@@ -87,8 +87,9 @@ if not TYPE_CHECKING:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from importlib import import_module
 
-        for room in ("core", "distinctness", "experiments", "initializers", "linen",
-                     "measurement", "reporting", "tuning"):  # fmt: skip
+        for room in ("binding", "core", "distinctness", "experiments",
+                     "initializers", "linen", "measurement", "reporting",
+                     "tuning"):  # fmt: skip
             door = import_module(f".{room}", __name__)
             names = vars(door).keys() & set(__all__)
             globals().update({n: getattr(door, n) for n in names})

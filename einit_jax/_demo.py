@@ -14,9 +14,10 @@ import optax
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
+from .binding import scaled
 from .core import Params
 from .initializers import looks_linear
-from .linen import Model, scaled
+from .linen import LinenModule
 from .tuning import tune
 
 MLP_DEPTH, MLP_WIDTH, BATCH = 32, 128, 256
@@ -28,7 +29,7 @@ LEARNING_RATE, MOMENTUM = 0.25, 0.9
 class DemoJob(NamedTuple):
     """What the command line tunes, measures and compares."""
 
-    model: Model
+    model: LinenModule
     params: Params
     input_fn: Any
     loss_fn: Callable

@@ -1,18 +1,27 @@
 """Which library a model is of, and what its room gives: the one place that chooses."""
 
+import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..linen import (
-    Model,
     Scaled,
-    apply_intercepted,
     check_module,
     is_module_type,
     linen_objective,
-    trace_call,
 )
-from ..units import ModelGraph, Objective
+from ..units import Objective
+from ._any_library import is_nnx
+
+if TYPE_CHECKING:
+    from ..linen import LinenModule
+    from ..nnx import NnxModule
+
+    Model = LinenModule | Scaled | NnxModule
+    """What verbs take for a model."""
+else:
+    Model = Any
 
 
 class Binding(NamedTuple):
@@ -25,40 +34,57 @@ class Binding(NamedTuple):
     is_module_type: Callable[[Any], bool]
     """Whether a value is a class of the library's modules."""
     make_objective: Callable[..., Objective]
-    trace_call: Callable[..., ModelGraph]
-    """The units of one call `model.apply(variables, ...)`."""
-    apply_intercepted: Callable
-    """`model.apply` with calls of units intercepted."""
 
 
 LINEN = Binding(
-    owns=lambda model: True,  # the only one so far: it says what else is no model
+    owns=lambda model: True,  # the last one to be asked: it says what else is no model
     check_model=check_module,
     is_module_type=is_module_type,
     make_objective=linen_objective,
-    trace_call=trace_call,
-    apply_intercepted=apply_intercepted,
 )
-BINDINGS = (LINEN,)
 
 
-def binding_of(model: Model) -> Binding:
+def _bindings() -> tuple[Binding, ...]:
+    """The libraries that are imported: where one is not, no model is of it."""
+    return (_nnx_binding(), LINEN) if "flax.nnx" in sys.modules else (LINEN,)
+
+
+@cache
+def _nnx_binding() -> Binding:
+    from ..nnx import NnxModel, is_nnx_type, nnx_objective
+
+    return Binding(
+        owns=lambda model: isinstance(model, NnxModel),
+        check_model=lambda model: None,
+        is_module_type=is_nnx_type,
+        make_objective=nnx_objective,
+    )
+
+
+def binding_of(model: Any) -> Binding:
     """The binding of the library that a model is of."""
-    return next(binding for binding in BINDINGS if binding.owns(model))
+    return next(binding for binding in _bindings() if binding.owns(model))
 
 
 def is_model_type(value: Any) -> bool:
     """Whether a value is a class of modules of any library."""
-    return any(binding.is_module_type(value) for binding in BINDINGS)
+    return any(binding.is_module_type(value) for binding in _bindings())
 
 
-def unscaled(model: Model) -> Any:
+def check_model(model: Any) -> None:
+    """Raises a TypeError of what is no model of any library."""
+    own = unscaled(model)
+    if not is_nnx(own):
+        binding_of(own).check_model(own)
+
+
+def unscaled(model: Any) -> Any:
     """The user's own model, where it is scaled already."""
     return model.model if isinstance(model, Scaled) else model
 
 
 def bind(
-    model: Model, loss_fn: Callable, method: Any = None, axis_name: str | None = None
+    model: Any, loss_fn: Callable, method: Any = None, axis_name: str | None = None
 ) -> Objective:
     """The model as an objective, by the binding of its library.
 

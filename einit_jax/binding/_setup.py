@@ -23,9 +23,8 @@ from ..core import (
     unboxed,
     vary_with,
 )
-from ..linen import Model
 from ..units import Objective
-from ._bind import bind, is_model_type, unscaled
+from ._bind import Model, bind, is_model_type, unscaled
 
 
 class Arrays(NamedTuple):

@@ -18,11 +18,17 @@ R = TypeVar("R")
 class Partition:
     """A pytree taken apart: floating leaves, other arrays, and static leaves.
 
-    Floating leaves whose numbers are in `data` count among the other arrays.
+    Floating leaves whose numbers are in `data` count among the other arrays. What
+    `is_leaf` says so of is not taken apart.
     """
 
-    def __init__(self, tree: Any, data: Collection[int] = ()):
-        leaves, self.treedef = jax.tree.flatten(tree)
+    def __init__(
+        self,
+        tree: Any,
+        data: Collection[int] = (),
+        is_leaf: Callable[[Any], bool] | None = None,
+    ):
+        leaves, self.treedef = jax.tree.flatten(tree, is_leaf)
         self._groups = [_group_of(leaf) for leaf in leaves]
         floats = [i for i, group in enumerate(self._groups) if group == "float"]
         for number, place in enumerate(floats):
@@ -35,12 +41,14 @@ class Partition:
     def _leaves_in(self, group: str, leaves: list) -> list:
         return [x for x, own in zip(leaves, self._groups, strict=True) if own == group]
 
-    def build(self, floats: list, arrays: list | None = None) -> Any:
-        """The pytree with other floating (and other) arrays in the same places."""
+    def build(
+        self, floats: list, arrays: list | None = None, static: list | None = None
+    ) -> Any:
+        """The pytree with other leaves in the same places."""
         rest = {
             "float": iter(floats),
             "array": iter(self.arrays if arrays is None else arrays),
-            "static": iter(self.static),
+            "static": iter(self.static if static is None else static),
         }
         leaves = [next(rest[group]) for group in self._groups]
         return jax.tree.unflatten(self.treedef, leaves)

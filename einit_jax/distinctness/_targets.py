@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from ..binding import Arrays, setup, sum_of_means
+from ..binding import Arrays, Model, any_library, setup, sum_of_means
 from ..core import (
     ModelArgs,
     Path,
@@ -21,7 +21,6 @@ from ..core import (
     run_while_more,
     usual_rules,
 )
-from ..linen import Model
 from ..units import (
     Objective,
     Unit,
@@ -40,6 +39,7 @@ from ._search import (
 )
 
 
+@any_library()
 @usual_rules()
 def distinct_targets(
     model: Model,

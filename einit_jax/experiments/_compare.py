@@ -7,19 +7,19 @@ import jax
 import optax
 from jaxtyping import PyTree
 
-from ..binding import bind, setup, unscaled
+from ..binding import Model, any_library, bind, setup, unscaled
 from ..core import (
     check_not_zero,
     optimizer_at_one,
     usual_rules,
 )
-from ..linen import Model
 from ._comparer import Comparer, StrategyArguments
 from ._comparison import Comparison
 from ._strategies import Strategy, default_strategies, resolve_strategies
 from ._training_runs import RATES, check_training_arguments, seed_keys, training_of
 
 
+@any_library()
 @usual_rules()
 def compare(
     model: Model,

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from rich.progress import track
 
-from ..binding import is_model_type
+from ..binding import Model, is_model_type
 from ..core import (
     as_integer,
     as_number,
@@ -19,7 +19,6 @@ from ..core import (
     describe,
     usual_rules,
 )
-from ..linen import Model
 from ..reporting import difference
 from ._coordinate_result import CoordinateCheck
 from ._coordinate_runs import CoordinateRun, WidthSetup
@@ -57,7 +56,7 @@ def coordinate_check(
 
     Args:
         model_fn: `model_fn(width)` returns a Linen module, with the same units at every
-            width.
+            width; or `model_fn(width, rngs)` one of NNX, made with that `nnx.Rngs`.
         widths: two or more, positive.
         input_fn, loss_fn, batch_size, method, rngs, axis_name: as in `tune`.
         optimizer: a function of the learning rate (`optax.adam`, or a `partial` of it).
@@ -124,7 +123,7 @@ def coordinate_check(
                 tuning = {} if tuning else None
             setup = WidthSetup(
                 width,
-                model_fn(width),
+                model_fn,
                 input_fn,
                 loss_fn,
                 options=options,

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from ..binding import bind
+from ..binding import as_function, bind, build_model, is_nnx
 from ..core import (
     Batch,
     Collections,
@@ -44,8 +44,7 @@ class WidthSetup:
     """How models of one width are made and trained: the same for every seed."""
 
     width: int
-    model: Any
-    """What `model_fn` returned, not checked yet."""
+    model_fn: Callable
     input_fn: Any
     loss_fn: Callable
     options: Mapping[str, Any]
@@ -61,22 +60,25 @@ class WidthSetup:
     def run(self, key: jax.Array) -> CoordinateRun:
         """The sizes and changes of one seed."""
         options = dict(self.options)
+        model, start = build_model(self.model_fn, self.width, key), None
+        if is_nnx(model):
+            model, *start = as_function(model)
         objective = bind(
-            self.model,
+            model,
             self.loss_fn,
             method=options.pop("method"),
             axis_name=options.pop("axis_name"),
         )
         (batch,) = draw_batches(self.input_fn, key, **options)
         check_not_zero([batch])
-        params, collections = _initialize_model(
+        params, collections = start or _initialize_model(
             key, batch, objective=objective, init_fn=self.init_fn
         )
         scales = None
         if self.tuning is not None:
             keywords = {"collections": collections, "key": key}
             keywords |= {"optimizer": self.at_one, **self.options, **self.tuning}
-            scales = tune(self.model, params, self.input_fn, self.loss_fn, **keywords)
+            scales = tune(model, params, self.input_fn, self.loss_fn, **keywords)
         args = ModelArgs(params, collections, batch)
         units = objective.trace(args).units
         looks = _train_and_look(

@@ -11,14 +11,13 @@ import numpy as np
 import optax
 from jaxtyping import Float, PyTree
 
-from ..binding import setup, unscaled
+from ..binding import Model, any_library, setup, unscaled
 from ..core import (
     check_not_zero,
     optimizer_at_one,
     unboxed,
     usual_rules,
 )
-from ..linen import Model
 from ..reporting import format_number, format_table, power_of_two, rate_figure
 from ..units import UPDATE, from_tree
 from ._strategies import StartPoint
@@ -167,6 +166,7 @@ class LearningRates:
         return lines
 
 
+@any_library()
 @usual_rules()
 def find_learning_rate(
     model: Model,

@@ -8,12 +8,11 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import PyTree
 
-from ..binding import is_model_type
+from ..binding import Model, is_model_type
 from ..core import Params, flatten, path_str, unboxed
 from ..initializers.classic import PRESETS, initialize, unit_params
 from ..initializers.layerwise import looks_linear, lsuv
 from ..initializers.signal_propagation import autoinit
-from ..linen import Model
 from ..reporting import difference
 from ..tuning import tune
 from ..units import from_tree

@@ -1,13 +1,11 @@
-"""What is no Linen model, and what is no loss."""
+"""What is no Linen model, and what no unit of one can be."""
 
-import inspect
 import sys
-from collections.abc import Callable, Mapping
 from typing import Any
 
 from flax import linen as nn
 
-from ..core import describe
+LinenModule = nn.Module
 
 
 def check_module(model: Any) -> None:
@@ -40,48 +38,4 @@ def check_unit(module: nn.Module) -> None:
             "nnx.bridge.to_linen, expected one of flax.linen: a wrapper takes no "
             "variables but those of its own, so that no factor gets to it; write that "
             "layer in flax.linen"
-        )
-
-
-def loss_arguments(loss_fn: Callable) -> tuple[str, ...]:
-    """Which of "key" and "inputs" a loss names.
-
-    Raises:
-        TypeError: it is no function, or demands other arguments.
-    """
-    if not callable(loss_fn):
-        raise TypeError(
-            f"loss_fn is {describe(loss_fn)}, expected a function of the outputs"
-        )
-    try:
-        parameters = list(inspect.signature(loss_fn).parameters.values())
-    except ValueError:
-        return ()
-    variadic = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-    named = [p for p in parameters[1:] if p.kind not in variadic]
-    bound = getattr(loss_fn, "keywords", {})  # by functools.partial
-    named = [p for p in named if p.name not in bound]
-    wanted = tuple(p.name for p in named if p.name in ("key", "inputs"))
-    extra = [p.name for p in named if p.name not in wanted and p.default is p.empty]
-    if extra or not parameters:
-        raise TypeError(
-            f"loss_fn takes ({', '.join(p.name for p in parameters)}), expected "
-            "(outputs) and, if it needs them, arguments named key and inputs; bind "
-            "others with functools.partial"
-        )
-    return wanted
-
-
-def check_loss_keywords(loss_fn: Callable, keywords: Mapping[str, Any]) -> None:
-    """Raises a TypeError where a loss does not take some keywords."""
-    try:
-        parameters = inspect.signature(loss_fn).parameters
-    except ValueError:
-        return
-    variadic = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    foreign = [name for name in keywords if name not in parameters]
-    if foreign and not variadic:
-        raise TypeError(
-            f"loss_fn takes ({', '.join(parameters)}) and no {', '.join(foreign)}, an "
-            "unexpected keyword; train is to return inputs and keywords of loss_fn"
         )

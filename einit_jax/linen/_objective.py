@@ -7,7 +7,6 @@ from typing import Any
 
 import flax
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
@@ -19,20 +18,24 @@ from ..core import (
     Partition,
     Path,
     as_static,
-    describe,
     flatten,
     path_str,
     static_value,
     unboxed,
-    user_inputs,
+)
+from ..objectives import (
+    check_loss_keywords,
+    checked_loss,
+    data_in_run,
+    loss_arguments,
+    run_over_axis,
 )
 from ..units import Interception, ModelGraph, Unit, UnitKey
 from ._carrying import Found, found_of
-from ._checks import check_loss_keywords, check_module, loss_arguments
+from ._checks import check_module
 from ._entries import COLLECTION, MAPS_VARIABLES, lifted_by, path_of
-from ._explanations import add_note, explained
+from ._explanations import explained_call
 from ._interception import run_intercepted
-from ._mere_data import data_in_run
 from ._tracing import called_types, trace_marked
 
 FIXED = ("params", "scales", "intermediates", COLLECTION)
@@ -89,7 +92,7 @@ class LinenObjective:
         """Outputs and written collections; errors speak of params and inputs."""
         inputs, model = batch.inputs, static_value(self.model)
         method = static_value(self.method)
-        with explained(model, method, inputs):
+        with explained_call(model, method, inputs):
             return model.apply(
                 variables,
                 *inputs.args,
@@ -101,34 +104,17 @@ class LinenObjective:
             )
 
     def loss(self, outputs: Any, batch: Batch) -> Float[Array, ""]:
-        known = {"key": batch.key, "inputs": user_inputs(batch.inputs)}
-        wanted = {name: known[name] for name in self.loss_arguments}
-        try:
-            loss = static_value(self.loss_fn)(outputs, **wanted)
-        except Exception as error:
-            shown = describe(outputs)
-            add_note(error, f"This was raised while loss_fn got the outputs {shown}.")
-            raise
-        dtype, shape = getattr(loss, "dtype", None), getattr(loss, "shape", None)
-        real = dtype is not None and jnp.issubdtype(dtype, jnp.floating)
-        if shape != () or not real:
-            hint = (
-                "; take the mean over the batch" if real else " that depends on outputs"
-            )
-            raise ValueError(
-                f"loss_fn returned {describe(loss)}, expected a floating scalar{hint}"
-            )
-        return loss
+        loss_fn = static_value(self.loss_fn)
+        return checked_loss(loss_fn, self.loss_arguments, outputs, batch)
 
     def over_axis(self, run: Callable[[], Any]) -> Any:
-        """`run()` under the mapped axis that the model asks for, of size one.
+        return run_over_axis(self.axis_name, run)
 
-        Gradients are taken inside of it: collectives in a backward pass need the axis.
-        """
-        if self.axis_name is None:
-            return run()
-        mapped = jax.vmap(lambda _: run(), axis_name=self.axis_name, axis_size=1)
-        return jax.tree.map(lambda x: x[0], mapped(jnp.zeros(1)))
+    def trace_run(self, args: ModelArgs) -> ModelGraph:
+        def run(mark: Callable, *args: Any) -> Any:
+            return mark(self.run(ModelArgs(*args))[0])
+
+        return trace_marked(run, {}, *args)
 
     def trace(self, args: ModelArgs, estimated: tuple[type, ...] = ()) -> ModelGraph:
         """The units of the model.
@@ -214,7 +200,7 @@ class LinenObjective:
             if init_fn is not None:
                 return init_fn(model, key, inputs)
             method = static_value(self.method)
-            with explained(model, method, inputs):
+            with explained_call(model, method, inputs):
                 return model.init(keys, *inputs.args, method=method, **inputs.kwargs)
 
         collections = dict(self.over_axis(variables))

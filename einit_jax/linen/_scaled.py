@@ -7,13 +7,15 @@ from typing import Any, cast
 import flax
 from flax import linen as nn
 
-from ..core import by_value, flatten, is_under, unboxed
+from ..core import by_value, unboxed
+from ..objectives import knowing_data
 from ..units import (
     Interception,
     UnitKey,
     check_foreign,
     check_missing,
     from_tree,
+    may_lack,
     ones,
     raw_from_tree,
     scale_raw_gradients,
@@ -24,50 +26,16 @@ from ._carrying import found_of
 from ._checks import check_module
 from ._entries import immutable_entries, without_carried
 from ._interception import run_intercepted
-from ._mere_data import knowing_data
 from ._tracing import trace_call
 
 UNSEEN = flax.core.DenyList("intermediates")
 
 
-def scaled(model: "nn.Module | Scaled") -> "Scaled":
-    r"""The model with three factors per unit, `y = G_c(a f(theta, G_b(x)))`.
-
-    A unit is a module that owns parameters and turns inputs into outputs with them.
-    Its factors are float32, of shape `()`, or `(layers,)` under `nn.scan` and `nn.vmap`
-    over layers, in the collection `scales`: `output` (a) multiplies the activation;
-    `input_grad` (b) and `output_grad` (c) multiply the cotangents that leave the unit
-    toward its inputs and that enter it from its output (`G_k(z)` is z forward, k times
-    the cotangent backward). A raw parameter, which belongs to no unit, may have
-    `output_grad` alone, which multiplies its gradient. The paths are those of `params`:
-
-        {"params": {"Dense_0": {"kernel": ..., "bias": ...}},
-         "scales": {"Dense_0": {"output": 1., "input_grad": 1., "output_grad": 1.}}}
-
-    A unit that is entered through a method other than `__call__` (`Embed.attend`) has
-    factors of its own under that method's name. Floats among a unit's outputs that
-    depend on no parameter at all (masks, paddings) pass as they are. Factors of 1 leave
-    every output and gradient bit-identical (to rounding under `nn.vmap`, where members
-    share an input). The model itself and its parameters are unchanged:
-    the plain `model.apply` takes variables with `scales` among them, and ignores these.
-
-    Args:
-        model: any Linen module; a scaled one is returned as it is.
+def linen_scaled(model: "nn.Module | Scaled") -> "Scaled":
+    """The model, to be run with a `scales` collection; a scaled one as it is.
 
     Raises:
         TypeError: model is no Linen module.
-
-    Example:
-        >>> import flax.linen as nn, jax, jax.numpy as jnp, einit_jax as ei
-        >>> tuned = ei.scaled(nn.Dense(4))
-        >>> variables = tuned.init(jax.random.key(0), jnp.ones((2, 3)))
-        >>> jax.tree.map(jnp.shape, variables["scales"])
-        {'input_grad': (), 'output': (), 'output_grad': ()}
-        >>> tuned.apply(variables, jnp.ones((2, 3))).shape
-        (2, 4)
-
-    Source: P. Bement, empirical_init 0.0.2 (2023), whose modules carry `scale_actv_y`,
-    `scale_grad_x` and `scale_grad_y`; here they are variables beside the model.
     """
     if isinstance(model, Scaled):
         return model
@@ -121,7 +89,7 @@ class Scaled:
             rest["params"] = scale_raw_gradients(rest["params"], raw)
         how = dict(rngs=rngs, method=method, mutable=mutable, **kwargs)
         traced = lambda: trace_call(self.model, {**rest, "params": own}, args, how)
-        if _may_lack(unboxed(own), factors):
+        if may_lack(unboxed(own), factors):
             check_missing(traced(), factors)
         unseen: set[UnitKey] = set()
         scaled_units = scaling(factors, unseen)
@@ -174,10 +142,6 @@ class Scaled:
         return table(*args, **kwargs)
 
 
-Model = nn.Module | Scaled
-"""What verbs take for a model."""
-
-
 def apply_intercepted(
     model: Any,
     variables: Mapping[str, Any],
@@ -196,17 +160,6 @@ def apply_intercepted(
     found = found_of(model, kwargs.get("method"))
     run = lambda data_of: run_intercepted(apply, (interception,), data_of, found)
     return knowing_data(run, traced)
-
-
-def _may_lack(params: Mapping, factors: Mapping[UnitKey, Any]) -> bool:
-    """Whether some module owns parameters and no unit with factors is near it."""
-    tuned = {path for path, _ in factors}
-    around = tuned | {path[:i] for path in tuned for i in range(len(path))}
-    owners = {path[:-1] for path in flatten(params)}
-    return any(
-        owner not in around and not any(is_under(owner, path) for path in tuned)
-        for owner in owners
-    )
 
 
 def scales_to_bytes(scales: Mapping[str, Any]) -> bytes:

@@ -10,14 +10,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ..binding import binding_of, unscaled
+from ..binding import (
+    Model,
+    call_with_taps,
+    check_model,
+    is_nnx,
+    params_of_call,
+    trace_user_call,
+)
 from ..core import (
     as_patterns,
     by_value,
-    unboxed,
     usual_rules,
 )
-from ..linen import Model
 from ..units import check_measurable
 from ._history import History, SignalHistory
 from ._tap_layout import TapLayout, tap_layout, taps_by_unit, watched_units
@@ -106,8 +111,7 @@ def activation_stats(
     Source: the four charts are those of J. Howard's fast.ai lessons (ActivationStats);
     bins by octave, gradients, and readings as cotangents are ours.
     """
-    own = unscaled(model)
-    binding_of(own).check_model(own)
+    check_model(model)
     check_stats_options(
         of, every, slots=slots, octaves=octaves, near=near, sample=sample
     )
@@ -115,7 +119,7 @@ def activation_stats(
     sample = None if sample is None else index(sample)
     low, high = map(index, octaves)
     return ActivationStats(
-        model,
+        type(model) if is_nnx(model) else model,  # which comes with each call
         spec=TapSpec(of, (low, high), sample, switched=every > 1),
         every=every,
         slots=slots,
@@ -168,7 +172,8 @@ class ActivationStats:
         """An empty history of the units of one call; nothing runs.
 
         Args:
-            variables: the model's, `{"params": ...}`; `scales` may be among them.
+            variables: the model's, `{"params": ...}`; `scales` may be among them. Of
+                NNX the module itself, which may be a tuned one.
             args, rngs, method, kwargs: what `apply` will be called with; arrays may be
                 `jax.ShapeDtypeStruct`.
 
@@ -176,22 +181,12 @@ class ActivationStats:
             TypeError, ValueError: variables have no params, a pattern matches no unit,
                 or no unit is left.
         """
-        if not isinstance(variables, Mapping):
-            raise TypeError(
-                f"variables are a {type(variables).__name__}, expected what model.init "
-                "returned: {'params': params}"
-            )
-        if "params" not in variables:
-            raise ValueError(
-                f"variables have entries {sorted(variables)[:6]}, expected 'params' "
-                "among them: pass {'params': params}"
-            )
+        params = params_of_call(variables)
         how = {"rngs": rngs, "method": method, **kwargs}
-        model = unscaled(self.model)
-        graph = binding_of(model).trace_call(model, variables, args, how)
+        graph = trace_user_call(self.model, variables, args, how)
         check_measurable(graph.units)
         layout = tap_layout(
-            watched_units(graph.units, self.include, self.exclude), variables["params"]
+            watched_units(graph.units, self.include, self.exclude), params
         )
         size = self.spec.size
         shape = self.slots, len(SIGNALS), len(layout.paths), size // len(SIGNALS)
@@ -207,21 +202,16 @@ class ActivationStats:
     def apply(self, variables: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         """The model's own `apply`, of variables with `taps` among them.
 
-        Outputs, gradients of parameters and what is written are the model's.
+        Outputs, gradients of parameters and what is written are the model's. A module
+        of NNX comes in the place of variables: `stats.apply(model, x, taps=taps)`.
 
         Raises:
             TypeError, ValueError: taps are missing, or of no module of the parameters.
         """
-        if "taps" not in variables:
-            raise ValueError(
-                "variables have no 'taps'; pass {'params': params, 'taps': state.taps} "
-                "with state from init, or apply the plain model"
-            )
-        rest = {k: v for k, v in variables.items() if k != "taps"}
-        params = unboxed(rest.get("params", {}))
-        taps = taps_by_unit(variables["taps"], params, self.spec.size)
-        apply = binding_of(self.model).apply_intercepted
-        return apply(self.model, rest, tapping(self.spec, taps), *args, **kwargs)
+        tapped = lambda taps, params: tapping(
+            self.spec, taps_by_unit(taps, params, self.spec.size)
+        )
+        return call_with_taps(self.model, variables, tapped, *args, **kwargs)
 
     @usual_rules()
     def update(self, state: StatsState, seen: Mapping[str, Array]) -> StatsState:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
-from ..binding import Arrays, setup
+from ..binding import Arrays, Model, any_library, setup
 from ..core import (
     Batch,
     ModelArgs,
@@ -26,7 +26,6 @@ from ..core import (
     usual_rules,
 )
 from ..graph import find_regions, multiplying
-from ..linen import Model
 from ..units import (
     Objective,
     UnitSelection,
@@ -45,6 +44,7 @@ from ._observation import Factors, NotCaptured, Observed, Observer
 from ._table_of_units import flag_missed, tabulate
 
 
+@any_library()
 @usual_rules()
 def measure(
     model: Model,

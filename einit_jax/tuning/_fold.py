@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from ..binding import setup, sum_of_means
+from ..binding import Model, any_library, setup, sum_of_means
 from ..core import (
     ModelArgs,
     Path,
@@ -22,7 +22,6 @@ from ..core import (
     usual_rules,
     with_leaves,
 )
-from ..linen import Model
 from ..units import (
     Objective,
     UnitKey,
@@ -40,6 +39,7 @@ DEEPER, NO_ROUNDING = 100, 0.25
 no rounding any more, in whatever dtype."""
 
 
+@any_library("model")
 @usual_rules()
 def fold(
     model: Model,

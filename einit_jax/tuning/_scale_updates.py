@@ -172,8 +172,14 @@ def _factors_by_module(
     """
     by_module = {path: factors[UPDATE]} if UPDATE in factors else {}
     methods, foreign = [], []
+    # modules in a list of NNX are numbered
+    inside = (
+        {str(name): child for name, child in updates.items()}
+        if isinstance(updates, Mapping)
+        else {}
+    )
     for name, child in factors.items():
-        inner = updates.get(name) if isinstance(updates, Mapping) else None
+        inner = inside.get(name)
         if isinstance(inner, optax.MaskedNode) or name == UPDATE:
             continue
         if inner is not None and not isinstance(inner, Mapping):

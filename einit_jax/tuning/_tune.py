@@ -9,7 +9,7 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
-from ..binding import Arrays, setup
+from ..binding import Arrays, Model, any_library, setup
 from ..core import (
     Batch,
     ModelArgs,
@@ -22,7 +22,6 @@ from ..core import (
     usual_rules,
 )
 from ..graph import find_regions, multiplying
-from ..linen import Model
 from ..units import (
     Objective,
     UnitKey,
@@ -41,6 +40,7 @@ from ._state import Findings, SweepSpec
 from ._update_factors import add_update_factors, keep_in_range, rescale_to_total
 
 
+@any_library()
 @usual_rules()
 def tune(
     model: Model,

@@ -30,6 +30,7 @@ from ._scales import check_foreign as check_foreign
 from ._scales import check_missing as check_missing
 from ._scales import from_tree as from_tree
 from ._scales import may_be_method as may_be_method
+from ._scales import may_lack as may_lack
 from ._scales import ones as ones
 from ._scales import outputs_alone as outputs_alone
 from ._scales import raw_from_tree as raw_from_tree

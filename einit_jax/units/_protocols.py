@@ -109,6 +109,10 @@ class Objective(Protocol):
         """
         ...
 
+    def trace_run(self, args: ModelArgs) -> ModelGraph:
+        """The units of the model alone, whatever they are; the loss is not called."""
+        ...
+
     def module_types(self, args: ModelArgs) -> dict[Path, type]:
         """The class of each module that is called and has parameters at or below it."""
         ...

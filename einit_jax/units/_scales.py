@@ -12,6 +12,7 @@ from ..core import (
     describe,
     fits_layers,
     flatten,
+    is_under,
     lifted_axes_of,
     path_str,
     plain,
@@ -213,3 +214,14 @@ def check_foreign(graph: ModelGraph, factors: Mapping[UnitKey, Any]) -> None:
                     f"scales at {path_str(*key)!r}: {name} has the shape "
                     f"{jnp.shape(factor)}, expected {shapes[key]}; tune this model"
                 )
+
+
+def may_lack(params: Mapping, factors: Mapping[UnitKey, Any]) -> bool:
+    """Whether some module owns parameters and no unit with factors is near it."""
+    tuned = {path for path, _ in factors}
+    around = tuned | {path[:i] for path in tuned for i in range(len(path))}
+    owners = {path[:-1] for path in flatten(params)}
+    return any(
+        owner not in around and not any(is_under(owner, path) for path in tuned)
+        for owner in owners
+    )

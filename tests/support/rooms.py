@@ -15,7 +15,9 @@ FILE_LINES, DOOR_LINES, POSITIONAL = 300, 3, 4
 TOP = {"__init__.py", "__main__.py", "_demo.py", "py.typed"}
 RETIRED = {"effort", "gauge", "lift", "made", "meant", "ride", "riding", "task"}
 """Words of our own, for which the field or the code has a plainer one."""
-FLAX = ("linen/", "core/_paths.py", "_demo.py")
+FLAX = ("linen/", "nnx/", "core/_paths.py", "_demo.py")
+BINDINGS = ("linen", "nnx")
+"""Rooms that lie side by side."""
 CUSTOM = {"custom_vjp", "custom_jvp", "defvjp", "defjvp", "defjvps"}
 FUNCTIONS = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -210,14 +212,24 @@ def top(package: Path) -> Iterator[str]:
 
 
 def names(package: Path) -> Iterator[str]:
-    """No name means two things: none is defined at the top of two files."""
+    """No name means two things: none is defined at the top of two files.
+
+    Bindings lie side by side: in files of the same name a name means the same.
+    """
     homes: dict[str, list[str]] = {}
     for file, tree in sources(package).items():
         for name in sorted(_defined(tree.body)):
             homes.setdefault(name, []).append(file)
     for name, files in homes.items():
-        if len(files) > 1 and not name.startswith("__"):
+        apart = {_in_binding(file) for file in files}
+        if len(apart) > 1 and not name.startswith("__"):
             yield f"{name}: {', '.join(files)}"
+
+
+def _in_binding(file: str) -> str:
+    """A file's path, from its binding on if it lies in one."""
+    room, _, name = file.partition("/")
+    return name if room in BINDINGS else file
 
 
 def _defined(body: list[ast.stmt]) -> set[str]:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from ...binding import setup, sum_of_means
+from ...binding import Model, any_library, setup, sum_of_means
 from ...core import (
     Path,
     check_arrays,
@@ -20,12 +20,12 @@ from ...core import (
     usual_rules,
     with_leaves,
 )
-from ...linen import Model
 from ._parameters import Parameter, parameters_by_name, parameters_of
 from ._rules import Rule, match_rules, parse_rules, rule_str, rule_value, wants_model
 from ._sampling import place_like, sample, sampling_key
 
 
+@any_library("params")
 @usual_rules()
 def initialize(
     params: PyTree,

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.nn import initializers
 from jaxtyping import Array, PyTree
 
+from ...binding import any_library
 from ...core import (
     Path,
     as_patterns,
@@ -39,6 +40,7 @@ from ._parameters import role_of
 UNIT_DRAWS = ("normal", "truncated_normal", "uniform", "orthogonal")
 
 
+@any_library("params")
 @usual_rules()
 def unit_params(
     params: PyTree,

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from ...binding import Setup, setup, sum_of_means
+from ...binding import Model, Setup, any_library, setup, sum_of_means
 from ...core import (
     Stopping,
     check_not_zero,
@@ -24,7 +24,6 @@ from ...distinctness import (
     checked_amplification,
     first_choice,
 )
-from ...linen import Model
 from ...units import UnitSelection, unit_selection
 from ..classic import place_like
 from ._draws import draw_both, try_out
@@ -36,6 +35,7 @@ STOPPING = Stopping(32, 0.01)
 """Of the passes that bring outputs to their sizes."""
 
 
+@any_library("params")
 @usual_rules()
 def looks_linear(
     model: Model,

@@ -8,7 +8,7 @@ import jax
 from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
-from ...binding import setup, sum_of_means
+from ...binding import Model, any_library, setup, sum_of_means
 from ...core import (
     ModelArgs,
     Path,
@@ -19,7 +19,6 @@ from ...core import (
     usual_rules,
     with_leaves,
 )
-from ...linen import Model
 from ...units import Objective, UnitSelection, check_measurable, unit_selection
 from ..classic import parameters_in, place_like
 from ._layers import arrays_of, layers_among, sample_orthonormal
@@ -27,6 +26,7 @@ from ._passes import run_passes
 from ._progress import Progress, start_progress
 
 
+@any_library("params")
 @usual_rules()
 def lsuv(
     model: Model,

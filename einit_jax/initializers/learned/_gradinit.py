@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from ...binding import setup
+from ...binding import Model, any_library, setup
 from ...core import (
     Batch,
     Params,
@@ -24,7 +24,6 @@ from ...core import (
     usual_rules,
     with_leaves,
 )
-from ...linen import Model
 from ._descent import Descent, check_descent_settings, descend
 from ._rescaling import (
     Rescaling,
@@ -42,6 +41,7 @@ TINY = 1e-4
 """Each element of a stand-in for a gradient, so small that it is not clipped."""
 
 
+@any_library("params")
 @usual_rules()
 def gradinit(
     model: Model,

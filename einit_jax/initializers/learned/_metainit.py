@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from ...binding import setup
+from ...binding import Model, any_library, setup
 from ...core import (
     Batch,
     as_number,
@@ -21,7 +21,6 @@ from ...core import (
     usual_rules,
     widen,
 )
-from ...linen import Model
 from ..classic import role_of
 from ._descent import Descent, check_descent_settings, descend
 from ._rescaling import (
@@ -36,6 +35,7 @@ LEAST_NORM = 0.01
 """A norm stays above this part of its start: beyond zero the weights turn around."""
 
 
+@any_library("params")
 @usual_rules()
 def metainit(
     model: Model,

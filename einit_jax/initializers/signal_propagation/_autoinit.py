@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.nn import initializers
 from jaxtyping import Array, PyTree
 
-from ...binding import setup, sum_of_means
+from ...binding import Model, any_library, setup, sum_of_means
 from ...core import (
     Path,
     as_integer,
@@ -25,7 +25,6 @@ from ...core import (
     widen,
     with_leaves,
 )
-from ...linen import Model
 from ..classic import Parameter, Rule, of_variance, sample
 from ._prediction import (
     PropagationSpec,
@@ -39,6 +38,7 @@ from ._values import WeightRef
 DISTRIBUTIONS = ("truncated_normal", "normal", "uniform", "orthogonal")
 
 
+@any_library("params")
 def autoinit(
     model: Model,
     params: PyTree,

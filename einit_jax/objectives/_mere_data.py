@@ -13,7 +13,6 @@ import jax
 
 from ..core import ModelArgs
 from ..units import ModelGraph, Objective, UnitKey
-from ._tracing import trace_marked
 
 DataOf = Callable[[UnitKey], frozenset[int]]
 """The numbers of a unit's floating outputs that are mere data."""
@@ -61,9 +60,5 @@ class _DataOfUnits:
 @partial(jax.jit, static_argnames="objective")
 def _data_of_units(args: ModelArgs, *, objective: Objective) -> _DataOfUnits:
     """What each unit returns of mere data."""
-
-    def run(mark: Callable, *args: Any) -> Any:
-        return mark(objective.run(ModelArgs(*args))[0])
-
-    units = trace_marked(run, {}, *args).units
+    units = objective.trace_run(args).units
     return _DataOfUnits(tuple((unit.key, unit.data_outputs) for unit in units))

@@ -1,0 +1,273 @@
+"""An NNX model as a pure function's static part, and its arrays by path."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from flax import nnx
+
+from ..core import Collections, Params, Path, flatten, is_float, path_str, put_in_place
+
+VARIABLES = "variables"
+"""The collection of all that is no parameter: statistics, random keys, caches."""
+NnxModule = nnx.Module
+Keys = tuple[Any, ...]
+"""A path as NNX writes it: attributes, and numbers in lists."""
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A variable of the model, or an array that is in none."""
+
+    keys: Keys
+    variable_type: type[nnx.Variable] | None
+    metadata: tuple[tuple[str, Any], ...]
+    is_param: bool
+
+    @property
+    def path(self) -> Path:
+        return tuple(map(str, self.keys))
+
+    def holding(self, value: Any) -> Any:
+        """The variable with a value; a value that is in none as it is."""
+        if self.variable_type is None:
+            return value
+        return self.variable_type.from_metadata(value, dict(self.metadata))
+
+
+@dataclass(frozen=True)
+class ModuleSpec:
+    """A module of the model."""
+
+    keys: Keys
+    module_type: type
+    params: tuple[Keys, ...]
+    """Where its parameters lie below it, in the order of their paths."""
+
+    @property
+    def path(self) -> Path:
+        return tuple(map(str, self.keys))
+
+
+@dataclass(frozen=True)
+class NnxModel:
+    """A model without its arrays: static, equal by value."""
+
+    graphdef: nnx.GraphDef
+    leaves: tuple[Leaf, ...]
+    modules: tuple[ModuleSpec, ...]
+
+    @property
+    def name(self) -> str:
+        """The name of the model's class."""
+        return self.modules[0].module_type.__name__
+
+    def filled(self, params: Params, collections: Collections) -> nnx.Module:
+        """A new module with these arrays, of the trace that runs."""
+        variables = collections.get(VARIABLES, {})
+        state = {}
+        for leaf in self.leaves:
+            node = params if leaf.is_param else variables
+            for name in leaf.path:
+                node = node[name]
+            state[leaf.keys] = leaf.holding(node)
+        return nnx.merge(self.graphdef, nnx.from_flat_state(state))
+
+    def state_of(self, params: Params) -> nnx.State:
+        """Parameters as NNX has them, to be put into a model by `nnx.update`."""
+        state = {}
+        for leaf in self.leaves:
+            if leaf.is_param:
+                node: Any = params
+                for name in leaf.path:
+                    node = node[name]
+                state[leaf.keys] = leaf.holding(node)
+        return nnx.from_flat_state(state)
+
+
+def functional(
+    module: nnx.Module, params: Any = None
+) -> tuple[NnxModel, dict[str, Any], dict[str, Any]]:
+    """The model, its parameters and its other arrays, nested by the names of paths.
+
+    Args:
+        module: any NNX module; it is not changed.
+        params: an `nnx.State` or nested dict of what counts as parameters, with the
+            values to take; None: the module's own, all of `nnx.Param`, or where it has
+            none of these all floating arrays that are in no variable.
+
+    Raises:
+        ValueError: params are of another model; the module holds a method or a function
+            that is bound to one of its modules.
+    """
+    _check_bound(module)
+    graphdef, state = nnx.split(module, graph=True)
+    flat = list(nnx.to_flat_state(state))
+    given = None if params is None else as_nested(params)
+    owned = _param_keys(flat) if given is None else _keys_in(flat, given)
+    if given is not None:
+        _check_fit(flat, owned, given, type(module).__name__)
+    leaves = tuple(_leaf(keys, value, keys in owned) for keys, value in flat)
+    own: dict[str, Any] = {}
+    others: dict[str, Any] = {}
+    for leaf, (_, value) in zip(leaves, flat, strict=True):
+        into = own if leaf.is_param else others
+        put_in_place(into, {leaf.path: raw_value(value)} if leaf.path else {})
+    specs = tuple(_specs(module, owned))
+    model = NnxModel(graphdef, leaves, specs)
+    return model, own if given is None else given, {VARIABLES: others}
+
+
+def state_like(template: Any, values: Mapping[str, Any] | None = None) -> nnx.State:
+    """Parameters of a module, or a state, with other values by the names of paths."""
+    state = (
+        nnx.state(template, nnx.Param, graph=True) if is_node(template) else template
+    )
+    if values is None:
+        return state
+    found = {}
+    for keys, leaf in nnx.to_flat_state(state):
+        value: Any = values
+        for key in map(str, keys):
+            value = value[key]
+        kind = isinstance(leaf, nnx.Variable)
+        found[keys] = leaf.replace(value) if kind else value
+    return nnx.from_flat_state(found)
+
+
+def rngs_of(key: jax.Array) -> nnx.Rngs:
+    """Random streams that begin with a key, raw or typed."""
+    return nnx.Rngs(key)
+
+
+def raw_value(leaf: Any) -> Any:
+    """What a variable holds; anything else as it is."""
+    return leaf.get_raw_value() if isinstance(leaf, nnx.Variable) else leaf
+
+
+def is_node(value: Any) -> bool:
+    """Whether a value is a module or another object of NNX's graph, no variable."""
+    return isinstance(value, nnx.Pytree)
+
+
+def at_keys(node: Any, keys: Keys) -> Any:
+    """What lies at a path below a node."""
+    for key in keys:
+        by_name = isinstance(key, str) and is_node(node)
+        node = getattr(node, key) if by_name else node[key]
+    return node
+
+
+def as_nested(tree: Any) -> Any:
+    """A state or nested mapping as nested dicts of arrays, its keys as strings."""
+    tree = raw_value(tree)
+    if isinstance(tree, Mapping):
+        return {str(key): as_nested(child) for key, child in tree.items()}
+    return tree
+
+
+def _leaf(keys: Keys, value: Any, is_param: bool) -> Leaf:
+    if isinstance(value, nnx.Variable):
+        metadata = tuple(value.get_metadata().items())
+        return Leaf(keys, type(value), metadata, is_param)
+    return Leaf(keys, None, (), is_param)
+
+
+def _param_keys(flat: list[tuple[Keys, Any]]) -> set[Keys]:
+    """What trains: `nnx.Param`; where there is none, what is a mere floating array."""
+    params = {keys for keys, leaf in flat if isinstance(leaf, nnx.Param)}
+    return params or {keys for keys, leaf in flat if is_float(leaf)}
+
+
+def _keys_in(flat: list[tuple[Keys, Any]], given: Mapping) -> set[Keys]:
+    """Those of the model's leaves for which something is given."""
+
+    def has(keys: Keys) -> bool:
+        node: Any = given
+        for key in map(str, keys):
+            if not isinstance(node, Mapping) or key not in node:
+                return False
+            node = node[key]
+        return True
+
+    return {keys for keys, _ in flat if has(keys)}
+
+
+def _check_fit(
+    flat: list[tuple[Keys, Any]], owned: set[Keys], given: Any, name: str
+) -> None:
+    """Raises a ValueError where params are of another model."""
+    shapes = {
+        (*map(str, keys), *below): jax.numpy.shape(leaf)
+        for keys, value in flat
+        if keys in owned
+        for below, leaf in _leaves_of(raw_value(value))
+    }
+    got = {path: jax.numpy.shape(leaf) for path, leaf in flatten(given).items()}
+    for path in got.keys() ^ shapes.keys():
+        raise ValueError(
+            f"params have {'an entry' if path in got else 'no entry'} "
+            f"{path_str(path)!r}, other than {name}; pass nnx.state(model, nnx.Param), "
+            "or None for the model's own"
+        )
+    for path, shape in got.items():
+        if shape != shapes[path]:
+            raise ValueError(
+                f"params at {path_str(path)!r} have the shape {shape}, expected "
+                f"{shapes[path]} as in {name}"
+            )
+
+
+def _leaves_of(value: Any) -> Iterator[tuple[Path, Any]]:
+    """The arrays of what a variable holds, by the path below it."""
+    return ((path[1:], leaf) for path, leaf in flatten({"": value}).items())
+
+
+def _specs(module: nnx.Module, owned: set[Keys]) -> Iterator[ModuleSpec]:
+    """The modules of a graph, each at its first path, outer ones first."""
+    nodes = [(keys, n) for keys, n in nnx.iter_graph(module) if is_node(n)]
+    for keys, node in sorted(nodes, key=lambda pair: tuple(map(str, pair[0]))):
+        below = [k[len(keys) :] for k in owned if k[: len(keys)] == keys]
+        below.sort(key=lambda k: tuple(map(str, k)))
+        yield ModuleSpec(keys, user_type(node), tuple(below))
+
+
+def user_type(node: Any) -> type:
+    """The user's own class of a module, whatever hooks it has."""
+    return getattr(type(node), USER_TYPE, type(node))
+
+
+USER_TYPE = "_einit_user_type"
+"""The attribute of a hooked class that holds the one it was made of."""
+
+
+def _check_bound(module: nnx.Module) -> None:
+    """Raises where attributes hold methods or functions bound to modules of the graph.
+
+    Copies of the model, which every transform makes, still call the modules of before.
+    """
+    nodes = {id(n): keys for keys, n in nnx.iter_graph(module) if is_node(n)}
+    for keys, node in list(nnx.iter_graph(module)):
+        if not is_node(node):
+            continue
+        for name, value in vars(node).items():
+            bound = [getattr(value, "__self__", None)]
+            cells = getattr(value, "__closure__", None) or ()
+            bound += [cell.cell_contents for cell in cells if _is_filled(cell)]
+            held = next((b for b in bound if id(b) in nodes), None)
+            if held is not None and not is_node(value):
+                owner = path_str((*map(str, keys), name))
+                raise ValueError(
+                    f"{owner!r} is a function bound to the module "
+                    f"{path_str(tuple(map(str, nodes[id(held)])))!r}, which every copy "
+                    "of the model goes on calling (nnx.jit and nnx.grad make copies); "
+                    "keep the module and call it by a method of the class"
+                )
+
+
+def _is_filled(cell: Any) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:
+        return False

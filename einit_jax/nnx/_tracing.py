@@ -1,0 +1,119 @@
+"""Every trace of an NNX model is made here: with marks, and read by `graph`."""
+
+import itertools
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from ..core import Collections, ModelArgs, Params, flatten, unboxed
+from ..graph import Mark, discover
+from ..units import ModelGraph
+from ._functional import ModuleSpec, NnxModel
+from ._hooks import Handler, Hook, HookedCall
+from ._interception import apart
+
+_numbers = itertools.count()
+"""Numbers calls, and never starts over: `nnx.jit` may take the trace of a call from its
+cache, with the marks of an earlier one."""
+
+
+def trace_marked(
+    run: Callable[[Callable, ModelArgs], Any], args: ModelArgs
+) -> ModelGraph:
+    """The units of a model.
+
+    Args:
+        run: `run(mark, args)` runs the model (and its loss), its modules hooked by
+            `marking_hooks`, and passes the model's outputs through `mark`.
+        args: what it runs on; arrays or shapes.
+    """
+    shapes = {p: np.shape(leaf) for p, leaf in flatten(unboxed(args.params)).items()}
+
+    def traced(params: Params, collections: Collections, batch: Any) -> Any:
+        return run(Mark("result").on, ModelArgs(params, collections, batch))
+
+    # a new function each time, or jax would take the trace from its cache
+    closed = jax.make_jaxpr(partial(traced))(*args)
+    return discover(closed.jaxpr, closed.consts, shapes)
+
+
+def marking_hooks(model: NnxModel, estimated: tuple[type, ...] = ()) -> dict[Any, Hook]:
+    """The hooks that mark all calls of modules with parameters at or below them.
+
+    Calls of modules of the classes `estimated` are marked, too.
+    """
+    hooks = {}
+    for spec in model.modules:
+        handlers = []
+        number = _number_of(spec, estimated)
+        if number is not None:
+            handlers.append(Handler("estimated", partial(_mark_estimated, number)))
+        if spec.params:
+            handlers.append(Handler("mark", _mark_call))
+        if handlers:
+            hooks[spec.keys] = Hook(spec.path, spec.params, tuple(handlers))
+    return hooks
+
+
+def _number_of(spec: ModuleSpec, classes: tuple[type, ...]) -> int | None:
+    numbers = (i for i, c in enumerate(classes) if issubclass(spec.module_type, c))
+    return next(numbers, None)
+
+
+def _mark_call(call: HookedCall) -> Any:
+    """Runs a call with its inputs and outputs marked."""
+    key = (call.hook.path, call.method)
+    mark = Mark(
+        role="input",
+        call=next(_numbers),
+        path=call.hook.path,
+        method=call.method,
+        enclosing=tuple(call.run.enclosing),
+    )
+    args, kwargs = _marked(mark, (call.args, dict(call.kwargs)))
+    shapes = {
+        "/".join((*map(str, keys), *below)): np.shape(leaf)
+        for keys, value in zip(
+            call.hook.params, call.hook.own(call.module), strict=True
+        )
+        for below, leaf in _flat_value(value)
+    }
+    call.run.enclosing.append(key)
+    try:
+        outputs = call.proceed(*args, **kwargs)
+    finally:
+        call.run.enclosing.pop()
+    leaves = apart(outputs)
+    derivative = mark._replace(role="derivative")
+    leaves.floats = derivative.where_differentiated(leaves.floats)
+    mark = mark._replace(
+        role="output",
+        module_type=type(call.module).__name__,
+        output_shapes=tuple(leaf.shape for leaf in leaves.floats),
+        param_shapes=shapes,
+    )
+    return _marked(mark, leaves.build(leaves.floats))
+
+
+def _flat_value(value: Any) -> list[tuple[tuple[str, ...], Any]]:
+    """The arrays of what a variable holds, by the path below it."""
+    return [(path[1:], leaf) for path, leaf in flatten({"": value}).items()]
+
+
+def _marked(mark: Mark, tree: Any) -> Any:
+    """The tree with its arrays marked; modules and random streams are left alone."""
+    leaves = apart(tree)
+    floats, arrays = mark.on((leaves.floats, leaves.arrays))
+    return leaves.build(floats, arrays)
+
+
+def _mark_estimated(number: int, call: HookedCall) -> Any:
+    """Runs a call of a module that has an estimator, inputs and outputs marked."""
+    path = call.hook.path
+    mark = Mark("estimated_input", next(_numbers), path, estimator=number)
+    args, kwargs = _marked(mark, (call.args, dict(call.kwargs)))
+    outputs = call.proceed(*args, **kwargs)
+    return _marked(mark._replace(role="estimated_output"), outputs)

@@ -1,0 +1,12 @@
+"""What the objectives of all libraries have in common: losses, mere data.
+
+Imports `core`, `units`. Start at `_losses`."""
+
+from ._explanations import explained as explained
+from ._losses import check_loss_keywords as check_loss_keywords
+from ._losses import checked_loss as checked_loss
+from ._losses import loss_arguments as loss_arguments
+from ._mapped_axis import run_over_axis as run_over_axis
+from ._mere_data import DataOf as DataOf
+from ._mere_data import data_in_run as data_in_run
+from ._mere_data import knowing_data as knowing_data

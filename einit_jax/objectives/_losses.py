@@ -1,0 +1,87 @@
+"""Losses as users give them: what they take, what they are to return."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ..core import Batch, describe, user_inputs
+from ._explanations import add_note
+
+
+def checked_loss(
+    loss_fn: Callable, arguments: tuple[str, ...], outputs: Any, batch: Batch
+) -> Float[Array, ""]:
+    """The loss of a model's outputs.
+
+    Args:
+        loss_fn: the user's own.
+        arguments: from `loss_arguments`.
+        outputs: its first argument.
+        batch: where the others are from.
+
+    Raises:
+        ValueError: it is no floating scalar. An error of the loss's own code passes as
+            it is, with a note.
+    """
+    known = {"key": batch.key, "inputs": user_inputs(batch.inputs)}
+    try:
+        loss = loss_fn(outputs, **{name: known[name] for name in arguments})
+    except Exception as error:
+        shown = describe(outputs)
+        add_note(error, f"This was raised while loss_fn got the outputs {shown}.")
+        raise
+    dtype, shape = getattr(loss, "dtype", None), getattr(loss, "shape", None)
+    real = dtype is not None and jnp.issubdtype(dtype, jnp.floating)
+    if shape != () or not real:
+        hint = "; take the mean over the batch" if real else " that depends on outputs"
+        raise ValueError(
+            f"loss_fn returned {describe(loss)}, expected a floating scalar{hint}"
+        )
+    return loss
+
+
+def loss_arguments(loss_fn: Callable) -> tuple[str, ...]:
+    """Which of "key" and "inputs" a loss names.
+
+    Raises:
+        TypeError: it is no function, or demands other arguments.
+    """
+    if not callable(loss_fn):
+        raise TypeError(
+            f"loss_fn is {describe(loss_fn)}, expected a function of the outputs"
+        )
+    try:
+        parameters = list(inspect.signature(loss_fn).parameters.values())
+    except ValueError:
+        return ()
+    variadic = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    named = [p for p in parameters[1:] if p.kind not in variadic]
+    bound = getattr(loss_fn, "keywords", {})  # by functools.partial
+    named = [p for p in named if p.name not in bound]
+    wanted = tuple(p.name for p in named if p.name in ("key", "inputs"))
+    extra = [p.name for p in named if p.name not in wanted and p.default is p.empty]
+    if extra or not parameters:
+        raise TypeError(
+            f"loss_fn takes ({', '.join(p.name for p in parameters)}), expected "
+            "(outputs) and, if it needs them, arguments named key and inputs; bind "
+            "others with functools.partial"
+        )
+    return wanted
+
+
+def check_loss_keywords(loss_fn: Callable, keywords: Mapping[str, Any]) -> None:
+    """Raises a TypeError where a loss does not take some keywords."""
+    try:
+        parameters = inspect.signature(loss_fn).parameters
+    except ValueError:
+        return
+    variadic = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    foreign = [name for name in keywords if name not in parameters]
+    if foreign and not variadic:
+        raise TypeError(
+            f"loss_fn takes ({', '.join(parameters)}) and no {', '.join(foreign)}, an "
+            "unexpected keyword; train is to return inputs and keywords of loss_fn"
+        )
