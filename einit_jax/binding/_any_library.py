@@ -45,6 +45,7 @@ def any_library(
         @wraps(verb)
         def call(*args: VerbArgs.args, **kwargs: VerbArgs.kwargs) -> VerbResult:
             if not any(map(is_nnx, (*args, *kwargs.values()))):
+                _check_no_class(args[0] if args else kwargs.get("model"))
                 return verb(*args, **kwargs)
             bound = signature.bind(*args, **kwargs)
             return cast(VerbResult, _on_functions(verb, bound, gives))
@@ -53,6 +54,16 @@ def any_library(
         return call
 
     return decorate
+
+
+def _check_no_class(model: Any) -> None:
+    """Raises a TypeError where the class of an NNX model is given in its place."""
+    nnx = sys.modules.get("flax.nnx")
+    if nnx and isinstance(model, type) and issubclass(model, nnx.Module):
+        raise TypeError(
+            f"model is the class {model.__name__}, expected a module; make one: "
+            f"{model.__name__}(..., rngs=nnx.Rngs(0))"
+        )
 
 
 def _on_functions(verb: Callable, bound: inspect.BoundArguments, gives: str) -> Any:

@@ -198,6 +198,11 @@ def _check_fit(
     flat: list[tuple[Keys, Any]], owned: set[Keys], given: Any, name: str
 ) -> None:
     """Raises a ValueError where params are of another model."""
+    if not owned:
+        raise ValueError(
+            f"params have nothing that {name} has; pass nnx.state(model, nnx.Param), "
+            "or None for the model's own"
+        )
     shapes = {
         (*map(str, keys), *below): jax.numpy.shape(leaf)
         for keys, value in flat

@@ -16,7 +16,7 @@ import jax
 from flax import nnx
 
 from ._functional import USER_TYPE, is_node
-from ._hooks import HOOK, OURS, CarriedParam, Hook, run_hook
+from ._hooks import HOOK, CarriedParam, Hook, is_ours, run_hook
 
 
 def put_hook(
@@ -110,7 +110,7 @@ def without_hooks(module: nnx.Module) -> nnx.Module:
     for _, node in list(nnx.iter_graph(copy)):
         if not is_node(node) or not hasattr(type(node), USER_TYPE):
             continue
-        for name in [n for n in vars(node) if n.startswith(OURS)]:
+        for name in [n for n in vars(node) if is_ours(n)]:
             nnx.Module.__delattr__(node, name)
         object.__setattr__(node, "__class__", getattr(type(node), USER_TYPE))
     return copy

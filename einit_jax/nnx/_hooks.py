@@ -22,7 +22,13 @@ from ._functional import Keys, at_keys, raw_value
 
 OURS = "einit:"
 """Prefix of every attribute that is ours."""
-HOOK = OURS + "hook"
+HOOK = "_" + OURS + "hook"
+"""Of a name that NNX does not show."""
+
+
+def is_ours(name: str) -> bool:
+    """Whether an attribute of a module is of that kind."""
+    return name.startswith((OURS, "_" + OURS))
 
 
 class CarriedParam(nnx.Param):
@@ -61,8 +67,8 @@ def entry_specs(name: str, own: Mapping[str, Any]) -> tuple[EntrySpec, ...]:
     specs = []
     for method, entry in own.items():
         leaves, treedef = jax.tree.flatten_with_path(entry)
-        prefix = (OURS + name, method)
-        names = (":".join((*prefix, *key_path(path))) for path, _ in leaves)
+        prefix = (name,) if method == "__call__" else (name, method)
+        names = (OURS + ":".join((*prefix, *key_path(path))) for path, _ in leaves)
         specs.append(EntrySpec(method, tuple(names), treedef))
     return tuple(specs)
 
@@ -188,7 +194,7 @@ def run_hook(
 @contextmanager
 def unhooked(module: Any) -> Iterator[None]:
     """Meanwhile a module has no attributes but those of its own, for it to look at."""
-    names = [name for name in vars(module) if name.startswith(OURS)]
+    names = [name for name in vars(module) if is_ours(name)]
     hidden = {name: vars(module).pop(name) for name in names}
     try:
         yield

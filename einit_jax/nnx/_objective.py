@@ -139,7 +139,7 @@ class NnxObjective:
 
             return self.over_axis(inside)
 
-        graph = trace_marked(run, args)
+        graph = trace_marked(run, args, lambda args: self._plain_loss(args))
         if not graph.units:
             raise ValueError(
                 f"{self.model_type} has no units: no module turns inputs into outputs "
@@ -154,7 +154,12 @@ class NnxObjective:
         return graph
 
     def trace_run(self, args: ModelArgs) -> ModelGraph:
-        return trace_marked(lambda mark, args: mark(self._run_marked(args, ())), args)
+        run = lambda mark, args: mark(self._run_marked(args, ()))
+        return trace_marked(run, args, lambda args: self.run(args)[0])
+
+    def _plain_loss(self, args: ModelArgs) -> Any:
+        """The loss of a run without hooks."""
+        return self.over_axis(lambda: self.loss(self.run(args)[0], args.batch))
 
     def _run_marked(self, args: ModelArgs, estimated: tuple[type, ...]) -> Any:
         module = self._model.filled(args.params, args.collections)

@@ -1,6 +1,6 @@
 """Tuned NNX models: modules of the user's own classes, with factors in each unit."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -77,7 +77,7 @@ def nnx_scaled(module: nnx.Module, scales: Mapping[str, Any]) -> nnx.Module:
     for (path, method), own in factors.items():
         forward = {name: jnp.asarray(own[name]) for name in own if name != "update"}
         by_path.setdefault(path, {})[method] = forward
-    _check_modules(model, by_path)
+    _check_modules(model, factors)
     handle = UnitHandler(scaling({}).handle, _note_unseen)
     outermost = Outermost(frozenset(factors), may_lack(params, factors))
     found = {spec.keys: at_keys(copy, spec.keys) for spec in model.modules}
@@ -95,14 +95,19 @@ def nnx_scaled(module: nnx.Module, scales: Mapping[str, Any]) -> nnx.Module:
     return copy
 
 
-def _check_modules(model: NnxModel, by_path: Mapping[Path, Any]) -> None:
-    """Raises a ValueError where scales have entries that are of no module."""
-    known = {spec.path for spec in model.modules}
-    foreign = [path_str(path) for path in by_path if path not in known]
+def _check_modules(model: NnxModel, factors: Collection[UnitKey]) -> None:
+    """Raises a ValueError where factors are of no module, or of no method of one."""
+    types = {spec.path: spec.module_type for spec in model.modules}
+    foreign = [
+        path_str(path, method)
+        for path, method in factors
+        if not hasattr(types.get(path), method)
+    ]
     if foreign:
         raise ValueError(
-            f"scales have entries of no module of {model.name}: {', '.join(foreign)}; "
-            "they were tuned for another model; tune this one"
+            f"scales have entries of no module of {model.name}, and of no method of "
+            f"one: {', '.join(foreign[:8])}; they were tuned for another model; tune "
+            "this one"
         )
 
 

@@ -1,15 +1,17 @@
 """Every trace of an NNX model is made here: with marks, and read by `graph`."""
 
 import itertools
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
+from jax.extend.core import Jaxpr
 
 from ..core import Collections, ModelArgs, Params, flatten, unboxed
-from ..graph import Mark, discover
+from ..graph import Mark, bodies, discover
 from ..units import ModelGraph
 from ._functional import ModuleSpec, NnxModel
 from ._hooks import Handler, Hook, HookedCall
@@ -21,7 +23,9 @@ cache, with the marks of an earlier one."""
 
 
 def trace_marked(
-    run: Callable[[Callable, ModelArgs], Any], args: ModelArgs
+    run: Callable[[Callable, ModelArgs], Any],
+    args: ModelArgs,
+    plain: Callable[[ModelArgs], Any],
 ) -> ModelGraph:
     """The units of a model.
 
@@ -29,6 +33,10 @@ def trace_marked(
         run: `run(mark, args)` runs the model (and its loss), its modules hooked by
             `marking_hooks`, and passes the model's outputs through `mark`.
         args: what it runs on; arrays or shapes.
+        plain: runs the same without any hook.
+
+    Raises:
+        ValueError: the model computes something else when its modules have hooks.
     """
     shapes = {p: np.shape(leaf) for p, leaf in flatten(unboxed(args.params)).items()}
 
@@ -37,7 +45,35 @@ def trace_marked(
 
     # a new function each time, or jax would take the trace from its cache
     closed = jax.make_jaxpr(partial(traced))(*args)
+    unmarked = jax.make_jaxpr(lambda *args: plain(ModelArgs(*args)))(*args)
+    _check_alike(operations(closed.jaxpr), operations(unmarked.jaxpr))
     return discover(closed.jaxpr, closed.consts, shapes)
+
+
+def operations(jaxpr: Jaxpr) -> Counter[str]:
+    """How often each primitive occurs, those of marks and calls aside."""
+    found: Counter[str] = Counter()
+    for eqn in jaxpr.eqns:
+        name = eqn.primitive.name
+        found.update([] if name in AROUND else [name])
+        for body in bodies(eqn):
+            found.update(operations(body))
+    return found
+
+
+AROUND = {"name", "custom_jvp_call", "jit", "pjit", "closed_call"}
+"""Primitives that marks are, or that lie around others."""
+
+
+def _check_alike(marked: Counter[str], plain: Counter[str]) -> None:
+    """Raises a ValueError where two traces of a model have other operations."""
+    if marked != plain:
+        names = sorted({*(marked - plain), *(plain - marked)})
+        raise ValueError(
+            "the model computes something else when its modules are watched "
+            f"({', '.join(names[:6])}): they are of subclasses of their classes then, "
+            "and something asks for a class by type(module) is ...; ask by isinstance"
+        )
 
 
 def marking_hooks(model: NnxModel, estimated: tuple[type, ...] = ()) -> dict[Any, Hook]:

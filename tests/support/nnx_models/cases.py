@@ -53,7 +53,7 @@ def to_labels(outputs: jax.Array) -> jax.Array:
     return -jnp.take_along_axis(logits, labels[:, None], axis=-1).mean()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class NnxCase:
     """One row: how to build a model, and what to run it on."""
 
