@@ -140,20 +140,30 @@ def _of_functions(strategy: Any, function: Any, variables: Mapping[str, Any]) ->
     return call
 
 
-def build_model(model_fn: Callable, width: int, key: jax.Array) -> Any:
+def build_model(
+    model_fn: Callable, width: int, *, key: jax.Array, seeds: int = 1
+) -> Any:
     """The model of a width; one of NNX is made with its parameters.
 
     `model_fn(width, rngs)` gets the `nnx.Rngs` of the key.
+
+    Raises:
+        ValueError: it takes none, makes models of NNX, and there are several seeds.
     """
     try:
         parameters = inspect.signature(model_fn).parameters.values()
     except (TypeError, ValueError):
-        return model_fn(width)
-    required = [
-        p for p in parameters if p.default is p.empty and p.kind < p.VAR_POSITIONAL
-    ]
-    if len(required) < 2:
-        return model_fn(width)
+        parameters = ()
+    positional = [p for p in parameters if p.kind < p.VAR_POSITIONAL]
+    if sum(p.default is p.empty for p in positional) < 2:
+        model = model_fn(width)
+        if is_nnx(model) and seeds > 1:
+            raise ValueError(
+                f"model_fn(width) returns a module of flax.nnx, whose parameters are "
+                f"the same for each of the seeds={seeds}; take random streams: "
+                "model_fn=lambda width, rngs: MyModel(width, rngs=rngs)"
+            )
+        return model
     from ..nnx import rngs_of
 
     return model_fn(width, rngs_of(key))

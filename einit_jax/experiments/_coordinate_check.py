@@ -124,6 +124,7 @@ def coordinate_check(
             setup = WidthSetup(
                 width,
                 model_fn,
+                seeds,
                 input_fn,
                 loss_fn,
                 options=options,

@@ -45,6 +45,7 @@ class WidthSetup:
 
     width: int
     model_fn: Callable
+    seeds: int
     input_fn: Any
     loss_fn: Callable
     options: Mapping[str, Any]
@@ -60,7 +61,8 @@ class WidthSetup:
     def run(self, key: jax.Array) -> CoordinateRun:
         """The sizes and changes of one seed."""
         options = dict(self.options)
-        model, start = build_model(self.model_fn, self.width, key), None
+        make = partial(build_model, self.model_fn, self.width, seeds=self.seeds)
+        model, start = make(key=key), None
         if is_nnx(model):
             model, *start = as_function(model)
         objective = bind(

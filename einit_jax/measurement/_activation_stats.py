@@ -8,7 +8,7 @@ from typing import Any, SupportsIndex
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from ..binding import (
     Model,
@@ -138,13 +138,15 @@ def activation_stats(
 class StatsState:
     """A history while it grows; differentiate the loss with respect to `taps`."""
 
-    taps: dict[str, Float[Array, "..."]]
+    taps: dict[str, Any]
     """One for each unit, zero where it is not to be read in the coming step."""
-    sums: Float[Array, "*seeds slots signals rows facts"]
-    count: Int[Array, "*seeds"]
-    """Updates so far."""
-    stride: Int[Array, "*seeds"]
-    """Readings in a slot."""
+    sums: Any
+    """Float[Array, "*seeds slots signals rows facts"]; `nnx.jit` puts other things in
+    the place of arrays."""
+    count: Any
+    """Int[Array, "*seeds"], updates so far."""
+    stride: Any
+    """Int[Array, "*seeds"], readings in a slot."""
     layout: TapLayout
 
 
@@ -163,7 +165,7 @@ class ActivationStats:
     @usual_rules()
     def init(
         self,
-        variables: Mapping[str, Any],
+        variables: Any,
         *args: Any,
         rngs: Any = None,
         method: Any = None,
@@ -199,7 +201,7 @@ class ActivationStats:
         )
 
     @by_value
-    def apply(self, variables: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+    def apply(self, variables: Any, *args: Any, **kwargs: Any) -> Any:
         """The model's own `apply`, of variables with `taps` among them.
 
         Outputs, gradients of parameters and what is written are the model's. A module

@@ -9,7 +9,7 @@ from flax import nnx
 
 import einit_jax as ei
 from tests.support.checks import same
-from tests.support.nnx_models import NNX_CASES
+from tests.support.nnx_models import NNX_CASES, TAGS
 from tests.support.nnx_models.judged import Judged, least_cosine
 
 # A part of each of these is some other row.
@@ -55,6 +55,7 @@ def test_a_model_is_tuned_as_it_is(name):
         assert same(plain, ones)
 
     alone = ei.scaled(judged.model(), with_ones(scales, "output"))
+    assert max(np.abs(g).max() for g in plain[1].values()) > 0
     outputs, true = judged.outputs_and_gradients(alone)
     tuned, carried = judged.outputs_and_gradients(ei.scaled(judged.model(), scales))
     assert same(outputs, tuned)
@@ -91,3 +92,8 @@ def test_pillars_hold_by_measure(name):
     assert np.max(np.abs(np.log2(np.asarray(plain.output_rms)))) > 0.2
     again = judged.tune(optimizer=optax.adam)
     assert same(scales, again)
+
+
+def test_tags_are_used():
+    """Each tag of the table marks some case."""
+    assert TAGS.keys() == set().union(*(case.tags for case in NNX_CASES.values()))

@@ -1,4 +1,4 @@
-"""The same network in Linen and NNX, of the same weights, has the same scales."""
+"""The same network in Linen and NNX, of the same weights: same outputs, same scales."""
 
 import jax
 import numpy as np
@@ -7,7 +7,7 @@ import pytest
 
 import einit_jax as ei
 from einit_jax.core import flatten
-from tests.support.nnx_models import TWINS, copy_params
+from tests.support.nnx_models import TWINS, Twin, copy_params
 
 KEY = jax.random.key(1)
 NEAR = 1e-6
@@ -59,3 +59,26 @@ def test_twins_have_the_same_scales(name, optimizer):
     assert expected.keys() == got.keys()
     for path, factor in expected.items():
         np.testing.assert_allclose(got[path], factor, rtol=near, err_msg=str(path))
+
+
+def perturbed(params):
+    """Parameters no two of which are equal, those that start at zero included."""
+    leaves, structure = jax.tree.flatten(params)
+    keys = jax.random.split(KEY, len(leaves))
+    draw = lambda key, leaf: leaf + 0.1 * jax.random.normal(key, leaf.shape)
+    return jax.tree.unflatten(structure, map(draw, keys, leaves))
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_twins_agree(name):
+    """The outputs of Linen, from the parameters of Linen."""
+    twin: Twin = TWINS[name]
+    linen, args = twin.linen(), twin.args(KEY)
+    variables = jax.jit(linen.init)(jax.random.key(0), *args)
+    params, rest = perturbed(variables["params"]), sorted(variables.keys() - {"params"})
+    expected, _ = jax.jit(linen.apply, static_argnames="mutable")(
+        {**variables, "params": params}, *args, mutable=tuple(rest)
+    )
+    outputs = copy_params(twin, params)(*args)
+    np.testing.assert_allclose(outputs, expected, rtol=1e-5, atol=1e-5)
+    assert np.isfinite(twin.loss(outputs))

@@ -1,0 +1,205 @@
+"""What cannot be done with an NNX model is said before anything runs."""
+
+import copy
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import einit_jax as ei
+from einit_jax.tuning._tune import _tune_compiled
+from tests.support.checks import refuses, same
+
+X = jax.random.normal(jax.random.key(1), (8, 8))
+to_one = lambda outputs: jnp.mean(jnp.square(outputs - 1))
+
+
+class Two(nnx.Module):
+    def __init__(self, rngs):
+        self.first = nnx.Linear(8, 8, rngs=rngs)
+        self.second = nnx.Linear(8, 8, rngs=rngs)
+
+    def __call__(self, x):
+        return self.second(nnx.tanh(self.first(x)))
+
+
+class Bound(Two):
+    """Keeps a method: copies of the model go on calling the layer of before."""
+
+    def __init__(self, rngs):
+        super().__init__(rngs)
+        self.again = self.first.__call__
+
+    def __call__(self, x):
+        return self.second(self.again(x))
+
+
+class Closed(Two):
+    """The same in a function that closes over the model."""
+
+    def __init__(self, rngs):
+        super().__init__(rngs)
+        self.again = lambda x: self.first(x)
+
+    def __call__(self, x):
+        return self.second(self.again(x))
+
+
+class Asking(Two):
+    """Asks for a class by its identity, which a subclass has not."""
+
+    def __call__(self, x):
+        layers = [m for m in (self.first, self.second) if type(m) is nnx.Linear]
+        for layer in layers:
+            x = nnx.tanh(layer(x))
+        return x + jnp.mean(self.first.kernel * self.second.kernel)
+
+
+class Empty(nnx.Module):
+    def __call__(self, x):
+        return x
+
+
+def two() -> Two:
+    return Two(nnx.Rngs(0))
+
+
+SCALES = ei.tune(two(), None, X, to_one)
+BAD = {
+    "bound": (lambda: ei.tune(Bound(nnx.Rngs(0)), None, X, to_one),
+              ValueError, ["'again'", "'first'", "method of the class"]),
+    "closed": (lambda: ei.tune(Closed(nnx.Rngs(0)), None, X, to_one),
+               ValueError, ["'again'", "'.'"]),
+    "asking": (lambda: ei.tune(Asking(nnx.Rngs(0)), None, X, to_one),
+               ValueError, ["isinstance", "dot_general"]),
+    "empty": (lambda: ei.tune(Empty(), None, X, to_one),
+              ValueError, ["no parameters", "Empty"]),
+    "class": (lambda: ei.tune(Two, None, X, to_one),
+              TypeError, ["class Two", "rngs=nnx.Rngs(0)"]),
+    "collections": (lambda: ei.tune(two(), None, X, to_one, collections={"a": 1}),
+                    ValueError, ["collections", "own variables"]),
+    "foreign_params": (lambda: ei.tune(two(), {"third": {"kernel": X}}, X, to_one),
+                       ValueError, ["nothing that Two has"]),
+    "shapes": (lambda: ei.tune(two(), {"first": {"kernel": X[:2]}}, X, to_one),
+               ValueError, ["'first/kernel'", "(2, 8)", "(8, 8)"]),
+    "method": (lambda: ei.tune(two(), None, X, to_one, method="encode"),
+               ValueError, ["no method 'encode'", "Two"]),
+    "inputs": (lambda: ei.tune(two(), None, (X, X), to_one),
+               ValueError, ["Two cannot take the inputs", "too many"]),
+    "include": (lambda: ei.tune(two(), None, X, to_one, include="third"),
+                ValueError, ["first, second"]),
+    "loss": (lambda: ei.tune(two(), None, X, lambda a, b, c: a),
+             TypeError, ["loss_fn takes (a, b, c)"]),
+    "no_scales": (lambda: ei.scaled(two()), TypeError, ["no scales", "ei.tune"]),
+    "other_scales": (lambda: ei.scaled(two(), {"third": SCALES["first"]}),
+                     ValueError, ["'third'"]),
+    "other_method": (
+        lambda: ei.scaled(two(), {"first": {"encode": SCALES["first"]}}),
+        ValueError, ["first/encode"]),
+    "missing_scales": (lambda: ei.scaled(two(), {"first": SCALES["first"]})(X),
+                       ValueError, ["missing for second"]),
+    "measured_missing": (
+        lambda: ei.measure(two(), None, X, to_one, scales={"first": SCALES["first"]}),
+        ValueError, ["missing for second"]),
+    "abstract": (
+        lambda: ei.tune(nnx.eval_shape(two), None, X, to_one),
+        TypeError, ["first/bias", "shape"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_errors_name_what_is_wrong(name):
+    call, exception, words = BAD[name]
+    with refuses(exception) as error:
+        call()
+    assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def test_linen_is_given_scales_where_it_is_applied():
+    import flax.linen as nn
+
+    with refuses(TypeError, "apply"):
+        ei.scaled(nn.Dense(3), SCALES)
+
+
+# What a tuned model is.
+
+
+def test_a_tuned_model_keeps_its_class_and_attributes_and_hides_its_scales():
+    tuned = ei.scaled(two(), SCALES)
+    assert isinstance(tuned, Two) and isinstance(tuned.first, nnx.Linear)
+    assert type(tuned.first).__name__ == "Linear" and tuned.first.in_features == 8
+    paths = lambda net, kind: {p for p, _ in nnx.to_flat_state(nnx.state(net, kind))}
+    assert paths(tuned, nnx.Param) == paths(two(), nnx.Param)
+    rest = nnx.state(tuned, nnx.Not(nnx.Param))
+    assert len(nnx.to_flat_state(rest)) == 6  # three factors for each unit
+    assert "Scale" in repr(tuned) and "Hook" not in repr(tuned)
+
+
+def test_a_tuned_model_is_copied_pickled_split_and_scaled_anew():
+    expected = ei.scaled(two(), SCALES)(X)
+    tuned = ei.scaled(two(), SCALES)
+    copies = {
+        "pickle": pickle.loads(pickle.dumps(tuned)),
+        "deepcopy": copy.deepcopy(tuned),
+        "clone": nnx.clone(tuned),
+        "merge": nnx.merge(*nnx.split(tuned)),
+        "scaled": ei.scaled(tuned, SCALES),
+    }
+    for name, other in copies.items():
+        assert same(other(X), expected), name
+    other = ei.scaled(tuned, jax.tree.map(jnp.ones_like, SCALES))
+    assert same(other(X), two()(X))
+
+
+def test_tuned_models_of_equal_structure_share_what_is_compiled():
+    traces = []
+
+    @nnx.jit
+    def run(net, x):
+        traces.append(net)
+        return net(x)
+
+    for seed in range(2):
+        net = Two(nnx.Rngs(seed))
+        run(ei.scaled(net, ei.tune(net, None, X, to_one)), X)
+    assert len(traces) == 1
+
+
+def test_a_second_tune_of_an_equal_model_compiles_nothing():
+    ei.tune(two(), None, X, to_one)
+    before = _tune_compiled._cache_size()
+    ei.tune(two(), None, X, to_one)
+    assert _tune_compiled._cache_size() == before
+    ei.tune(two(), None, X[:4], to_one)  # the negative
+    assert _tune_compiled._cache_size() == before + 1
+
+
+def test_tuning_inside_of_a_trace():
+    """In `nnx.jit`, and over seeds under `vmap`."""
+
+    @nnx.jit
+    def init(key):
+        net = Two(nnx.Rngs(key))
+        return net, ei.tune(net, None, X, to_one)
+
+    key = jax.random.key(5)
+    net, scales = init(key)
+    outside = ei.tune(net, None, X, to_one)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-5), scales, outside)
+    keys = jax.random.split(key, 2)
+    each = jax.vmap(lambda key: ei.tune(Two(nnx.Rngs(key)), None, X, to_one))(keys)
+    for i in range(2):
+        alone = ei.tune(Two(nnx.Rngs(keys[i])), None, X, to_one)
+        compare = lambda a, b, i=i: np.testing.assert_allclose(a[i], b, 1e-5)
+        jax.tree.map(compare, each, alone)
+
+
+def test_parts_of_a_tuned_model_are_called_by_themselves():
+    tuned = ei.scaled(two(), SCALES)
+    plain = two()
+    expected = SCALES["first"]["output"] * plain.first(X)
+    np.testing.assert_allclose(tuned.first(X), expected, rtol=1e-6)
