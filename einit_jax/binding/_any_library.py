@@ -68,7 +68,7 @@ def _check_no_class(model: Any) -> None:
 
 def _on_functions(verb: Callable, bound: inspect.BoundArguments, gives: str) -> Any:
     """Calls a verb with arguments of NNX as it takes them."""
-    from ..nnx import as_nested, functional, is_hooked, state_like, without_hooks
+    from ..nnx import as_nested, functional, state_like
 
     given = bound.arguments
     model, params = given.get("model"), given.get("params")
@@ -86,8 +86,7 @@ def _on_functions(verb: Callable, bound: inspect.BoundArguments, gives: str) -> 
             "of flax.nnx holds its own variables; change them there"
         )
     params = None if params is model else params
-    plain = without_hooks(model) if is_hooked(model) else model
-    function, own, variables = functional(plain, params)
+    function, own, variables = functional(model, params)
     given |= {"model": function, "params": own, "collections": variables}
     if isinstance(given.get("strategies"), Mapping):
         given["strategies"] = {

@@ -17,9 +17,9 @@ def params_of_call(variables: Any) -> Params:
         TypeError, ValueError: there are none.
     """
     if is_nnx(variables):
-        from ..nnx import functional, without_hooks
+        from ..nnx import functional
 
-        return functional(without_hooks(variables))[1]
+        return functional(variables)[1]
     if not isinstance(variables, Mapping):
         raise TypeError(
             f"variables are a {type(variables).__name__}, expected what model.init "

@@ -4,13 +4,11 @@ Imports `core`, `units`, `graph`, `objectives`; nobody imports it before a model
 comes. Start at `_functional`, then `_hooks`."""
 
 from ._functional import NnxModel as NnxModel
-from ._functional import NnxModule as NnxModule
-from ._functional import as_nested as as_nested
 from ._functional import functional as functional
-from ._functional import rngs_of as rngs_of
 from ._functional import state_like as state_like
-from ._hooked_classes import is_hooked as is_hooked
-from ._hooked_classes import without_hooks as without_hooks
+from ._nodes import NnxModule as NnxModule
+from ._nodes import as_nested as as_nested
+from ._nodes import rngs_of as rngs_of
 from ._objective import is_nnx_type as is_nnx_type
 from ._objective import nnx_objective as nnx_objective
 from ._scaled import nnx_scaled as nnx_scaled

@@ -8,12 +8,12 @@ import jax
 from flax import nnx
 
 from ..core import Collections, Params, Path, flatten, is_float, path_str, put_in_place
+from ._hooked_classes import without_hooks
+from ._hooks import HOOK
+from ._nodes import Keys, as_nested, is_node, nodes_of, raw_value, user_type
 
 VARIABLES = "variables"
 """The collection of all that is no parameter: statistics, random keys, caches."""
-NnxModule = nnx.Module
-Keys = tuple[Any, ...]
-"""A path as NNX writes it: attributes, and numbers in lists."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def functional(
     """The model, its parameters and its other arrays, nested by the names of paths.
 
     Args:
-        module: any NNX module; it is not changed.
+        module: any NNX module, tuned or not; it is not changed.
         params: an `nnx.State` or nested dict of what counts as parameters, with the
             values to take; None: the module's own, all of `nnx.Param`, or where it has
             none of these all floating arrays that are in no variable.
@@ -101,7 +101,11 @@ def functional(
         ValueError: params are of another model; the module holds a method or a function
             that is bound to one of its modules.
     """
-    _check_bound(module)
+    nodes = nodes_of(module)
+    if any(HOOK in vars(node) for _, node in nodes):
+        module = without_hooks(module)
+        nodes = nodes_of(module)
+    _check_bound(nodes)
     graphdef, state = nnx.split(module, graph=True)
     flat = list(nnx.to_flat_state(state))
     given = None if params is None else as_nested(params)
@@ -114,7 +118,7 @@ def functional(
     for leaf, (_, value) in zip(leaves, flat, strict=True):
         into = own if leaf.is_param else others
         put_in_place(into, {leaf.path: raw_value(value)} if leaf.path else {})
-    specs = tuple(_specs(module, owned))
+    specs = tuple(_specs(nodes, owned))
     model = NnxModel(graphdef, leaves, specs)
     return model, own if given is None else given, {VARIABLES: others}
 
@@ -134,37 +138,6 @@ def state_like(template: Any, values: Mapping[str, Any] | None = None) -> nnx.St
         kind = isinstance(leaf, nnx.Variable)
         found[keys] = leaf.replace(value) if kind else value
     return nnx.from_flat_state(found)
-
-
-def rngs_of(key: jax.Array) -> nnx.Rngs:
-    """Random streams that begin with a key, raw or typed."""
-    return nnx.Rngs(key)
-
-
-def raw_value(leaf: Any) -> Any:
-    """What a variable holds; anything else as it is."""
-    return leaf.get_raw_value() if isinstance(leaf, nnx.Variable) else leaf
-
-
-def is_node(value: Any) -> bool:
-    """Whether a value is a module or another object of NNX's graph, no variable."""
-    return isinstance(value, nnx.Pytree)
-
-
-def at_keys(node: Any, keys: Keys) -> Any:
-    """What lies at a path below a node."""
-    for key in keys:
-        by_name = isinstance(key, str) and is_node(node)
-        node = getattr(node, key) if by_name else node[key]
-    return node
-
-
-def as_nested(tree: Any) -> Any:
-    """A state or nested mapping as nested dicts of arrays, its keys as strings."""
-    tree = raw_value(tree)
-    if isinstance(tree, Mapping):
-        return {str(key): as_nested(child) for key, child in tree.items()}
-    return tree
 
 
 def _leaf(keys: Keys, value: Any, is_param: bool) -> Leaf:
@@ -229,45 +202,40 @@ def _leaves_of(value: Any) -> Iterator[tuple[Path, Any]]:
     return ((path[1:], leaf) for path, leaf in flatten({"": value}).items())
 
 
-def _specs(module: nnx.Module, owned: set[Keys]) -> Iterator[ModuleSpec]:
+def _specs(nodes: list[tuple[Keys, Any]], owned: set[Keys]) -> Iterator[ModuleSpec]:
     """The modules of a graph, each at its first path, outer ones first."""
-    nodes = [(keys, n) for keys, n in nnx.iter_graph(module) if is_node(n)]
-    for keys, node in sorted(nodes, key=lambda pair: tuple(map(str, pair[0]))):
-        below = [k[len(keys) :] for k in owned if k[: len(keys)] == keys]
-        below.sort(key=lambda k: tuple(map(str, k)))
-        yield ModuleSpec(keys, user_type(node), tuple(below))
+    below: dict[Keys, list[Keys]] = {}
+    for keys in sorted(owned, key=_path_of_keys):
+        for i in range(len(keys) + 1):
+            below.setdefault(keys[:i], []).append(keys[i:])
+    for keys, node in sorted(nodes, key=lambda pair: _path_of_keys(pair[0])):
+        yield ModuleSpec(keys, user_type(node), tuple(below.get(keys, ())))
 
 
-def user_type(node: Any) -> type:
-    """The user's own class of a module, whatever hooks it has."""
-    return getattr(type(node), USER_TYPE, type(node))
+def _path_of_keys(keys: Keys) -> Path:
+    return tuple(map(str, keys))
 
 
-USER_TYPE = "_einit_user_type"
-"""The attribute of a hooked class that holds the one it was made of."""
-
-
-def _check_bound(module: nnx.Module) -> None:
+def _check_bound(nodes: list[tuple[Keys, Any]]) -> None:
     """Raises where attributes hold methods or functions bound to modules of the graph.
 
     Copies of the model, which every transform makes, still call the modules of before.
     """
-    nodes = {id(n): keys for keys, n in nnx.iter_graph(module) if is_node(n)}
-    for keys, node in list(nnx.iter_graph(module)):
-        if not is_node(node):
-            continue
+    paths = {id(node): path_str(_path_of_keys(keys)) for keys, node in nodes}
+    for keys, node in nodes:
         for name, value in vars(node).items():
-            bound = [getattr(value, "__self__", None)]
+            if is_node(value) or not callable(value):
+                continue
             cells = getattr(value, "__closure__", None) or ()
+            bound = [getattr(value, "__self__", None)]
             bound += [cell.cell_contents for cell in cells if _is_filled(cell)]
-            held = next((b for b in bound if id(b) in nodes), None)
-            if held is not None and not is_node(value):
-                owner = path_str((*map(str, keys), name))
+            held = next((paths[id(b)] for b in bound if id(b) in paths), None)
+            if held is not None:
+                where = path_str(_path_of_keys((*keys, name)))
                 raise ValueError(
-                    f"{owner!r} is a function bound to the module "
-                    f"{path_str(tuple(map(str, nodes[id(held)])))!r}, which every copy "
-                    "of the model goes on calling (nnx.jit and nnx.grad make copies); "
-                    "keep the module and call it by a method of the class"
+                    f"{where!r} is a function bound to the module {held!r}, which "
+                    "every copy of the model goes on calling (nnx.jit and nnx.grad "
+                    "make copies); keep the module and call it by a method of the class"
                 )
 
 

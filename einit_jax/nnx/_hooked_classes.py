@@ -15,8 +15,8 @@ from typing import Any
 import jax
 from flax import nnx
 
-from ._functional import USER_TYPE, is_node
 from ._hooks import HOOK, CarriedParam, Hook, is_ours, run_hook
+from ._nodes import USER_TYPE, nodes_of
 
 
 def put_hook(
@@ -107,16 +107,10 @@ def _unpickled(user_type: type) -> Any:
 def without_hooks(module: nnx.Module) -> nnx.Module:
     """A copy of a model of the user's own classes, without what was carried."""
     copy = nnx.clone(module, graph=True)
-    for _, node in list(nnx.iter_graph(copy)):
-        if not is_node(node) or not hasattr(type(node), USER_TYPE):
+    for _, node in nodes_of(copy):
+        if not hasattr(type(node), USER_TYPE):
             continue
         for name in [n for n in vars(node) if is_ours(n)]:
             nnx.Module.__delattr__(node, name)
         object.__setattr__(node, "__class__", getattr(type(node), USER_TYPE))
     return copy
-
-
-def is_hooked(module: Any) -> bool:
-    """Whether some module of a model has a hook."""
-    nodes = (node for _, node in nnx.iter_graph(module) if is_node(node))
-    return any(HOOK in vars(node) for node in nodes)

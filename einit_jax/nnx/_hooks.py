@@ -18,7 +18,7 @@ from jax.extend.core import get_opaque_trace_state
 
 from ..core import Path, key_path
 from ..units import UnitKey
-from ._functional import Keys, at_keys, raw_value
+from ._nodes import Keys, at_keys, raw_value
 
 OURS = "einit:"
 """Prefix of every attribute that is ours."""

@@ -12,9 +12,9 @@ from jaxtyping import Array, Float
 from ..core import Partition, float_leaves, is_float, multiply, shaped_like
 from ..graph import transposed
 from ..units import Interception, Unit, UnitCall, UnitKey
-from ._functional import Keys, at_keys, is_node, raw_value
 from ._hooked_classes import put_hook
 from ._hooks import Handler, Hook, HookedCall, current_trace, entry_specs, unhooked
+from ._nodes import Keys, at_keys, is_node, raw_value
 
 
 def apart(tree: Any, data: frozenset[int] = frozenset()) -> Partition:

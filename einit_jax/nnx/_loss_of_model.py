@@ -11,8 +11,9 @@ from flax import nnx
 
 from ..objectives import loss_arguments
 from ..units import UnitKey
-from ._functional import Keys, NnxModel
+from ._functional import NnxModel
 from ._hooks import Handler, Hook, HookedCall, current_trace
+from ._nodes import Keys
 
 OF_MODEL = "model"
 """What `wanted_by_loss` says of a loss that calls the model itself."""

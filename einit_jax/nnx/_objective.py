@@ -31,10 +31,11 @@ from ..objectives import (
     run_over_axis,
 )
 from ..units import Interception, ModelGraph, Unit, UnitKey
-from ._functional import NnxModel, is_node
+from ._functional import NnxModel
 from ._hooks import Hook, Run, running
 from ._interception import captured_outputs, hook_modules, intercepted
 from ._loss_of_model import OF_MODEL, call_loss, wanted_by_loss, with_root
+from ._nodes import is_node
 from ._tracing import marking_hooks, trace_marked
 
 

@@ -28,15 +28,7 @@ from ..units import (
     raw_from_tree,
     scaling,
 )
-from ._functional import (
-    Keys,
-    NnxModel,
-    as_nested,
-    at_keys,
-    functional,
-    is_node,
-    raw_value,
-)
+from ._functional import NnxModel, functional
 from ._hooked_classes import put_hook, without_hooks
 from ._hooks import (
     HOOK,
@@ -49,6 +41,7 @@ from ._hooks import (
     running_users,
 )
 from ._interception import NnxUnitCall, UnitHandler
+from ._nodes import Keys, as_nested, at_keys, is_node, raw_value
 from ._watched import Snapshot, nodes_in, trace_nnx_call
 
 RAW = OURS + "raw:"

@@ -9,10 +9,11 @@ from flax import nnx
 from ..core import Batch, Inputs, ModelArgs, default_key
 from ..objectives import DataOf, knowing_data
 from ..units import Interception, ModelGraph
-from ._functional import NnxModel, at_keys, functional, is_node, raw_value
-from ._hooked_classes import put_hook, without_hooks
+from ._functional import NnxModel, functional
+from ._hooked_classes import put_hook
 from ._hooks import HOOK, Hook, Run, running
 from ._interception import intercepted
+from ._nodes import at_keys, is_node, raw_value
 from ._objective import nnx_objective
 
 
@@ -20,7 +21,7 @@ def trace_nnx_call(
     module: nnx.Module, args: tuple, kwargs: Mapping[str, Any], method: Any = None
 ) -> ModelGraph:
     """The units of one call of a module."""
-    model, params, variables = functional(without_hooks(module))
+    model, params, variables = functional(module)
     objective = nnx_objective(model, lambda outputs: outputs, method, None)
     batch = Batch(Inputs(*args, **kwargs), default_key(), {})
     return objective.trace_run(ModelArgs(params, variables, batch))
@@ -38,7 +39,7 @@ def call_intercepted(
 
     What it writes to its variables stays written: a copy runs that shares them.
     """
-    model, _, _ = functional(without_hooks(module))
+    model, _, _ = functional(module)
     state = Snapshot([module, *nodes_in((args, kwargs))])
 
     def run(data_of: DataOf) -> Any:

@@ -120,19 +120,22 @@ def tune(
     is zero (a dead input, a frozen branch) is 1, and `measure` flags the unit.
 
     Args:
-        model: a Linen module, or a scaled one; it is not changed.
-        params: its parameters; plain or frozen dicts, boxed, sharded.
+        model: a module of Linen or NNX, or a scaled one; it is not changed.
+        params: its parameters; plain or frozen dicts, boxed, sharded. Of an NNX model
+            None, its own (`nnx.Param`), or an `nnx.State` of what counts as such.
         input_fn: `input_fn(key)` draws a batch: an array or pytree (the single
             argument), a tuple (positional arguments), or `Inputs`. A concrete batch is
             taken as it is. It is called outside of jit and need not be traceable.
         loss_fn: `loss_fn(outputs)`, a floating scalar; receives `key` and `inputs` if
-            it names them. It is traced: nothing random but by `key`.
+            it names them; of an NNX model `loss_fn(model, batch)`, too. It is traced.
         key: a random key, for the batch, the loss, `rngs` and probe draws; the same key
             gives the same scales. Default `jax.random.key(0)`.
         batch_size: passed on where input_fn accepts it (64 where it demands one).
         method: name or function, as in `model.apply`.
-        rngs: names of random streams, such as `("dropout",)`, or keys by name.
-        collections: further variables, such as `{"batch_stats": ...}`.
+        rngs: names of random streams, such as `("dropout",)`, or keys by name. An NNX
+            model gets them as `rngs` of its call, or as new keys of its streams.
+        collections: further variables, such as `{"batch_stats": ...}`; those of an NNX
+            model are its own.
         axis_name: the mapped axis that the model expects (`BatchNorm(axis_name=...)`).
         include: glob patterns over paths of units (`"blocks_*/Dense_0"`) and of raw
             parameters; None: all.

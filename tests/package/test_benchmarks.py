@@ -19,6 +19,7 @@ SHOWN = {
     "accuracy.coordinates": ["tanh 4, Flax default, SGD: head", "largest / smallest"],
     "accuracy.estimates": ["worst median", "MLP relu"],
     "accuracy.pillars": ["tanh 3", "on the batch that was tuned", "of measure <= 0"],
+    "cost.bindings": ["MLP 3", "first calls", "later calls"],
     "cost.carrying": ["MLP 3", "of medians"],
     "cost.original": ["original", "einit_jax, fresh"],
     "cost.speed": ["first call", "second call", "scanned MLP 3", "regions of 4 units"],
