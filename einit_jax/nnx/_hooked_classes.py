@@ -15,6 +15,7 @@ from typing import Any
 import jax
 from flax import nnx
 
+from ..core import path_str
 from ._hooks import HOOK, CarriedParam, Hook, is_ours, run_hook
 from ._nodes import USER_TYPE, nodes_of
 
@@ -105,7 +106,19 @@ def _unpickled(user_type: type) -> Any:
 
 
 def without_hooks(module: nnx.Module) -> nnx.Module:
-    """A copy of a model of the user's own classes, without what was carried."""
+    """A copy of a model of the user's own classes, without what was carried.
+
+    Raises:
+        ValueError: it is no tuned model, but one of its modules is.
+    """
+    tuned = [keys for keys, node in nodes_of(module) if HOOK in vars(node)]
+    if tuned and () not in tuned:
+        inner = path_str(tuple(map(str, min(tuned, key=len))))
+        raise ValueError(
+            f"{inner!r} of {type(module).__name__} is a model that ei.scaled has "
+            "returned, with scales of its own; put the plain model there, and tune "
+            "the whole"
+        )
     copy = nnx.clone(module, graph=True)
     for _, node in nodes_of(copy):
         if not hasattr(type(node), USER_TYPE):

@@ -134,8 +134,7 @@ def tune(
         method: name or function, as in `model.apply`.
         rngs: names of random streams, such as `("dropout",)`, or keys by name. An NNX
             model gets them as `rngs` of its call, or as new keys of its streams.
-        collections: further variables, such as `{"batch_stats": ...}`; those of an NNX
-            model are its own.
+        collections: further variables, `{"batch_stats": ...}`; of Linen.
         axis_name: the mapped axis that the model expects (`BatchNorm(axis_name=...)`).
         include: glob patterns over paths of units (`"blocks_*/Dense_0"`) and of raw
             parameters; None: all.
@@ -296,5 +295,6 @@ def _tune_compiled(
     doubtful = [] if regions is None else regions.coupled_units(list(units))
     if doubtful:
         args = arrays.args._replace(params=params)
-        verdicts.append(align_gradients(objective, doubtful, factors, args))
+        of_units = {unit.key: factors[unit.key] for unit in graph.units}
+        verdicts.append(align_gradients(objective, doubtful, of_units, args))
     return to_tree(factors), findings, verdicts

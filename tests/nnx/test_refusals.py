@@ -58,6 +58,17 @@ class Asking(Two):
         return x + jnp.mean(self.first.kernel * self.second.kernel)
 
 
+class Around(nnx.Module):
+    """A model with a tuned one inside."""
+
+    def __init__(self, rngs):
+        self.head = nnx.Linear(8, 8, rngs=rngs)
+        self.body = ei.scaled(Two(rngs), SCALES)
+
+    def __call__(self, x):
+        return self.head(self.body(x))
+
+
 class Empty(nnx.Module):
     def __call__(self, x):
         return x
@@ -75,6 +86,8 @@ BAD = {
                ValueError, ["'again'", "'.'"]),
     "asking": (lambda: ei.tune(Asking(nnx.Rngs(0)), None, X, to_one),
                ValueError, ["isinstance", "dot_general"]),
+    "tuned_inside": (lambda: ei.tune(Around(nnx.Rngs(0)), None, X, to_one),
+                     ValueError, ["'body' of Around", "the plain model"]),
     "empty": (lambda: ei.tune(Empty(), None, X, to_one),
               ValueError, ["no parameters", "Empty"]),
     "class": (lambda: ei.tune(Two, None, X, to_one),
@@ -203,3 +216,50 @@ def test_parts_of_a_tuned_model_are_called_by_themselves():
     plain = two()
     expected = SCALES["first"]["output"] * plain.first(X)
     np.testing.assert_allclose(tuned.first(X), expected, rtol=1e-6)
+
+
+def test_a_tuned_model_inside_of_another_model_runs_as_it_is():
+    around = Around(nnx.Rngs(0))
+    inner = nnx.clone(around.body)
+    assert same(around(X), around.head(inner(X)))
+
+
+class Coded(Two):
+    def encode(self, x):
+        return nnx.tanh(self.first(x))
+
+
+def test_methods_are_given_by_name_or_as_functions():
+    """Only what they call has factors."""
+    by_name = ei.tune(Coded(nnx.Rngs(0)), None, X, to_one, method="encode")
+    function = lambda net, x: net.encode(x)
+    by_function = ei.tune(Coded(nnx.Rngs(0)), None, X, to_one, method=function)
+    assert same(by_name, by_function) and by_name.keys() == {"first"}
+    tuned = ei.scaled(Coded(nnx.Rngs(0)), by_name)
+    assert np.isfinite(tuned.encode(X)).all()
+    with refuses(ValueError, "missing for second"):
+        tuned(X)
+
+
+class Placed(nnx.Module):
+    """Gives a layer positions that numpy knows, to which the layer adds."""
+
+    def __init__(self, rngs):
+        self.places = Shifted(rngs)
+        self.head = nnx.Linear(8, 8, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(x + self.places(np.arange(8)))
+
+
+class Shifted(nnx.Module):
+    def __init__(self, rngs):
+        self.table = nnx.Param(rngs.params.normal((9, 8)))
+
+    def __call__(self, places):
+        return jnp.take(self.table[...], places + 1, axis=0)
+
+
+def test_what_numpy_computes_in_a_layer_is_no_other_model():
+    scales = ei.tune(Placed(nnx.Rngs(0)), None, X, to_one)
+    assert scales.keys() == {"places", "head"}

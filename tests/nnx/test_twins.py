@@ -23,6 +23,7 @@ PAIRS = [
     )
     for name in TWINS
     for optimizer in (None, optax.adam)
+    if optimizer is None or name in LARGE
 ]
 
 

@@ -358,3 +358,30 @@ def test_a_token_near_zero_slows_nothing_down(optimizer, wrapped):
     (factor, moves), (same, far) = found
     assert float(same / factor) == pytest.approx(1, rel=0.5)
     assert float(far) > 100 * float(moves)
+
+
+class Tied(nn.Module):
+    """A raw gain, and an embedding whose table is read outside of its unit."""
+
+    @nn.compact
+    def __call__(self, tokens):
+        embed = nn.Embed(16, 8, name="embed")
+        h = jnp.tanh(nn.Dense(8, name="dense")(embed(tokens)))
+        h = h * self.param("gain", nn.initializers.constant(0.5), (8,))
+        return h @ embed.embedding.T
+
+
+@pytest.mark.parametrize("optimizer", [None, optax.adam])
+def test_beside_a_table_that_is_tied_by_hand(optimizer):
+    """The check of gradients that such a table asks for knows units alone."""
+    tokens = jnp.arange(12).reshape(3, 4)
+    to_one = lambda y: jnp.mean(jnp.square(y - 1))
+    model = Tied()
+    params = model.init(jax.random.key(0), tokens)["params"]
+    scales = ei.tune(model, params, tokens, to_one, optimizer=optimizer)
+    assert set(scales["gain"]) == {"output_grad" if optimizer is None else "update"}
+    table = ei.measure(
+        model, params, tokens, to_one, scales=scales, optimizer=optimizer
+    )
+    assert jnp.allclose(table.output_rms, 1, rtol=1e-2)
+    assert jnp.allclose(table.cosine, 1, atol=1e-3)
