@@ -35,8 +35,9 @@ def scaled(model: Any, scales: Mapping[str, Any] | None = None) -> Any:
     factors of its own under that method's name. Floats among a unit's outputs that
     depend on no parameter at all (masks, paddings) pass as they are. Factors of 1 leave
     every output and gradient bit-identical (to rounding under `nn.vmap`, where members
-    share an input). The model itself and its parameters are unchanged:
-    the plain `model.apply` takes variables with `scales` among them, and ignores these.
+    share an input, and where XLA fuses layers otherwise). The model itself and its
+    parameters are unchanged: the plain `model.apply` takes variables with `scales`
+    among them, and ignores these.
 
     A model of NNX holds its variables, so it gets the factors at once:
     `scaled(model, scales)` is a copy of it, of the same class and with the same

@@ -100,6 +100,7 @@ def functional(
     Raises:
         ValueError: params are of another model; the module holds a method or a function
             that is bound to one of its modules.
+        NotImplementedError: variables are references (`nnx.var_defaults(ref=True)`).
     """
     nodes = nodes_of(module)
     if any(HOOK in vars(node) for _, node in nodes):
@@ -108,6 +109,7 @@ def functional(
     _check_bound(nodes)
     graphdef, state = nnx.split(module, graph=True)
     flat = list(nnx.to_flat_state(state))
+    _check_variables(flat)
     given = None if params is None else as_nested(params)
     owned = _param_keys(flat) if given is None else _keys_in(flat, given)
     if given is not None:
@@ -143,7 +145,7 @@ def state_like(template: Any, values: Mapping[str, Any] | None = None) -> nnx.St
 def _leaf(keys: Keys, value: Any, is_param: bool) -> Leaf:
     if isinstance(value, nnx.Variable):
         metadata = tuple(value.get_metadata().items())
-        return Leaf(keys, type(value), metadata, is_param)
+        return Leaf(keys, value.var_type, metadata, is_param)
     return Leaf(keys, None, (), is_param)
 
 
@@ -214,6 +216,17 @@ def _specs(nodes: list[tuple[Keys, Any]], owned: set[Keys]) -> Iterator[ModuleSp
 
 def _path_of_keys(keys: Keys) -> Path:
     return tuple(map(str, keys))
+
+
+def _check_variables(flat: list[tuple[Keys, Any]]) -> None:
+    """Raises a NotImplementedError of variables that are references of JAX's."""
+    for keys, leaf in flat:
+        if isinstance(leaf, nnx.Variable) and (leaf.hijax or leaf.ref):
+            raise NotImplementedError(
+                f"{path_str(_path_of_keys(keys))!r} is a variable of hijax or a "
+                "reference (nnx.var_defaults), an experiment of Flax that its own "
+                "transforms do not take yet; make the model without"
+            )
 
 
 def _check_bound(nodes: list[tuple[Keys, Any]]) -> None:

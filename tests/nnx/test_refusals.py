@@ -131,6 +131,14 @@ def test_errors_name_what_is_wrong(name):
     assert all(word in str(error.value) for word in words), str(error.value)
 
 
+@pytest.mark.parametrize("kind", ["hijax", "ref"])
+def test_variables_that_are_references_are_refused(kind):
+    with nnx.var_defaults(**{kind: True}):
+        model = two()
+    with refuses(NotImplementedError, "first/bias"):
+        ei.tune(model, None, X, to_one)
+
+
 def test_linen_is_given_scales_where_it_is_applied():
     import flax.linen as nn
 

@@ -34,3 +34,22 @@ def test_names_are_those_of_the_rooms():
     )
     run = run_python(code)
     assert run.stdout.strip() == "none"
+
+
+def test_nnx_is_imported_where_a_model_of_it_comes_and_not_before():
+    """Tuning one of Linen imports neither Flax's room nor ours."""
+    code = (
+        "import sys, jax, jax.numpy as jnp, einit_jax as ei, flax.linen as nn\n"
+        "x, model = jnp.ones((4, 3)), nn.Dense(2)\n"
+        "params = model.init(jax.random.key(0), x)['params']\n"
+        "ei.tune(model, params, x, lambda y: jnp.mean(y**2))\n"
+        "def imported():\n"
+        "    return [n for n in ('flax.nnx', 'einit_jax.nnx') if n in sys.modules]\n"
+        "print(imported())\n"
+        "from flax import nnx\n"
+        "model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))\n"
+        "ei.tune(model, None, x, lambda y: jnp.mean(y**2))\n"
+        "print(imported())\n"
+    )
+    run = run_python(code)
+    assert run.stdout.split("\n")[:2] == ["[]", "['flax.nnx', 'einit_jax.nnx']"]
