@@ -205,12 +205,17 @@ def _leaves_of(value: Any) -> Iterator[tuple[Path, Any]]:
 
 
 def _specs(nodes: list[tuple[Keys, Any]], owned: set[Keys]) -> Iterator[ModuleSpec]:
-    """The modules of a graph, each at its first path, outer ones first."""
+    """The modules of a graph, each at its first path, outer ones first.
+
+    Lists and dicts of modules are called by nobody.
+    """
     below: dict[Keys, list[Keys]] = {}
     for keys in sorted(owned, key=_path_of_keys):
         for i in range(len(keys) + 1):
             below.setdefault(keys[:i], []).append(keys[i:])
     for keys, node in sorted(nodes, key=lambda pair: _path_of_keys(pair[0])):
+        if keys and isinstance(node, nnx.List | nnx.Dict):
+            continue
         yield ModuleSpec(keys, user_type(node), tuple(below.get(keys, ())))
 
 

@@ -109,8 +109,10 @@ def _put_raw(copy: nnx.Module, model: NnxModel, path: Path, factor: Any) -> None
     keys = next(leaf.keys for leaf in model.leaves if leaf.path == path)
     around = range(len(keys) - 1, -1, -1)
     owner = next(n for n in around if HOOK in vars(at_keys(copy, keys[:n])))
-    name = RAW + path_str(tuple(map(str, keys[owner:])))
-    nnx.Module.__setattr__(at_keys(copy, keys[:owner]), name, Scale(factor))
+    below = keys[owner:]
+    name = RAW + path_str(tuple(map(str, below)))
+    factor = Scale(factor, of=below)
+    nnx.Module.__setattr__(at_keys(copy, keys[:owner]), name, factor)
 
 
 @dataclass(frozen=True)
@@ -184,7 +186,7 @@ def _in_force(module: Any) -> Iterator[None]:
 
 def _multiply_gradient(node: Any, name: str) -> Callable[[], None]:
     """Puts a raw parameter's factor into force; returns what takes it back."""
-    keys: Keys = tuple(_key(part) for part in name.removeprefix(RAW).split("/"))
+    keys: Keys = vars(node)[name].get_metadata("of")
     factor = raw_value(vars(node)[name])
     owner, last = at_keys(node, keys[:-1]), keys[-1]
     leaf = at_keys(owner, (last,))
@@ -200,7 +202,3 @@ def _multiply_gradient(node: Any, name: str) -> Callable[[], None]:
         put = lambda new: object.__setattr__(owner, last, new)
     put(jax.tree.map(scaled_value, value))
     return lambda: put(value)
-
-
-def _key(part: str) -> Any:
-    return int(part) if part.isdecimal() else part

@@ -1,4 +1,4 @@
-"""What cannot be done with an NNX model is said before anything runs."""
+"""What a tuned NNX model is; what cannot be done is said before anything runs."""
 
 import copy
 import pickle
@@ -271,3 +271,52 @@ class Shifted(nnx.Module):
 def test_what_numpy_computes_in_a_layer_is_no_other_model():
     scales = ei.tune(Placed(nnx.Rngs(0)), None, X, to_one)
     assert scales.keys() == {"places", "head"}
+
+
+class Listed(nnx.Module):
+    """Raw parameters in a list, and in a dict under a name that is a number."""
+
+    def __init__(self, rngs):
+        self.gains = nnx.List([nnx.Param(jnp.full((8,), 0.5)) for _ in range(2)])
+        self.shifts = nnx.Dict({"0": nnx.Param(rngs.params.normal((8,)))})
+        self.layers = nnx.List([nnx.Linear(8, 8, rngs=rngs) for _ in range(2)])
+
+    def __call__(self, x):
+        for gain, layer in zip(self.gains, self.layers, strict=True):
+            x = nnx.tanh(layer(x)) * gain
+        return x + self.shifts["0"]
+
+
+def test_gradients_of_raw_parameters_have_their_factors():
+    model = Listed(nnx.Rngs(0))
+    scales = ei.tune(model, None, X, to_one)
+    factors = {
+        ("gains", 1): scales["gains"]["1"]["output_grad"],
+        ("shifts", "0"): scales["shifts"]["0"]["output_grad"],
+    }
+    gradient = lambda net: nnx.grad(lambda net: to_one(net(X)))(net)
+    flat = lambda net: dict(nnx.to_flat_state(gradient(net)))
+    without = {name: own for name, own in scales.items() if name == "layers"}
+    carried = flat(ei.scaled(model, scales))
+    plain = flat(ei.scaled(model, without))
+    for keys, factor in factors.items():
+        expected = factor * plain[keys].get_value()
+        np.testing.assert_allclose(carried[keys].get_value(), expected, rtol=1e-5)
+        assert not np.isclose(factor, 1)
+    tuned = ei.scaled(model, scales)
+    tuned(X)  # what was put in for the call is taken back
+    assert same(tuned.gains[1][...], model.gains[1][...])
+
+
+def test_tuned_models_are_saved_by_orbax(tmp_path):
+    import orbax.checkpoint as ocp
+
+    tuned = ei.scaled(two(), SCALES)
+    expected, path = tuned(X), tmp_path / "tuned"
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(path, nnx.state(tuned))
+        checkpointer.wait_until_finished()
+        other = ei.scaled(Two(nnx.Rngs(5)), jax.tree.map(jnp.ones_like, SCALES))
+        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, nnx.state(other))
+        nnx.update(other, checkpointer.restore(path, shapes))
+    assert same(other(X), expected)
