@@ -40,14 +40,12 @@ def any_library(
     def decorate(
         verb: Callable[VerbArgs, VerbResult],
     ) -> Callable[VerbArgs, VerbResult]:
-        signature = inspect.signature(verb)
-
         @wraps(verb)
         def call(*args: VerbArgs.args, **kwargs: VerbArgs.kwargs) -> VerbResult:
             if not any(map(is_nnx, (*args, *kwargs.values()))):
                 _check_no_class(args[0] if args else kwargs.get("model"))
                 return verb(*args, **kwargs)
-            bound = signature.bind(*args, **kwargs)
+            bound = inspect.signature(verb).bind(*args, **kwargs)
             return cast(VerbResult, _on_functions(verb, bound, gives))
 
         setattr(call, OF_ANY, True)

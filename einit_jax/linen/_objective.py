@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import flax
@@ -24,11 +23,13 @@ from ..core import (
     unboxed,
 )
 from ..objectives import (
-    check_loss_keywords,
+    check_call_options,
+    check_traced,
     checked_loss,
     data_in_run,
     loss_arguments,
     run_over_axis,
+    with_keywords,
 )
 from ..units import Interception, ModelGraph, Unit, UnitKey
 from ._carrying import Found, found_of
@@ -144,17 +145,7 @@ class LinenObjective:
             return self.over_axis(inside)
 
         graph = trace_marked(run, self._found(), *args, estimated=estimated)
-        if not graph.units:
-            raise ValueError(
-                f"{self.model_type} has no units: no module turns inputs into outputs "
-                "with parameters of its own; parameters that belong to no unit: "
-                f"{', '.join(map(path_str, graph.raw_parameters))}"
-            )
-        if not graph.uses_outputs:
-            raise ValueError(
-                "the loss does not depend on the model's outputs; loss_fn receives "
-                "them as its first argument"
-            )
+        check_traced(graph, self.model_type)
         self._check_params(args.batch, graph)
         return graph
 
@@ -219,8 +210,7 @@ class LinenObjective:
         """
         if not keywords:
             return self
-        check_loss_keywords(static_value(self.loss_fn), keywords)
-        loss_fn = partial(static_value(self.loss_fn), **keywords)
+        loss_fn = with_keywords(static_value(self.loss_fn), keywords)
         arguments = loss_arguments(loss_fn)
         return replace(self, loss_fn=as_static(loss_fn), loss_arguments=arguments)
 
@@ -241,10 +231,7 @@ def linen_objective(
             f"{type(model).__name__} has no method {method!r}; pass the name of one of "
             "its methods, or a function of the module as in model.apply"
         )
-    if method is not None and not isinstance(method, str) and not callable(method):
-        raise TypeError(f"method is {method!r}, expected a name or a function")
-    if not isinstance(axis_name, str | None):
-        raise TypeError(f"axis_name is {axis_name!r}, expected a name or None")
+    check_call_options(method, axis_name)
     return LinenObjective(
         model=as_static(model),
         loss_fn=as_static(loss_fn),

@@ -10,7 +10,18 @@ from flax import nnx
 from ..core import Collections, Params, Path, flatten, is_float, path_str, put_in_place
 from ._hooked_classes import without_hooks
 from ._hooks import HOOK
-from ._nodes import Keys, as_nested, is_node, nodes_of, raw_value, user_type
+from ._nodes import (
+    Keys,
+    as_nested,
+    at_keys,
+    is_node,
+    leaves_of,
+    nodes_of,
+    path_of_keys,
+    raw_value,
+    user_type,
+    with_value,
+)
 
 VARIABLES = "variables"
 """The collection of all that is no parameter: statistics, random keys, caches."""
@@ -27,7 +38,7 @@ class Leaf:
 
     @property
     def path(self) -> Path:
-        return tuple(map(str, self.keys))
+        return path_of_keys(self.keys)
 
     def holding(self, value: Any) -> Any:
         """The variable with a value; a value that is in none as it is."""
@@ -47,7 +58,7 @@ class ModuleSpec:
 
     @property
     def path(self) -> Path:
-        return tuple(map(str, self.keys))
+        return path_of_keys(self.keys)
 
 
 @dataclass(frozen=True)
@@ -68,21 +79,14 @@ class NnxModel:
         variables = collections.get(VARIABLES, {})
         state = {}
         for leaf in self.leaves:
-            node = params if leaf.is_param else variables
-            for name in leaf.path:
-                node = node[name]
-            state[leaf.keys] = leaf.holding(node)
+            arrays = params if leaf.is_param else variables
+            state[leaf.keys] = leaf.holding(at_keys(arrays, leaf.path))
         return nnx.merge(self.graphdef, nnx.from_flat_state(state))
 
     def state_of(self, params: Params) -> nnx.State:
         """Parameters as NNX has them, to be put into a model by `nnx.update`."""
-        state = {}
-        for leaf in self.leaves:
-            if leaf.is_param:
-                node: Any = params
-                for name in leaf.path:
-                    node = node[name]
-                state[leaf.keys] = leaf.holding(node)
+        own = (leaf for leaf in self.leaves if leaf.is_param)
+        state = {leaf.keys: leaf.holding(at_keys(params, leaf.path)) for leaf in own}
         return nnx.from_flat_state(state)
 
 
@@ -132,13 +136,10 @@ def state_like(template: Any, values: Mapping[str, Any] | None = None) -> nnx.St
     )
     if values is None:
         return state
-    found = {}
-    for keys, leaf in nnx.to_flat_state(state):
-        value: Any = values
-        for key in map(str, keys):
-            value = value[key]
-        kind = isinstance(leaf, nnx.Variable)
-        found[keys] = leaf.replace(value) if kind else value
+    found = {
+        keys: with_value(leaf, at_keys(values, path_of_keys(keys)))
+        for keys, leaf in nnx.to_flat_state(state)
+    }
     return nnx.from_flat_state(found)
 
 
@@ -179,10 +180,10 @@ def _check_fit(
             "or None for the model's own"
         )
     shapes = {
-        (*map(str, keys), *below): jax.numpy.shape(leaf)
+        (*path_of_keys(keys), *below): jax.numpy.shape(leaf)
         for keys, value in flat
         if keys in owned
-        for below, leaf in _leaves_of(raw_value(value))
+        for below, leaf in leaves_of(raw_value(value))
     }
     got = {path: jax.numpy.shape(leaf) for path, leaf in flatten(given).items()}
     for path in got.keys() ^ shapes.keys():
@@ -199,28 +200,19 @@ def _check_fit(
             )
 
 
-def _leaves_of(value: Any) -> Iterator[tuple[Path, Any]]:
-    """The arrays of what a variable holds, by the path below it."""
-    return ((path[1:], leaf) for path, leaf in flatten({"": value}).items())
-
-
 def _specs(nodes: list[tuple[Keys, Any]], owned: set[Keys]) -> Iterator[ModuleSpec]:
     """The modules of a graph, each at its first path, outer ones first.
 
     Lists and dicts of modules are called by nobody.
     """
     below: dict[Keys, list[Keys]] = {}
-    for keys in sorted(owned, key=_path_of_keys):
+    for keys in sorted(owned, key=path_of_keys):
         for i in range(len(keys) + 1):
             below.setdefault(keys[:i], []).append(keys[i:])
-    for keys, node in sorted(nodes, key=lambda pair: _path_of_keys(pair[0])):
+    for keys, node in sorted(nodes, key=lambda pair: path_of_keys(pair[0])):
         if keys and isinstance(node, nnx.List | nnx.Dict):
             continue
         yield ModuleSpec(keys, user_type(node), tuple(below.get(keys, ())))
-
-
-def _path_of_keys(keys: Keys) -> Path:
-    return tuple(map(str, keys))
 
 
 def _check_variables(flat: list[tuple[Keys, Any]]) -> None:
@@ -228,7 +220,7 @@ def _check_variables(flat: list[tuple[Keys, Any]]) -> None:
     for keys, leaf in flat:
         if isinstance(leaf, nnx.Variable) and (leaf.hijax or leaf.ref):
             raise NotImplementedError(
-                f"{path_str(_path_of_keys(keys))!r} is a variable of hijax or a "
+                f"{path_str(path_of_keys(keys))!r} is a variable of hijax or a "
                 "reference (nnx.var_defaults), an experiment of Flax that its own "
                 "transforms do not take yet; make the model without"
             )
@@ -239,7 +231,7 @@ def _check_bound(nodes: list[tuple[Keys, Any]]) -> None:
 
     Copies of the model, which every transform makes, still call the modules of before.
     """
-    paths = {id(node): path_str(_path_of_keys(keys)) for keys, node in nodes}
+    paths = {id(node): path_str(path_of_keys(keys)) for keys, node in nodes}
     for keys, node in nodes:
         for name, value in vars(node).items():
             if is_node(value) or not callable(value):
@@ -249,7 +241,7 @@ def _check_bound(nodes: list[tuple[Keys, Any]]) -> None:
             bound += [cell.cell_contents for cell in cells if _is_filled(cell)]
             held = next((paths[id(b)] for b in bound if id(b) in paths), None)
             if held is not None:
-                where = path_str(_path_of_keys((*keys, name)))
+                where = path_str(path_of_keys((*keys, name)))
                 raise ValueError(
                     f"{where!r} is a function bound to the module {held!r}, which "
                     "every copy of the model goes on calling (nnx.jit and nnx.grad "

@@ -17,7 +17,7 @@ from flax import nnx
 
 from ..core import path_str
 from ._hooks import HOOK, CarriedParam, Hook, is_ours, run_hook
-from ._nodes import USER_TYPE, nodes_of
+from ._nodes import USER_TYPE, nodes_of, path_of_keys
 
 
 def put_hook(
@@ -113,7 +113,7 @@ def without_hooks(module: nnx.Module) -> nnx.Module:
     """
     tuned = [keys for keys, node in nodes_of(module) if HOOK in vars(node)]
     if tuned and () not in tuned:
-        inner = path_str(tuple(map(str, min(tuned, key=len))))
+        inner = path_str(path_of_keys(min(tuned, key=len)))
         raise ValueError(
             f"{inner!r} of {type(module).__name__} is a model that ei.scaled has "
             "returned, with scales of its own; put the plain model there, and tune "

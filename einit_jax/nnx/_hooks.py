@@ -120,23 +120,17 @@ _RUNS = _Runs()
 
 
 @contextmanager
-def running(run: Run) -> Iterator[Run]:
-    """Meanwhile calls of hooked modules belong to a run."""
-    _RUNS.own.append(run)
+def running(run: Run, *, users: bool = False) -> Iterator[Run]:
+    """Meanwhile calls of hooked modules belong to a run.
+
+    With `users` those of a user's tuned modules do.
+    """
+    runs = _RUNS.users if users else _RUNS.own
+    runs.append(run)
     try:
         yield run
     finally:
-        _RUNS.own.pop()
-
-
-@contextmanager
-def running_users(run: Run) -> Iterator[Run]:
-    """Meanwhile calls of a user's tuned modules belong to a run."""
-    _RUNS.users.append(run)
-    try:
-        yield run
-    finally:
-        _RUNS.users.pop()
+        runs.pop()
 
 
 @dataclass(frozen=True)

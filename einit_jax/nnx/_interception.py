@@ -14,7 +14,7 @@ from ..graph import transposed
 from ..units import Interception, Unit, UnitCall, UnitKey
 from ._hooked_classes import put_hook
 from ._hooks import Handler, Hook, HookedCall, current_trace, entry_specs, unhooked
-from ._nodes import Keys, at_keys, is_node, raw_value
+from ._nodes import Keys, at_keys, is_node, raw_value, with_value
 
 
 def apart(tree: Any, data: frozenset[int] = frozenset()) -> Partition:
@@ -167,15 +167,8 @@ class _Snapshot:
         """What copies of these nodes hold, with other floating parameters; and them."""
         values = {keys: raw_value(leaf) for keys, leaf in self.leaves.items()}
         values |= dict(zip(self.params, self._own.build(floats), strict=True))
-        state = {keys: _with_value(self.leaves[keys], v) for keys, v in values.items()}
+        state = {keys: with_value(self.leaves[keys], v) for keys, v in values.items()}
         return values, nnx.merge(self.graphdef, nnx.from_flat_state(state))
-
-
-def _with_value(leaf: Any, value: Any) -> Any:
-    """A new variable like another one; a value that is in none as it is."""
-    if not isinstance(leaf, nnx.Variable):
-        return value
-    return type(leaf).from_metadata(value, leaf.get_metadata())
 
 
 def leaves_below(nodes: list[Any]) -> dict[Keys, Any]:
@@ -261,6 +254,5 @@ def hook_modules(
     carried: Mapping[Any, Mapping[str, Mapping[str, Any]]],
 ) -> None:
     """Gives the modules of a model of our own their hooks."""
-    modules = {keys: at_keys(model, keys) for keys in hooks}
     for keys, hook in hooks.items():
-        put_hook(modules[keys], hook, carried.get(hook.path, {}))
+        put_hook(at_keys(model, keys), hook, carried.get(hook.path, {}))

@@ -6,6 +6,8 @@ from typing import Any
 import jax
 from flax import nnx
 
+from ..core import Path, flatten
+
 NnxModule = nnx.Module
 Keys = tuple[Any, ...]
 """A path as NNX writes it: attributes, and numbers in lists."""
@@ -29,11 +31,28 @@ def is_node(value: Any) -> bool:
 
 
 def at_keys(node: Any, keys: Keys) -> Any:
-    """What lies at a path below a node."""
+    """What lies at a path below a node, or in a nested dict."""
     for key in keys:
         by_name = isinstance(key, str) and is_node(node)
         node = getattr(node, key) if by_name else node[key]
     return node
+
+
+def path_of_keys(keys: Keys) -> Path:
+    """A path by its names, as everything above knows it."""
+    return tuple(map(str, keys))
+
+
+def leaves_of(value: Any) -> list[tuple[Path, Any]]:
+    """The arrays of what a variable holds, by the path below it."""
+    return [(path[1:], leaf) for path, leaf in flatten({"": value}).items()]
+
+
+def with_value(leaf: Any, value: Any) -> Any:
+    """A new variable like another one; a value that is in none as it is."""
+    if not isinstance(leaf, nnx.Variable):
+        return value
+    return type(leaf).from_metadata(value, leaf.get_metadata())
 
 
 def as_nested(tree: Any) -> Any:

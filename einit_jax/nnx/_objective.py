@@ -19,16 +19,17 @@ from ..core import (
     Path,
     as_static,
     flatten,
-    path_str,
     static_value,
     user_inputs,
 )
 from ..objectives import (
-    check_loss_keywords,
+    check_call_options,
+    check_traced,
     checked_loss,
     data_in_run,
     explained,
     run_over_axis,
+    with_keywords,
 )
 from ..units import Interception, ModelGraph, Unit, UnitKey
 from ._functional import NnxModel
@@ -141,17 +142,7 @@ class NnxObjective:
             return self.over_axis(inside)
 
         graph = trace_marked(run, args, lambda args: self._plain_loss(args))
-        if not graph.units:
-            raise ValueError(
-                f"{self.model_type} has no units: no module turns inputs into outputs "
-                "with parameters of its own; parameters that belong to no unit: "
-                f"{', '.join(map(path_str, graph.raw_parameters))}"
-            )
-        if not graph.uses_outputs:
-            raise ValueError(
-                "the loss does not depend on the model's outputs; loss_fn receives "
-                "them as its first argument"
-            )
+        check_traced(graph, self.model_type)
         return graph
 
     def trace_run(self, args: ModelArgs) -> ModelGraph:
@@ -201,8 +192,7 @@ class NnxObjective:
         """
         if not keywords:
             return self
-        check_loss_keywords(static_value(self.loss_fn), keywords)
-        loss_fn = partial(static_value(self.loss_fn), **keywords)
+        loss_fn = with_keywords(static_value(self.loss_fn), keywords)
         arguments = wanted_by_loss(loss_fn)
         return replace(self, loss_fn=as_static(loss_fn), loss_arguments=arguments)
 
@@ -222,10 +212,7 @@ def nnx_objective(
             f"{root.__name__} has no method {method!r}; pass the name of one of its "
             "methods, or a function of the module"
         )
-    if method is not None and not isinstance(method, str) and not callable(method):
-        raise TypeError(f"method is {method!r}, expected a name or a function")
-    if not isinstance(axis_name, str | None):
-        raise TypeError(f"axis_name is {axis_name!r}, expected a name or None")
+    check_call_options(method, axis_name)
     return NnxObjective(
         model=as_static(model),
         loss_fn=as_static(loss_fn),

@@ -10,13 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ..core import (
-    Path,
-    broadcast_per_layer,
-    lifted_axes_of,
-    path_str,
-    scale_gradient,
-)
+from ..core import Path, path_str
 from ..objectives import DataOf, knowing_data
 from ..units import (
     ModelGraph,
@@ -26,6 +20,7 @@ from ..units import (
     from_tree,
     may_lack,
     raw_from_tree,
+    scale_raw_gradient,
     scaling,
 )
 from ._functional import NnxModel, functional
@@ -38,10 +33,10 @@ from ._hooks import (
     Hook,
     Run,
     entry_specs,
-    running_users,
+    running,
 )
 from ._interception import NnxUnitCall, UnitHandler
-from ._nodes import Keys, as_nested, at_keys, is_node, raw_value
+from ._nodes import Keys, as_nested, at_keys, is_node, path_of_keys, raw_value
 from ._watched import Snapshot, nodes_in, trace_nnx_call
 
 RAW = OURS + "raw:"
@@ -73,7 +68,6 @@ def nnx_scaled(module: nnx.Module, scales: Mapping[str, Any]) -> nnx.Module:
     _check_modules(model, factors)
     handle = UnitHandler(scaling({}).handle, _note_unseen)
     outermost = Outermost(frozenset(factors), may_lack(params, factors))
-    found = {spec.keys: at_keys(copy, spec.keys) for spec in model.modules}
     for spec in model.modules:
         own = by_path.get(spec.path)
         handlers = ()
@@ -81,7 +75,7 @@ def nnx_scaled(module: nnx.Module, scales: Mapping[str, Any]) -> nnx.Module:
             handlers = (Handler("scale", handle, entry_specs("scale", own)),)
         if spec.params or not spec.keys:
             hook = Hook(spec.path, spec.params, handlers, outermost)
-            put_hook(found[spec.keys], hook, {"scale": own or {}}, Scale)
+            put_hook(at_keys(copy, spec.keys), hook, {"scale": own or {}}, Scale)
     for path, own in raw_from_tree(nested, params).items():
         if "output_grad" in own:
             _put_raw(copy, model, path, jnp.asarray(own["output_grad"]))
@@ -110,7 +104,7 @@ def _put_raw(copy: nnx.Module, model: NnxModel, path: Path, factor: Any) -> None
     around = range(len(keys) - 1, -1, -1)
     owner = next(n for n in around if HOOK in vars(at_keys(copy, keys[:n])))
     below = keys[owner:]
-    name = RAW + path_str(tuple(map(str, below)))
+    name = RAW + path_str(path_of_keys(below))
     factor = Scale(factor, of=below)
     nnx.Module.__setattr__(at_keys(copy, keys[:owner]), name, factor)
 
@@ -134,7 +128,7 @@ class Outermost:
         def call(data_of: DataOf) -> Any:
             of_whole = lambda key: data_of((key[0][len(prefix) :], key[1]))
             state.restore()
-            with running_users(Run(of_whole, unseen=unseen)), _in_force(module):
+            with running(Run(of_whole, unseen=unseen), users=True), _in_force(module):
                 return getattr(module, name)(*args, **kwargs)
 
         outputs = knowing_data(call, traced)
@@ -166,10 +160,10 @@ def _note_unseen(call: UnitCall) -> None:
 def _in_force(module: Any) -> Iterator[None]:
     """Meanwhile transforms slice the factors below a module as its parameters, and the
     gradients of raw parameters are multiplied by theirs."""
-    nodes = [(keys, node) for keys, node in nnx.iter_graph(module)]
-    factors = [node for _, node in nodes if type(node) is Scale]
+    nodes = [node for _, node in nnx.iter_graph(module)]
+    factors = [node for node in nodes if type(node) is Scale]
     raw = [
-        (node, name) for _, node in nodes if is_node(node) for name in vars(node)
+        (node, name) for node in nodes if is_node(node) for name in vars(node)
         if name.startswith(RAW)
     ]  # fmt: skip
     before = [_multiply_gradient(node, name) for node, name in raw]
@@ -192,13 +186,9 @@ def _multiply_gradient(node: Any, name: str) -> Callable[[], None]:
     leaf = at_keys(owner, (last,))
     value = raw_value(leaf)
 
-    def scaled_value(x: jax.Array) -> jax.Array:
-        axes = lifted_axes_of(factor.shape)
-        return scale_gradient(x, broadcast_per_layer(factor, x.shape, axes))
-
     if isinstance(leaf, nnx.Variable):
         put = lambda new: object.__setattr__(leaf, "_raw_value", new)
     else:
         put = lambda new: object.__setattr__(owner, last, new)
-    put(jax.tree.map(scaled_value, value))
+    put(jax.tree.map(lambda x: scale_raw_gradient(x, factor), value))
     return lambda: put(value)

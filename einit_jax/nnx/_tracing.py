@@ -16,6 +16,7 @@ from ..units import ModelGraph
 from ._functional import ModuleSpec, NnxModel
 from ._hooks import Handler, Hook, HookedCall
 from ._interception import apart
+from ._nodes import leaves_of, path_of_keys
 
 _numbers = itertools.count()
 """Numbers calls, and never starts over: `nnx.jit` may take the trace of a call from its
@@ -115,11 +116,11 @@ def _mark_call(call: HookedCall) -> Any:
     )
     args, kwargs = _marked(mark, (call.args, dict(call.kwargs)))
     shapes = {
-        "/".join((*map(str, keys), *below)): np.shape(leaf)
+        "/".join((*path_of_keys(keys), *below)): np.shape(leaf)
         for keys, value in zip(
             call.hook.params, call.hook.own(call.module), strict=True
         )
-        for below, leaf in _flat_value(value)
+        for below, leaf in leaves_of(value)
     }
     call.run.enclosing.append(key)
     try:
@@ -136,11 +137,6 @@ def _mark_call(call: HookedCall) -> Any:
         param_shapes=shapes,
     )
     return _marked(mark, leaves.build(leaves.floats))
-
-
-def _flat_value(value: Any) -> list[tuple[tuple[str, ...], Any]]:
-    """The arrays of what a variable holds, by the path below it."""
-    return [(path[1:], leaf) for path, leaf in flatten({"": value}).items()]
 
 
 def _marked(mark: Mark, tree: Any) -> Any:

@@ -57,13 +57,13 @@ def call_intercepted(
 def _add_handlers(copy: Any, model: NnxModel, interception: Interception) -> None:
     """Adds an interception's handlers, outside of those that a tuned model has."""
     handlers, carried = intercepted((interception,), ())
-    modules = {spec.keys: at_keys(copy, spec.keys) for spec in model.modules}
     for spec in model.modules:
         if spec.path in handlers:
-            old = vars(modules[spec.keys]).get(HOOK)
+            module = at_keys(copy, spec.keys)
+            old = vars(module).get(HOOK)
             own = handlers[spec.path] + (old.handlers if old else ())
             hook = Hook(spec.path, spec.params, own, old.around if old else None)
-            put_hook(modules[spec.keys], hook, carried[spec.path])
+            put_hook(module, hook, carried[spec.path])
 
 
 class Snapshot:

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -85,3 +86,13 @@ def check_loss_keywords(loss_fn: Callable, keywords: Mapping[str, Any]) -> None:
             f"loss_fn takes ({', '.join(parameters)}) and no {', '.join(foreign)}, an "
             "unexpected keyword; train is to return inputs and keywords of loss_fn"
         )
+
+
+def with_keywords(loss_fn: Callable, keywords: Mapping[str, Any]) -> Callable:
+    """The loss with some keywords bound.
+
+    Raises:
+        TypeError: it does not take them.
+    """
+    check_loss_keywords(loss_fn, keywords)
+    return partial(loss_fn, **keywords)

@@ -36,6 +36,7 @@ from ._scales import outputs_alone as outputs_alone
 from ._scales import raw_from_tree as raw_from_tree
 from ._scales import to_tree as to_tree
 from ._scaling import check_methods as check_methods
+from ._scaling import scale_raw_gradient as scale_raw_gradient
 from ._scaling import scale_raw_gradients as scale_raw_gradients
 from ._scaling import scaling as scaling
 from ._selection import UnitSelection as UnitSelection

@@ -57,12 +57,14 @@ def scale_raw_gradients(
         return params
     leaves, found = flatten(unboxed(params)), {}
     for path, factor in factors.items():
-        leaf = leaves[path]
-        factor = jnp.asarray(factor)
-        axes = lifted_axes_of(factor.shape)
-        by_layer = broadcast_per_layer(factor, leaf.shape, axes)
-        found[path] = scale_gradient(leaf, by_layer)
+        found[path] = scale_raw_gradient(leaves[path], jnp.asarray(factor))
     return with_leaves(params, found)
+
+
+def scale_raw_gradient(leaf: jax.Array, factor: jax.Array) -> jax.Array:
+    """A raw parameter's array, its gradient times the factor of each layer."""
+    axes = lifted_axes_of(factor.shape)
+    return scale_gradient(leaf, broadcast_per_layer(factor, leaf.shape, axes))
 
 
 def check_methods(

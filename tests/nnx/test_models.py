@@ -37,7 +37,7 @@ def test_a_model_is_tuned_as_it_is(name):
     The model itself stays what it was, factors of 1 change no bit of outputs and
     gradients, and those of `tune` turn no gradient.
     """
-    judged = Judged.of(NNX_CASES[name])
+    judged = Judged(NNX_CASES[name])
     model = judged.model()
     before = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(model, nnx.Param)))
     scales = ei.tune(model, None, judged.inputs(), judged.case.loss)
@@ -65,7 +65,7 @@ def test_a_model_is_tuned_as_it_is(name):
 
 def test_gradients_that_are_weighed_turn():
     """The negative: with the original's rule a residual network's gradients turn."""
-    judged = Judged.of(NNX_CASES["fusion"])
+    judged = Judged(NNX_CASES["fusion"])
     scales = judged.tune(gradients="unit")
     alone = ei.scaled(judged.model(), with_ones(scales, "output"))
     _, true = judged.outputs_and_gradients(alone)
@@ -80,7 +80,7 @@ MEASURED = ("raw_param", "scan_state_axes", "rnn_lstm", "attention", "batch_norm
 @pytest.mark.parametrize("name", MEASURED)
 def test_pillars_hold_by_measure(name):
     """By `measure`, which shares no code with the sweep; untuned they do not hold."""
-    judged = Judged.of(NNX_CASES[name])
+    judged = Judged(NNX_CASES[name])
     case, inputs = judged.case, judged.inputs
     scales = judged.tune(optimizer=optax.adam)
     table = ei.measure(

@@ -90,7 +90,7 @@ TREES = ("list", "scan_layers", "batch_norm_train", "rnn_gru", "dropout", "cond"
 @pytest.mark.parametrize("name", TREES)
 def test_modules_as_trees(name):
     """Where `NNX_GRAPH_MODE` is off transforms take modules for pytrees."""
-    judged = Judged.of(NNX_CASES[name])
+    judged = Judged(NNX_CASES[name])
     expected = judged.tune()
     outputs = run(judged, ei.scaled(judged.model(), expected))
     with nnx.set_graph_mode(False):

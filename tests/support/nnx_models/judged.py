@@ -17,14 +17,9 @@ of attention's keys, or of a layer before a normalization."""
 
 
 class Judged(NamedTuple):
-    """One case: its inputs, and what runs it."""
+    """One case, and what runs it."""
 
     case: NnxCase
-    args: tuple
-
-    @classmethod
-    def of(cls, case: NnxCase) -> "Judged":
-        return cls(case, case.args(jax.random.key(1)))
 
     def model(self) -> nnx.Module:
         """The model, in the same state at each call."""
