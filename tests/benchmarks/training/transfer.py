@@ -1,19 +1,22 @@
 """Which learning rate is best, and how good it is, over depths and widths.
 
     python -m tests.benchmarks.training.transfer [family ...] [--seeds 3]
+    python -m tests.benchmarks.training.transfer --read FILE --figure FILE.svg
 
 Digits or modular sums, any optimizer of optax, the same steps for all. The loss is the
 mean over the last 20 steps and the seeds; the learning rates are powers of two. All
 seeds and rates of one network train together, under `vmap`. The first size of a family
 tries a whole grid, each next one two rates on either side of the best one before; and
-while the best rate is the last one tried on its side, three more beyond.
+while the best rate is the last one tried on its side, three more beyond. A record has
+the loss at every rate that was tried. With `--whole` each size tries the whole grid;
+`--figure` draws the curves of all sizes, a panel for each method.
 """
 
 import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +26,7 @@ import optax
 import einit_jax as ei
 from einit_jax._demo import cross_entropy
 from tests.benchmarks.report import parser_of, show
+from tests.benchmarks.training.curves import curves_figure
 from tests.benchmarks.training.families import (
     FAMILIES,
     Transformer,
@@ -115,21 +119,38 @@ def losses(model: Any, method: str, optimizer: str, seeds: int, steps: int) -> C
     return lambda rates: np.asarray(run(starts, keys, jnp.asarray(rates, jnp.float32)))
 
 
-def search(run: Callable, first: range) -> tuple[int, np.ndarray, bool]:
-    """The exponent of the best rate, the losses there, and whether it is the last."""
+class Found(NamedTuple):
+    """What a search over rates found; exponents of two stand for rates."""
+
+    best: int
+    edge: bool
+    """Whether the best is the last one tried on its side."""
+    known: dict[int, np.ndarray]
+    """The losses of all seeds, by exponent."""
+
+    def curve(self) -> dict[int, float]:
+        """The mean loss at each exponent; infinite where some seed's is not finite."""
+        return {e: _mean(self.known[e]) for e in sorted(self.known)}
+
+
+def _mean(losses: np.ndarray) -> float:
+    return float(np.where(np.isfinite(losses), losses, np.inf).mean())
+
+
+def search(run: Callable, first: range) -> Found:
+    """Losses at the rates of a grid, and beyond it as long as they fall."""
     known: dict[int, np.ndarray] = {}
-    mean = lambda e: np.where(np.isfinite(known[e]), known[e], np.inf).mean()
     todo, best = first, first.start
     while todo and len(known) < MOST:
         found = run(2.0 ** np.array(todo))
         known |= dict(zip(todo, found.T, strict=True))
-        best = min(known, key=mean)
+        best = min(known, key=lambda e: _mean(known[e]))
         todo = range(0)
         if best == min(known):
             todo = range(best - BEYOND, best)
         elif best == max(known):
             todo = range(best + 1, best + 1 + BEYOND)
-    return best, known[best], bool(todo)
+    return Found(best, bool(todo), known)
 
 
 def row(
@@ -138,16 +159,18 @@ def row(
     """The best learning rate of one network, as a record."""
     model = FAMILIES[family][0](size)
     run = losses(model, method, optimizer, given.seeds, given.steps)
-    best, found, edge = search(run, first)
+    found = search(run, first)
+    losses_there = found.known[found.best]
     return {
         "family": family,
         "size": size,
         "optimizer": optimizer,
         "method": method,
-        "best": best,
-        "edge": edge,
-        "loss": float(np.mean(found)),
-        "spread": float(np.std(found)),
+        "best": found.best,
+        "edge": found.edge,
+        "loss": float(np.mean(losses_there)),
+        "spread": float(np.std(losses_there)),
+        "curve": found.curve(),
     }
 
 
@@ -162,7 +185,9 @@ def measured(given: Any) -> Iterator[dict]:
                 first = range(grid.start + shift, grid.stop + shift)
                 for size in sizes:
                     record = row(family, size, optimizer, method, first, given)
-                    first = range(record["best"] - AROUND, record["best"] + AROUND + 1)
+                    if not given.whole:
+                        best = record["best"]
+                        first = range(best - AROUND, best + AROUND + 1)
                     yield record
 
 
@@ -197,8 +222,10 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--smallest", type=int, default=0, help="size of a family")
     parser.add_argument("--largest", type=int, default=2048)
+    parser.add_argument("--whole", action="store_true", help="all rates at all sizes")
     parser.add_argument("--out", type=Path, help="append records as JSON lines")
     parser.add_argument("--read", type=Path, nargs="*", help="show records of --out")
+    parser.add_argument("--figure", type=Path, help="write the curves as a figure")
     given = parser.parse_args(words)
     if given.tiny:
         given.families, given.methods = ["chain tanh"], [PLAIN, "exact, total"]
@@ -217,6 +244,8 @@ def main(words: Sequence[str] | None = None) -> None:
         "best learning rate (* at an end of the grid) and the loss there",
         summary(records),
     )
+    if given.figure:
+        curves_figure(records).savefig(given.figure)
 
 
 if __name__ == "__main__":
