@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .binding import scaled as scaled
     from .core import Inputs as Inputs
-    from .core import __version__ as __version__
     from .distinctness import distinct_targets as distinct_targets
     from .experiments import Comparison as Comparison
     from .experiments import CoordinateCheck as CoordinateCheck
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from .measurement import activation_stats as activation_stats
     from .measurement import measure as measure
     from .measurement import plot as plot
+    from .reporting import __version__ as __version__
     from .reporting import report as report
     from .tuning import fold as fold
     from .tuning import scale_updates as scale_updates

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..core import (
-    Batch,
     Collections,
+    Draw,
     ModelArgs,
     check_arrays,
     checked_key,
@@ -33,7 +33,7 @@ class Arrays(NamedTuple):
     params: Any
     """As the user gave them, not yet checked: boxed, frozen, or none at all."""
     collections: Collections
-    batches: tuple[Batch, ...]
+    batches: tuple[Draw, ...]
     key: jax.Array
 
     @property

@@ -1,4 +1,4 @@
-"""What a model is called with: batches of inputs, each with its random keys."""
+"""Batches, each with its random keys, and what draws them."""
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,64 +11,23 @@ import numpy as np
 
 from ._numerics import is_concrete, is_float
 from ._placement import on_host
-from ._types import Collections, Params, as_integer, checked_key, describe, is_array
+from ._types import (
+    Collections,
+    Inputs,
+    Params,
+    as_inputs,
+    as_integer,
+    checked_key,
+    describe,
+    is_array,
+    user_inputs,
+)
 
 DEFAULT_BATCH_SIZE = 64
 """Passed to an `input_fn` that demands a batch size where the user gives none."""
 
 
-@jax.tree_util.register_pytree_node_class
-class Inputs:
-    """The arguments of one call of a model, `model(*args, **kwargs)`.
-
-    Array leaves are the pytree's children, of any shape and dtype. Leaves that are no
-    arrays (`train=True`, `None`, strings, Python numbers) are static: they belong to
-    the tree's structure, so a jitted function sees them as the plain values they are.
-
-    Example:
-        >>> import jax, jax.numpy as jnp, einit_jax as ei
-        >>> batch = ei.Inputs(jnp.ones((8, 3)), mask=None, train=True)
-        >>> [leaf.shape for leaf in jax.tree.leaves(batch)]
-        [(8, 3)]
-        >>> jax.jit(lambda inputs: inputs.kwargs["train"] is True)(batch)
-        Array(True, dtype=bool)
-    """
-
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        leaves, self._treedef = jax.tree.flatten((args, kwargs))
-        # decided here, not when flattened: a transformation may put anything in the
-        # place of an array, and it must stay a child
-        self._static = tuple(None if is_array(x) else (type(x), x) for x in leaves)
-        self.args, self.kwargs = args, kwargs
-
-    def __repr__(self) -> str:
-        parts = [repr(a) for a in self.args]
-        parts += [f"{name}={value!r}" for name, value in self.kwargs.items()]
-        return f"Inputs({', '.join(parts)})"
-
-    def tree_flatten(self) -> tuple[tuple[Any, ...], tuple[Any, tuple]]:
-        """The arrays, and what is static: the structure and the other leaves."""
-        leaves = self._treedef.flatten_up_to((self.args, self.kwargs))
-        pairs = zip(leaves, self._static, strict=True)
-        arrays = tuple(leaf for leaf, static in pairs if static is None)
-        return arrays, (self._treedef, self._static)
-
-    @classmethod
-    def tree_unflatten(cls, aux: tuple[Any, tuple], arrays: Iterable[Any]) -> "Inputs":
-        """Inputs of arrays, or of what a transformation puts in the place of arrays."""
-        treedef, static = aux
-        rest = iter(arrays)
-        leaves = [next(rest) if pair is None else pair[1] for pair in static]
-        inputs = object.__new__(cls)
-        inputs._treedef, inputs._static = treedef, static
-        inputs.args, inputs.kwargs = jax.tree.unflatten(treedef, leaves)
-        return inputs
-
-
-class Batch(NamedTuple):
+class Draw(NamedTuple):
     """One draw: what the model is called with, and the random keys of that call."""
 
     inputs: Inputs
@@ -83,26 +42,19 @@ class ModelArgs(NamedTuple):
 
     params: Params
     collections: Collections
-    batch: Batch
+    batch: Draw
 
 
-def stack_batches(batches: Sequence[Batch]) -> Batch:
+def stack_batches(batches: Sequence[Draw]) -> Draw:
     """The batches along a new first axis."""
     return jax.tree.map(lambda *x: jnp.stack(x), *batches)
 
 
-def over_batches(run: Callable, batches: tuple[Batch, ...]) -> Any:
+def over_batches(run: Callable, batches: tuple[Draw, ...]) -> Any:
     """What `run` gives for each batch, along a new first axis."""
     if len(batches) == 1:
         return jax.tree.map(lambda x: x[None], run(batches[0]))
     return jax.lax.map(run, stack_batches(batches))
-
-
-def user_inputs(inputs: Inputs) -> Any:
-    """The inputs as the user draws them: the single argument, a tuple, or Inputs."""
-    if inputs.kwargs:
-        return inputs
-    return inputs.args[0] if len(inputs.args) == 1 else tuple(inputs.args)
 
 
 def default_key() -> jax.Array:
@@ -120,7 +72,7 @@ def draw_batches(
     rngs: Sequence[str] | Mapping[str, jax.Array] = (),
     batch_size: SupportsIndex | None = None,
     draws: SupportsIndex = 1,
-) -> tuple[Batch, ...]:
+) -> tuple[Draw, ...]:
     """`draws` batches, each with a key for the loss and one for each random stream.
 
     Args:
@@ -150,7 +102,7 @@ def draw_batches(
     for inputs in drawn:
         _check_drawn(inputs, said)
     return tuple(
-        Batch(as_inputs(inputs), own.loss, own.rngs | own_keys)
+        Draw(as_inputs(inputs), own.loss, own.rngs | own_keys)
         for inputs, own in zip(drawn, keys, strict=True)
     )
 
@@ -221,7 +173,7 @@ def _any_nonzero(leaf: Any) -> bool:
     return bool(np.any(jax.device_get(leaf)))
 
 
-def check_not_zero(batches: Sequence[Batch]) -> None:
+def check_not_zero(batches: Sequence[Draw]) -> None:
     """Raises where a batch is known to be of zeros alone."""
     for batch in batches:
         if only_zeros(batch.inputs):
@@ -289,12 +241,3 @@ def _draw_inputs(input_fn: Any, key: jax.Array, batch_size: int | None) -> Any:
             f"(key, batch_size): {error}"
         ) from None
     return input_fn(key, **keywords)
-
-
-def as_inputs(drawn: Any) -> Inputs:
-    """What was drawn, as the arguments of one call: a plain tuple holds several."""
-    if isinstance(drawn, Inputs):
-        return drawn
-    if type(drawn) is tuple:
-        return Inputs(*drawn)
-    return Inputs(drawn)

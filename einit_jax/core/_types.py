@@ -1,7 +1,7 @@
-"""Types that signatures share, numbers and keys; what is none; how messages show it."""
+"""Types that signatures share: arguments, numbers, keys; how messages show them."""
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from numbers import Real
 from typing import Any
 
@@ -84,3 +84,70 @@ class _Unquoted(str):
 def is_array(leaf: object) -> bool:
     """Whether a leaf is traced as an array; any other leaf is static."""
     return isinstance(leaf, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct)
+
+
+@jax.tree_util.register_pytree_node_class
+class Inputs:
+    """The arguments of one call of a model, `model(*args, **kwargs)`.
+
+    Array leaves are the pytree's children, of any shape and dtype. Leaves that are no
+    arrays (`train=True`, `None`, strings, Python numbers) are static: they belong to
+    the tree's structure, so a jitted function sees them as the plain values they are.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, einit_jax as ei
+        >>> batch = ei.Inputs(jnp.ones((8, 3)), mask=None, train=True)
+        >>> [leaf.shape for leaf in jax.tree.leaves(batch)]
+        [(8, 3)]
+        >>> jax.jit(lambda inputs: inputs.kwargs["train"] is True)(batch)
+        Array(True, dtype=bool)
+    """
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        leaves, self._treedef = jax.tree.flatten((args, kwargs))
+        # decided here, not when flattened: a transformation may put anything in the
+        # place of an array, and it must stay a child
+        self._static = tuple(None if is_array(x) else (type(x), x) for x in leaves)
+        self.args, self.kwargs = args, kwargs
+
+    def __repr__(self) -> str:
+        parts = [repr(a) for a in self.args]
+        parts += [f"{name}={value!r}" for name, value in self.kwargs.items()]
+        return f"Inputs({', '.join(parts)})"
+
+    def tree_flatten(self) -> tuple[tuple[Any, ...], tuple[Any, tuple]]:
+        """The arrays, and what is static: the structure and the other leaves."""
+        leaves = self._treedef.flatten_up_to((self.args, self.kwargs))
+        pairs = zip(leaves, self._static, strict=True)
+        arrays = tuple(leaf for leaf, static in pairs if static is None)
+        return arrays, (self._treedef, self._static)
+
+    @classmethod
+    def tree_unflatten(cls, aux: tuple[Any, tuple], arrays: Iterable[Any]) -> "Inputs":
+        """Inputs of arrays, or of what a transformation puts in the place of arrays."""
+        treedef, static = aux
+        rest = iter(arrays)
+        leaves = [next(rest) if pair is None else pair[1] for pair in static]
+        inputs = object.__new__(cls)
+        inputs._treedef, inputs._static = treedef, static
+        inputs.args, inputs.kwargs = jax.tree.unflatten(treedef, leaves)
+        return inputs
+
+
+def as_inputs(drawn: Any) -> Inputs:
+    """What was drawn, as the arguments of one call: a plain tuple holds several."""
+    if isinstance(drawn, Inputs):
+        return drawn
+    if type(drawn) is tuple:
+        return Inputs(*drawn)
+    return Inputs(drawn)
+
+
+def user_inputs(inputs: Inputs) -> Any:
+    """The inputs as the user draws them: the single argument, a tuple, or Inputs."""
+    if inputs.kwargs:
+        return inputs
+    return inputs.args[0] if len(inputs.args) == 1 else tuple(inputs.args)

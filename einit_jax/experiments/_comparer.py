@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
-from ..core import Batch, ModelArgs, Params, plain, unboxed
+from ..core import Draw, ModelArgs, Params, plain, unboxed
 from ..measurement import Measurement, measure
 from ._comparison import Comparison, Trial
 from ._pillar_distances import pillar_distances
@@ -45,7 +45,7 @@ class Comparer:
     optimizer: Callable
     """A function of the learning rate, which is 1 where pillars are measured."""
     training: TrainingSetup
-    batch: Batch
+    batch: Draw
     """For the gradient steps by which costs are counted."""
 
     def compare(

@@ -13,8 +13,8 @@ from jaxtyping import Array, Float, PyTree
 
 from ..binding import as_function, bind, build_model, is_nnx
 from ..core import (
-    Batch,
     Collections,
+    Draw,
     ModelArgs,
     Params,
     Partition,
@@ -98,7 +98,7 @@ class WidthSetup:
 
 @partial(jax.jit, static_argnames=("objective", "init_fn"))
 def _initialize_model(
-    key: jax.Array, batch: Batch, *, objective: Objective, init_fn: Callable | None
+    key: jax.Array, batch: Draw, *, objective: Objective, init_fn: Callable | None
 ) -> tuple[Params, Collections]:
     """Parameters and further collections of one model."""
     return objective.init(key, batch, init_fn)

@@ -15,8 +15,8 @@ from jaxtyping import Array, Float, PyTree
 
 from ..binding import Setup
 from ..core import (
-    Batch,
     Collections,
+    Draw,
     ModelArgs,
     Params,
     Partition,
@@ -53,7 +53,7 @@ LOOK = 10
 class TrainingBatch(NamedTuple):
     """A batch to train on, and the keywords of the loss that belong to it."""
 
-    batch: Batch
+    batch: Draw
     loss_keywords: Mapping[str, Any]
 
 

@@ -10,8 +10,8 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from ..core import (
-    Batch,
     Collections,
+    Draw,
     ModelArgs,
     Params,
     Partition,
@@ -89,7 +89,7 @@ class LinenObjective:
     def _found(self) -> Found:
         return found_of(static_value(self.model), static_value(self.method))
 
-    def _apply(self, variables: Mapping, batch: Batch, capture: Any) -> Any:
+    def _apply(self, variables: Mapping, batch: Draw, capture: Any) -> Any:
         """Outputs and written collections; errors speak of params and inputs."""
         inputs, model = batch.inputs, static_value(self.model)
         method = static_value(self.method)
@@ -104,7 +104,7 @@ class LinenObjective:
                 **inputs.kwargs,
             )
 
-    def loss(self, outputs: Any, batch: Batch) -> Float[Array, ""]:
+    def loss(self, outputs: Any, batch: Draw) -> Float[Array, ""]:
         loss_fn = static_value(self.loss_fn)
         return checked_loss(loss_fn, self.loss_arguments, outputs, batch)
 
@@ -136,7 +136,7 @@ class LinenObjective:
             )
 
         def run(
-            mark: Callable, params: Params, collections: Collections, batch: Batch
+            mark: Callable, params: Params, collections: Collections, batch: Draw
         ) -> Any:
             def inside():
                 outputs, _ = self.run(ModelArgs(params, collections, batch))
@@ -149,7 +149,7 @@ class LinenObjective:
         self._check_params(args.batch, graph)
         return graph
 
-    def _check_params(self, batch: Batch, graph: ModelGraph) -> None:
+    def _check_params(self, batch: Draw, graph: ModelGraph) -> None:
         """Raises where params have entries that the model itself would not make.
 
         Parameters that no unit of this call uses are asked of `model.init`; those that
@@ -176,7 +176,7 @@ class LinenObjective:
     def init(
         self,
         key: jax.Array | None,
-        batch: Batch,
+        batch: Draw,
         init_fn: Callable | None = None,
     ) -> tuple[Params, Collections]:
         """New parameters, and further collections.

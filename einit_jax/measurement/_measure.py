@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 
 from ..binding import Arrays, Model, any_library, setup
 from ..core import (
-    Batch,
+    Draw,
     ModelArgs,
     Params,
     Path,
@@ -215,7 +215,7 @@ def _measure_compiled(
 def _observed(observer: Observer, arrays: Arrays, params: Params) -> Observed:
     """What all batches show, along a new first axis."""
 
-    def on(batch: Batch) -> Observed:
+    def on(batch: Draw) -> Observed:
         return observer.observe(ModelArgs(params, arrays.collections, batch))
 
     try:

@@ -11,8 +11,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from ..core import (
-    Batch,
     Collections,
+    Draw,
     Inputs,
     ModelArgs,
     Params,
@@ -88,7 +88,7 @@ class NnxObjective:
             outputs = self._call(module, args.batch, run)
         return outputs, captured_outputs(run.captured, capture)
 
-    def _call(self, module: nnx.Module, batch: Batch, run: Run) -> Any:
+    def _call(self, module: nnx.Module, batch: Draw, run: Run) -> Any:
         """The outputs of the user's call; errors speak of inputs."""
         inputs, method = batch.inputs, static_value(self.method)
         args, kwargs = fresh_copies((inputs.args, dict(inputs.kwargs)))
@@ -106,7 +106,7 @@ class NnxObjective:
         with explained(self.model_type, function, inputs):
             return function(*args, **kwargs)
 
-    def loss(self, outputs: Any, batch: Batch) -> Float[Array, ""]:
+    def loss(self, outputs: Any, batch: Draw) -> Float[Array, ""]:
         if self._calls_model:
             return checked_loss(lambda each: each.loss, (), outputs, batch)
         loss_fn = static_value(self.loss_fn)
@@ -168,7 +168,7 @@ class NnxObjective:
     def init(
         self,
         key: jax.Array | None,
-        batch: Batch,
+        batch: Draw,
         init_fn: Callable | None = None,
     ) -> tuple[Params, Collections]:
         """New parameters; an NNX model cannot make any.

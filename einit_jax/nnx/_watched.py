@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from ..core import Batch, Inputs, ModelArgs, default_key
+from ..core import Draw, Inputs, ModelArgs, default_key
 from ..objectives import DataOf, knowing_data
 from ..units import Interception, ModelGraph
 from ._functional import NnxModel, functional
@@ -23,7 +23,7 @@ def trace_nnx_call(
     """The units of one call of a module."""
     model, params, variables = functional(module)
     objective = nnx_objective(model, lambda outputs: outputs, method, None)
-    batch = Batch(Inputs(*args, **kwargs), default_key(), {})
+    batch = Draw(Inputs(*args, **kwargs), default_key(), {})
     return objective.trace_run(ModelArgs(params, variables, batch))
 
 

@@ -8,12 +8,12 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..core import Batch, describe, user_inputs
+from ..core import Draw, describe, user_inputs
 from ._explanations import add_note
 
 
 def checked_loss(
-    loss_fn: Callable, arguments: tuple[str, ...], outputs: Any, batch: Batch
+    loss_fn: Callable, arguments: tuple[str, ...], outputs: Any, batch: Draw
 ) -> Float[Array, ""]:
     """The loss of a model's outputs.
 

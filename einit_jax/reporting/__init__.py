@@ -21,3 +21,4 @@ from ._tables import power_of_two as power_of_two
 from ._tables import shortened as shortened
 from ._training_figures import history_figure as history_figure
 from ._training_figures import width_figure as width_figure
+from ._version import __version__ as __version__

@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 
 from ..binding import Arrays, Model, any_library, setup
 from ..core import (
-    Batch,
+    Draw,
     ModelArgs,
     Path,
     check_learning_rate,
@@ -270,7 +270,7 @@ def _tune_compiled(
     )
     total = update == "total"
 
-    def run(batch: Batch) -> tuple[dict, Findings, dict[UnitKey, jax.Array]]:
+    def run(batch: Draw) -> tuple[dict, Findings, dict[UnitKey, jax.Array]]:
         args = ModelArgs(params, arrays.collections, batch)
         solution = solve(spec, args)
         solution = solution._replace(factors=ones(graph.units) | solution.factors)

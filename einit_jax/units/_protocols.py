@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 from jaxtyping import Array, Float
 
-from ..core import Batch, Collections, ModelArgs, Params, Path
+from ..core import Collections, Draw, ModelArgs, Params, Path
 from ._unit import ModelGraph, Unit, UnitKey
 
 
@@ -130,7 +130,7 @@ class Objective(Protocol):
         """
         ...
 
-    def loss(self, outputs: Any, batch: Batch) -> Float[Array, ""]:
+    def loss(self, outputs: Any, batch: Draw) -> Float[Array, ""]:
         """The loss of outputs, checked to be a floating scalar."""
         ...
 
@@ -139,7 +139,7 @@ class Objective(Protocol):
         ...
 
     def init(
-        self, key: jax.Array, batch: Batch, init_fn: Callable | None = None
+        self, key: jax.Array, batch: Draw, init_fn: Callable | None = None
     ) -> tuple[Params, Collections]:
         """New parameters, and further collections."""
         ...

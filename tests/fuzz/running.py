@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 import einit_jax as ei
 from einit_jax.core import (
-    Batch,
+    Draw,
     ModelArgs,
     draw_batches,
     is_float,
@@ -95,10 +95,10 @@ class Run:
     def collections(self) -> dict:
         return self.job.options["collections"]
 
-    def batches(self, draws: int = 1) -> tuple[Batch, ...]:
+    def batches(self, draws: int = 1) -> tuple[Draw, ...]:
         return draw_batches(self.job.input_fn, KEY, rngs=("dropout",), draws=draws)
 
-    def applied(self, model: Any, variables: dict, batch: Batch) -> Any:
+    def applied(self, model: Any, variables: dict, batch: Draw) -> Any:
         """Outputs and whatever is sown."""
         return model.apply(
             {**variables, **self.collections},
@@ -108,7 +108,7 @@ class Run:
             **batch.inputs.kwargs,
         )
 
-    def loss(self, outputs: Any, batch: Batch) -> jax.Array:
+    def loss(self, outputs: Any, batch: Draw) -> jax.Array:
         return objective_of(self.job).loss(outputs, batch)
 
     @cached_property

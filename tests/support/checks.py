@@ -14,7 +14,7 @@ from jaxtyping import config
 
 import einit_jax as ei
 from einit_jax.binding import bind
-from einit_jax.core import Batch, ModelArgs, draw_batches, flatten, is_float, unboxed
+from einit_jax.core import Draw, ModelArgs, draw_batches, flatten, is_float, unboxed
 from einit_jax.experiments import CoordinateCheck
 from einit_jax.units import ModelGraph, Objective, ones, to_tree
 from tests.support.cases import QUICK, Case, Job
@@ -188,7 +188,7 @@ def objective_of(job: Job) -> Objective:
     return bind(job.model, job.loss_fn, **how)
 
 
-def batch_of(job: Job, key: jax.Array = KEY) -> Batch:
+def batch_of(job: Job, key: jax.Array = KEY) -> Draw:
     """The batch, with its keys, that a verb draws by default."""
     streams = job.options.get("rngs", ())
     (batch,) = draw_batches(job.input_fn, key, rngs=streams)

@@ -12,7 +12,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ...core import (
-    Batch,
+    Draw,
     as_integer,
     as_number,
     is_concrete,
@@ -51,7 +51,7 @@ def descend(
     descent: Descent,
     sizes: Float[Array, " n"],
     data: PyTree,
-    pool: Batch,
+    pool: Draw,
     *,
     steps: int,
     progress: Callable[[int, int, float], Any] | None,
@@ -132,7 +132,7 @@ def _take_steps(
     *,
     first: Float[Array, " n"],
     data: PyTree,
-    pool: Batch,
+    pool: Draw,
     descent: Descent,
 ) -> DescentState:
     """The state after the steps of a span, which does not include its end.

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, PyTree
 
 from ...binding import Model, any_library, setup
 from ...core import (
-    Batch,
+    Draw,
     Params,
     Path,
     check_not_zero,
@@ -239,7 +239,7 @@ class _Step:
     gamma: float
 
     def __call__(
-        self, factors: Array, variables: Variables, batch: Batch, next_batch: Batch
+        self, factors: Array, variables: Variables, batch: Draw, next_batch: Draw
     ) -> tuple[Array, Array]:
         """The value on a batch and the next one, and its gradient."""
         batches = batch, next_batch
@@ -247,7 +247,7 @@ class _Step:
         return self.rescaling.objective.over_axis(inside)
 
     def _value_and_gradient(
-        self, factors: Array, variables: Variables, batches: tuple[Batch, Batch]
+        self, factors: Array, variables: Variables, batches: tuple[Draw, Draw]
     ) -> tuple[Array, Array]:
         """The value and its gradient; one reverse pass serves both kinds of steps."""
 
@@ -272,7 +272,7 @@ class _Step:
         return jnp.sum(jnp.stack(sums)).astype(jnp.float32)
 
     def _loss_after(
-        self, variables: Variables, batches: tuple[Batch, Batch], here: _Point
+        self, variables: Variables, batches: tuple[Draw, Draw], here: _Point
     ) -> Array:
         """The loss after a training step, the mean over two batches."""
         moved = self._moved(variables.params, here)

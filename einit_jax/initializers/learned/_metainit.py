@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, PyTree
 
 from ...binding import Model, any_library, setup
 from ...core import (
-    Batch,
+    Draw,
     as_number,
     check_not_zero,
     inverse,
@@ -183,8 +183,8 @@ class _Quotient:
         self,
         sizes: Array,
         data: tuple[Array, Variables],
-        batch: Batch,
-        next_batch: Batch,
+        batch: Draw,
+        next_batch: Draw,
     ) -> tuple[Array, Array]:
         """The quotient on a batch, and its gradient; `data` begins with first norms."""
         del next_batch

@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from ...core import (
-    Batch,
     Collections,
+    Draw,
     ModelArgs,
     Params,
     Path,
@@ -88,7 +88,7 @@ class Rescaling:
         return arrays
 
     def loss(
-        self, arrays: Mapping[Path, Array], variables: Variables, batch: Batch
+        self, arrays: Mapping[Path, Array], variables: Variables, batch: Draw
     ) -> Float[Array, ""]:
         """The loss with other arrays in the variables, in the dtypes of these."""
         params = restore_arrays(variables.params, arrays)
@@ -115,7 +115,7 @@ def rescale(
     return restore_arrays(params, rescaling.arrays(params, factors))
 
 
-def pool_batches(batches: Sequence[Batch]) -> Batch:
+def pool_batches(batches: Sequence[Draw]) -> Draw:
     """The batches along a new first axis.
 
     Raises:
@@ -132,7 +132,7 @@ def pool_batches(batches: Sequence[Batch]) -> Batch:
     return stack_batches(batches)
 
 
-def _batch_shapes(batch: Batch) -> tuple:
+def _batch_shapes(batch: Draw) -> tuple:
     """The structure of a batch, and the shapes and dtypes of its arrays."""
     leaves, tree = jax.tree.flatten(batch)
     return tree, [(jnp.shape(x), jnp.result_type(x)) for x in leaves]
