@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .binding import scaled as scaled
+    from .core import Batch as Batch
     from .core import Inputs as Inputs
     from .distinctness import distinct_targets as distinct_targets
     from .experiments import Comparison as Comparison
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ActivationStats",
+    "Batch",
     "Comparison",
     "CoordinateCheck",
     "History",

@@ -1,6 +1,7 @@
 """What all verbs do first: bind the model, draw batches, settle keys."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple, SupportsIndex
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..core import (
+    OF_MODEL,
     Collections,
     Draw,
     ModelArgs,
@@ -20,6 +22,7 @@ from ..core import (
     float_leaves,
     is_float,
     path_str,
+    split_batch,
     unboxed,
     vary_with,
 )
@@ -62,12 +65,14 @@ def setup(
     collections: Mapping[str, Any] | None = None,
     axis_name: str | None = None,
     draws: SupportsIndex = 1,
+    like: Callable | None = None,
     shapes: bool = False,
 ) -> Setup:
     """The arguments that verbs share (see `tune`), checked as far as they can be.
 
-    Verbs that need no loss pass `sum_of_means`, for a trace wants one; those that only
-    trace the model take the `shapes` of params, too.
+    Verbs that need no loss pass `sum_of_means`, for a trace wants one; the user's own,
+    which tells labels from inputs, is `like`. Those that only trace the model take the
+    `shapes` of params, too.
 
     Raises:
         TypeError, ValueError: what is no model, loss, method or function of inputs, or
@@ -78,7 +83,16 @@ def setup(
     objective = bind(model, loss_fn, method, axis_name)
     key = default_key() if key is None else checked_key(key)
     _check_params(params, input_fn, shapes)
-    batches = draw_batches(input_fn, key, rngs=rngs, batch_size=batch_size, draws=draws)
+    told_by = objective if like is None else bind(model, like, method, axis_name)
+    names = tuple(n for n in told_by.loss_arguments if like is None or n != OF_MODEL)
+    batches = draw_batches(
+        input_fn,
+        key,
+        rngs=rngs,
+        batch_size=batch_size,
+        draws=draws,
+        split=partial(split_batch, names=names),
+    )
     arrays = Arrays(params, dict(collections or {}), batches, key)
     return Setup(objective, vary_with(arrays, arrays))
 

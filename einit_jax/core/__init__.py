@@ -22,6 +22,13 @@ from ._cotangents import float_leaves as float_leaves
 from ._cotangents import link_cotangents as link_cotangents
 from ._cotangents import per_call as per_call
 from ._cotangents import scale_gradient as scale_gradient
+from ._drawn import OF_MODEL as OF_MODEL
+from ._drawn import Split as Split
+from ._drawn import begun_again as begun_again
+from ._drawn import endless as endless
+from ._drawn import is_loader as is_loader
+from ._drawn import replayed as replayed
+from ._drawn import split_batch as split_batch
 from ._lifted_axes import broadcast_per_layer as broadcast_per_layer
 from ._lifted_axes import find_lifted_axes as find_lifted_axes
 from ._lifted_axes import first_axis as first_axis
@@ -94,6 +101,7 @@ from ._placement import type_of as type_of
 from ._placement import varies as varies
 from ._placement import vary_with as vary_with
 from ._placement import zeros_of as zeros_of
+from ._types import Batch as Batch
 from ._types import Collections as Collections
 from ._types import Inputs as Inputs
 from ._types import JaxprEqn as JaxprEqn

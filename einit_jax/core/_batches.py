@@ -1,7 +1,7 @@
 """Batches, each with its random keys, and what draws them."""
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, SupportsIndex
 
@@ -9,17 +9,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ._drawn import (
+    Split,
+    as_arrays,
+    check_drawn,
+    generator_hint,
+    is_loader,
+    split_batch,
+    take_batches,
+)
 from ._numerics import is_concrete, is_float
 from ._placement import on_host
 from ._types import (
     Collections,
     Inputs,
     Params,
-    as_inputs,
     as_integer,
     checked_key,
     describe,
-    is_array,
     user_inputs,
 )
 
@@ -35,6 +42,8 @@ class Draw(NamedTuple):
     """The key that the loss gets."""
     rngs: Mapping[str, jax.Array]
     """A key for each random stream of the model."""
+    for_loss: Inputs = Inputs()
+    """Keywords that the loss gets of the batch: "labels", "batch"."""
 
 
 class ModelArgs(NamedTuple):
@@ -72,21 +81,26 @@ def draw_batches(
     rngs: Sequence[str] | Mapping[str, jax.Array] = (),
     batch_size: SupportsIndex | None = None,
     draws: SupportsIndex = 1,
+    split: Split = split_batch,
 ) -> tuple[Draw, ...]:
     """`draws` batches, each with a key for the loss and one for each random stream.
 
     Args:
-        input_fn: a function of a key (and of `batch_size`, if it names it), or a batch.
+        input_fn: a function of a key (and of `batch_size`, if it names it), a loader,
+            from which the first ones are taken, an iterator, or a batch.
         key: the key that all others are folded from.
         rngs: names of random streams, or keys by name.
         batch_size: passed on where `input_fn` names it.
         draws: the number of batches.
+        split: `split_batch`, with the names of what the loss takes.
 
     Raises:
-        TypeError: input_fn takes other arguments than a key (and batch_size), is an
-            iterator, or draws no arrays; rngs are no names and no keys by name.
+        TypeError: input_fn takes other arguments than a key (and batch_size), or draws
+            no arrays, or no labels that the loss wants; rngs are no names and no keys
+            by name.
         ValueError: draws or batch_size is no positive integer; batch_size is given and
-            input_fn takes none; a batch is empty.
+            input_fn takes none; a batch is empty, there are too few, or they differ in
+            shape.
     """
     count = as_integer(draws)
     if count is None or count < 1:
@@ -97,14 +111,43 @@ def draw_batches(
     own_keys = dict(rngs) if isinstance(rngs, Mapping) else {}
     streams = tuple(dict.fromkeys(("params", *_checked_streams(rngs))))
     keys = _batch_keys(checked_key(key), streams=streams, draws=count)
-    drawn = [_draw_inputs(input_fn, own.inputs, size) for own in keys]
-    said = "input_fn returned" if callable(input_fn) else "input_fn is"
-    for inputs in drawn:
-        _check_drawn(inputs, said)
-    return tuple(
-        Draw(as_inputs(inputs), own.loss, own.rngs | own_keys)
-        for inputs, own in zip(drawn, keys, strict=True)
-    )
+    if is_loader(input_fn):
+        _check_no_size(size, "brings batches of its own")
+        drawn, said = take_batches(input_fn, count), "input_fn gave"
+    else:
+        drawn = [as_arrays(_draw_inputs(input_fn, own.inputs, size)) for own in keys]
+        said = "input_fn returned" if callable(input_fn) else "input_fn is"
+    batches = []
+    for batch, own in zip(drawn, keys, strict=True):
+        check_drawn(batch, said)
+        inputs, for_loss = split(batch, said)
+        batches.append(Draw(inputs, own.loss, own.rngs | own_keys, for_loss))
+    _check_one_shape(batches)
+    return tuple(batches)
+
+
+def _check_no_size(batch_size: int | None, why: str) -> None:
+    """Raises a ValueError where a batch size is given that nobody takes."""
+    if batch_size is not None:
+        raise ValueError(f"batch_size is given, but input_fn {why}; leave it out")
+
+
+def _check_one_shape(batches: Sequence[Draw]) -> None:
+    """Raises a ValueError where batches differ in shape."""
+    types = [_types_of(batch) for batch in batches]
+    for batch, own in zip(batches, types, strict=True):
+        if own != types[0]:
+            raise ValueError(
+                f"input_fn drew {describe(batch.inputs)} after "
+                f"{describe(batches[0].inputs)}; batches take turns in one compiled "
+                "loop, so draw them all of one shape (drop the last, short one)"
+            )
+
+
+def _types_of(batch: Draw) -> tuple:
+    """The structure of a batch, and the shapes and dtypes of its arrays."""
+    leaves, tree = jax.tree.flatten(batch)
+    return tree, [(jnp.shape(x), jnp.result_type(x)) for x in leaves]
 
 
 def _checked_streams(rngs: Any) -> tuple[str, ...]:
@@ -123,33 +166,6 @@ def _checked_streams(rngs: Any) -> tuple[str, ...]:
     for name in rngs if isinstance(rngs, Mapping) else ():
         checked_key(rngs[name], f"rngs[{name!r}]")
     return tuple(names)
-
-
-def _check_drawn(drawn: Any, what: str) -> None:
-    """Raises where a batch holds no data.
-
-    Raises:
-        TypeError: it is no array, and no pytree of arrays.
-        ValueError: all of its arrays are empty.
-    """
-    iterator = isinstance(drawn, Iterator)  # of which jax warns
-    leaves: list[Any] = [drawn] if iterator else jax.tree.leaves(drawn)
-    is_leaf = len(leaves) == 1 and leaves[0] is drawn
-    if drawn is None or (is_leaf and not is_array(drawn)):
-        hint = "an array, a pytree of arrays, a tuple of arguments, or ei.Inputs(...)"
-        if isinstance(drawn, Iterable) and not isinstance(drawn, str):
-            hint += "; of an iterator pass one batch, or lambda key: next(iterator)"
-        shown = type(drawn).__name__
-        raise TypeError(
-            f"{what} {'None' if drawn is None else f'a {shown}'}, expected a batch: "
-            f"{hint}"
-        )
-    arrays: list[Any] = [leaf for leaf in leaves if is_array(leaf)]
-    sizes = [leaf.size for leaf in arrays if leaf.shape]
-    if sizes and not any(sizes):
-        raise ValueError(
-            f"{what} {describe(drawn)}, an empty batch; pass one with examples in it"
-        )
 
 
 def only_zeros(inputs: Inputs) -> bool:
@@ -214,10 +230,7 @@ def _batch_keys(
 def _draw_inputs(input_fn: Any, key: jax.Array, batch_size: int | None) -> Any:
     """What `input_fn` returns for a key, or itself where it is a batch."""
     if not callable(input_fn):
-        if batch_size is not None:
-            raise ValueError(
-                "batch_size is given, but input_fn is a concrete batch; leave it out"
-            )
+        _check_no_size(batch_size, "is a concrete batch")
         return input_fn
     try:
         parameters = inspect.signature(input_fn).parameters
@@ -238,6 +251,6 @@ def _draw_inputs(input_fn: Any, key: jax.Array, batch_size: int | None) -> Any:
     except TypeError as error:
         raise TypeError(
             f"input_fn takes ({', '.join(parameters)}), expected (key) or "
-            f"(key, batch_size): {error}"
+            f"(key, batch_size): {error}{generator_hint(input_fn)}"
         ) from None
     return input_fn(key, **keywords)

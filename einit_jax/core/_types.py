@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
@@ -135,6 +136,33 @@ class Inputs:
         inputs._treedef, inputs._static = treedef, static
         inputs.args, inputs.kwargs = jax.tree.unflatten(treedef, leaves)
         return inputs
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """A batch that says what of it the model takes and what its loss.
+
+    A function that draws batches may return it, and a loader give it. The model is
+    called with `inputs`; a loss that names `labels` gets `labels`, one that names
+    `batch` gets all of it. A pytree.
+
+    Example:
+        >>> import flax.linen as nn, jax, jax.numpy as jnp, einit_jax as ei
+        >>> model, x = nn.Dense(3), jnp.eye(6, 4)
+        >>> params = model.init(jax.random.key(0), x)["params"]
+        >>> def loss_fn(logits, labels):
+        ...     return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(6), labels])
+        >>> rows = [{"image": x, "label": jnp.arange(6) % 3}]
+        >>> loader = (ei.Batch(row["image"], row["label"]) for row in rows)
+        >>> list(ei.tune(model, params, loader, loss_fn))
+        ['input_grad', 'output', 'output_grad']
+    """
+
+    inputs: Any
+    """An array or pytree, the single argument; a tuple, several of them; `Inputs`."""
+    labels: Any = None
+    """What the loss compares outputs with: any pytree of arrays."""
 
 
 def as_inputs(drawn: Any) -> Inputs:

@@ -78,7 +78,7 @@ def distinct_targets(
     Args:
         model, params, input_fn, key, batch_size, method, rngs, collections, axis_name:
             as in `tune`.
-        loss_fn: not used; it is here for the signature that all verbs share.
+        loss_fn: not called; it tells labels from inputs, by the names that it has.
         amplification: the largest A of the outputs that is left alone, a number from
             1. Where that, or 1.2, cannot be reached, A is 1.1 times the least that can.
         include, exclude: glob patterns over unit paths, as they are given to `tune`;
@@ -107,7 +107,6 @@ def distinct_targets(
     Source: J. Martens et al., arXiv 2110.01765 (DKS), who set the slopes of C maps by
     changing activation functions; A stands for these slopes, measured.
     """
-    del loss_fn
     limit = checked_amplification(amplification)
     selection = unit_selection(include, exclude, 1.0)
     bound = setup(
@@ -121,6 +120,7 @@ def distinct_targets(
         rngs=rngs,
         collections=collections,
         axis_name=axis_name,
+        like=loss_fn,
     )
     check_not_zero(bound.arrays.batches)
     if not all(map(is_concrete, jax.tree.leaves(bound.arrays))):

@@ -11,6 +11,7 @@ from ..binding import Model, any_library, bind, setup, unscaled
 from ..core import (
     check_not_zero,
     optimizer_at_one,
+    replayed,
     usual_rules,
 )
 from ._comparer import Comparer, StrategyArguments
@@ -28,7 +29,7 @@ def compare(
     loss_fn: Callable,
     *,
     strategies: Mapping[str, Strategy] | None = None,
-    train: Callable[..., Any] | None = None,
+    train: Any = None,
     steps: SupportsIndex = 100,
     learning_rates: Sequence[float] = RATES,
     optimizer: Callable[[Any], optax.GradientTransformation] = optax.adam,
@@ -128,6 +129,8 @@ def compare(
     options = {n: v for n, v in shared.items() if v is not None and v != ()}
     if strategies is None:
         strategies = default_strategies(optimizer)
+    # every strategy sees the same batches, of a loader that shuffles, too
+    input_fn, train = replayed(input_fn), replayed(train)
     resolved = resolve_strategies(strategies, options, optimizer)
     bound = setup(
         model,

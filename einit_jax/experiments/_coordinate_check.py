@@ -17,6 +17,7 @@ from ..core import (
     checked_key,
     default_key,
     describe,
+    replayed,
     usual_rules,
 )
 from ..reporting import difference
@@ -112,6 +113,7 @@ def coordinate_check(
     options = {"batch_size": batch_size, "method": method, "rngs": rngs}
     options |= {"axis_name": axis_name}
     key = default_key() if key is None else checked_key(key)
+    input_fn = replayed(input_fn)  # the same batch at every width
     steps, seeds = index(steps), index(seeds)
     keys = [jax.random.fold_in(key, i) for i in range(seeds)]
 

@@ -21,6 +21,7 @@ from ..core import (
     check_not_zero,
     draw_batches,
     plain,
+    split_batch,
     unboxed,
 )
 from ..tuning import scale_updates, tune
@@ -71,7 +72,8 @@ class WidthSetup:
             method=options.pop("method"),
             axis_name=options.pop("axis_name"),
         )
-        (batch,) = draw_batches(self.input_fn, key, **options)
+        split = partial(split_batch, names=objective.loss_arguments)
+        (batch,) = draw_batches(self.input_fn, key, split=split, **options)
         check_not_zero([batch])
         params, collections = start or _initialize_model(
             key, batch, objective=objective, init_fn=self.init_fn

@@ -13,6 +13,7 @@ from jaxtyping import Float, PyTree
 
 from ..binding import Model, any_library, setup, unscaled
 from ..core import (
+    begun_again,
     check_not_zero,
     optimizer_at_one,
     unboxed,
@@ -176,7 +177,7 @@ def find_learning_rate(
     *,
     optimizer: Callable[[Any], optax.GradientTransformation] = optax.adam,
     scales: Mapping[str, Any] | None = None,
-    train: Callable[..., Any] | None = None,
+    train: Any = None,
     steps: SupportsIndex = 100,
     learning_rates: Sequence[float] = RATES_SEARCHED,
     seeds: SupportsIndex = 1,
@@ -256,6 +257,7 @@ def find_learning_rate(
             "all steps"
         )
     optimizer_at_one(optimizer)
+    input_fn, train = begun_again(input_fn), begun_again(train)
     bound = setup(
         model,
         params,

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import PyTree
 
-from ..binding import Model, is_model_type
+from ..binding import Model, is_model_type, setup, sum_of_means
 from ..core import Params, flatten, path_str, unboxed
 from ..initializers.classic import PRESETS, initialize, unit_params
 from ..initializers.layerwise import looks_linear, lsuv
@@ -76,8 +76,11 @@ def _preset_params(
     name: str,
     **options: Any,
 ) -> PyTree:
-    """Parameters by a preset, which needs no loss."""
-    return initialize(params, name, key, model=model, input_fn=input_fn, **options)
+    """Parameters by a preset, which needs no loss, and of inputs only the shapes."""
+    bound = setup(model, params, input_fn, sum_of_means, like=loss_fn, **options)
+    options = {n: v for n, v in options.items() if n != "batch_size"}
+    inside = {"model": model, "input_fn": bound.arrays.args.batch.inputs}
+    return initialize(params, name, key, **inside, **options)
 
 
 def resolve_strategies(

@@ -1,6 +1,5 @@
 """Training by any optimizer from one start, at several learning rates side by side."""
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,17 +15,15 @@ from jaxtyping import Array, Float, PyTree
 from ..binding import Setup
 from ..core import (
     Collections,
-    Draw,
     ModelArgs,
     Params,
     Partition,
-    as_inputs,
     as_integer,
     as_number,
     as_static,
     check_optimizer_factory,
-    draw_batches,
     flatten,
+    is_loader,
     plain,
     static_value,
     unboxed,
@@ -41,6 +38,7 @@ from ..units import (
     scaling,
 )
 from ._strategies import StartPoint
+from ._training_batches import TrainingBatch, TrainingBatches
 
 RATES = tuple(2.0**e for e in range(-12, 3))
 """The learning rates of `compare` by default."""
@@ -48,13 +46,6 @@ TAIL_SHARE = 10
 """The loss is the mean over the last steps, one out of so many."""
 LOOK = 10
 """After every so many steps, runs that have diverged end."""
-
-
-class TrainingBatch(NamedTuple):
-    """A batch to train on, and the keywords of the loss that belong to it."""
-
-    batch: Draw
-    loss_keywords: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -72,42 +63,11 @@ class TrainingSetup:
     rates: tuple[float, ...]
     steps: int
     collections: Collections
-    draw: Any
-    """A function that draws inputs, or a batch."""
-    paired: bool
-    """Whether `draw` returns pairs, of inputs and of keywords of the loss."""
-    rngs: Sequence[str] | Mapping[str, jax.Array]
-    batch_size: SupportsIndex | None
-
-    def draw_batch(self, key: jax.Array) -> TrainingBatch:
-        """The batch of a key.
-
-        Raises:
-            TypeError: `train` returned something other than a pair.
-        """
-        size = self.batch_size if self._takes_size() else None
-        (batch,) = draw_batches(self.draw, key, rngs=self.rngs, batch_size=size)
-        if not self.paired:
-            return TrainingBatch(batch, {})
-        pair = batch.inputs.args
-        if len(pair) != 2 or not isinstance(pair[1], Mapping):
-            raise TypeError(
-                "train must return a pair, inputs and a dict of keywords for loss_fn: "
-                "return images, {'labels': labels}"
-            )
-        inputs, keywords = pair
-        batch = batch._replace(inputs=as_inputs(inputs))
-        return TrainingBatch(batch, dict(keywords))
-
-    def _takes_size(self) -> bool:
-        """Whether `batch_size` is passed to `draw`; else it is for `input_fn` alone."""
-        return (
-            not self.paired or "batch_size" in inspect.signature(self.draw).parameters
-        )
+    batches: TrainingBatches
 
     def check(self, params: Params, key: jax.Array) -> None:
         """Raises where the model, its loss or the optimizer cannot take a batch."""
-        batch, keywords = self.draw_batch(key)
+        batch, keywords = self.batches.draw(key)
         objective = self.objective.with_loss_keywords(keywords)
         objective.trace(ModelArgs(params, self.collections, batch))
         rate = jnp.float32(self.rates[0])
@@ -132,8 +92,9 @@ class TrainingSetup:
         begin = partial(_begin_run, optimizer=self.optimizer)
         runs = {i: begin(rates[i], start) for i in range(len(rates))}
         values: list[list[Any]] = [[] for _ in rates]
-        for t in range(self.steps):
-            batch = self.draw_batch(jax.random.fold_in(key, t))
+        for t, batch in zip(
+            range(self.steps), self.batches.of_steps(key), strict=False
+        ):
             for i, run in runs.items():
                 runs[i], value = _step_run(
                     run,
@@ -165,15 +126,14 @@ def training_of(
     """
     args = bound.arrays.args
     bound.objective.trace(args)
+    own = {"source": input_fn if train is None else train, "paired": train is not None}
     training = TrainingSetup(
         objective=bound.objective,
         optimizer=as_static(optimizer),
         rates=tuple(map(float, rates)),
         steps=index(steps),
         collections=args.collections,
-        draw=train or input_fn,
-        paired=train is not None,
-        **drawing,
+        batches=TrainingBatches(bound.objective, **own, **drawing),
     )
     training.check(args.params, bound.arrays.key)
     return training
@@ -268,10 +228,11 @@ def check_training_arguments(
     *, train: Any, steps: Any, learning_rates: Any, optimizer: Any, seeds: Any
 ) -> None:
     """Raises where an argument that says how to train is wrong."""
-    if train is not None and not callable(train):
+    if train is not None and not callable(train) and not is_loader(train):
         raise TypeError(
             f"train is a {type(train).__name__}, expected a function of a key that "
-            "returns inputs and a dict of keywords for loss_fn"
+            "returns inputs and labels, or inputs and a dict of keywords for loss_fn; "
+            "or a loader of such"
         )
     check_optimizer_factory(optimizer)
     for name, value in (("steps", steps), ("seeds", seeds)):

@@ -55,7 +55,7 @@ class LinenObjective:
     method: Any
     axis_name: str | None
     loss_arguments: tuple[str, ...]
-    """The parameters besides the outputs that loss_fn wants: "key", "inputs"."""
+    """The parameters besides the outputs that loss_fn wants."""
 
     convolution_transposes = (nn.ConvTranspose,)
 

@@ -4,19 +4,21 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, get_type_hints
 
 import jax
 from flax import nnx
 
-from ..objectives import loss_arguments
+from ..core import OF_MODEL
+from ..objectives import OF_BATCH, OF_DRAW, loss_arguments
 from ..units import UnitKey
 from ._functional import NnxModel
 from ._hooks import Handler, Hook, HookedCall, current_trace
 from ._nodes import Keys
 
-OF_MODEL = "model"
-"""What `wanted_by_loss` says of a loss that calls the model itself."""
+MODELS = ("model", "module", "net", "network")
+OUTPUTS = ("outputs", "output", "out", "logits", "predictions", "preds", "y", "y_pred")
+"""Names of the first argument of a loss that tell what it is."""
 ROOT: UnitKey = ((), "")
 """The key of what the model's own calls return."""
 
@@ -25,7 +27,11 @@ def wanted_by_loss(loss_fn: Any) -> tuple[str, ...]:
     """What a loss wants besides the outputs; `OF_MODEL` where it is NNX's own kind.
 
     That one has two arguments without defaults, of which the second has no name that we
-    give: `key`, `inputs`.
+    give (`key`, `inputs`, `labels`), or is `batch` and the first one is a model, by its
+    name or annotation.
+
+    Raises:
+        TypeError: nothing tells whether the first one is the model or its outputs.
     """
     try:
         parameters = list(inspect.signature(loss_fn).parameters.values())
@@ -33,10 +39,40 @@ def wanted_by_loss(loss_fn: Any) -> tuple[str, ...]:
         return loss_arguments(loss_fn)
     bound = getattr(loss_fn, "keywords", {})
     free = [p for p in parameters if p.default is p.empty and p.name not in bound]
-    names = [p.name for p in free if p.kind < p.VAR_POSITIONAL]
-    if len(names) == 2 and names[1] not in ("key", "inputs"):
+    free = [p for p in free if p.kind < p.VAR_POSITIONAL]
+    if len(free) != 2:
+        return loss_arguments(loss_fn)
+    first, second = free
+    if second.name not in (*OF_DRAW, *OF_BATCH):
         return (OF_MODEL,)
-    return loss_arguments(loss_fn)
+    of_model = _is_model(first, loss_fn)
+    shown = f"loss_fn takes ({first.name}, {second.name})"
+    if second.name != "batch":
+        if of_model:
+            raise TypeError(
+                f"{shown}, expected (model, batch), or (outputs, {second.name}): what "
+                "calls the model gets the whole batch"
+            )
+        return loss_arguments(loss_fn)
+    if of_model is None:
+        raise TypeError(
+            f"{shown}, which does not tell whether it calls the model; name the first "
+            "argument model or outputs: (model, batch) or (outputs, batch)"
+        )
+    return (OF_MODEL,) if of_model else loss_arguments(loss_fn)
+
+
+def _is_model(parameter: inspect.Parameter, loss_fn: Any) -> bool | None:
+    """Whether a loss takes a model there, and no outputs; None: nothing tells."""
+    try:
+        annotation = get_type_hints(loss_fn).get(parameter.name)
+    except Exception:  # of names that are not to be found, of a partial
+        annotation = None
+    if isinstance(annotation, type):
+        return issubclass(annotation, nnx.Module)
+    if parameter.name in MODELS:
+        return True
+    return False if parameter.name in OUTPUTS or annotation else None
 
 
 @partial(

@@ -11,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from ..core import (
+    OF_MODEL,
     Collections,
     Draw,
     Inputs,
@@ -35,7 +36,7 @@ from ..units import Interception, ModelGraph, Unit, UnitKey
 from ._functional import NnxModel
 from ._hooks import Hook, Run, running
 from ._interception import captured_outputs, hook_modules, intercepted
-from ._loss_of_model import OF_MODEL, call_loss, wanted_by_loss, with_root
+from ._loss_of_model import call_loss, wanted_by_loss, with_root
 from ._nodes import is_node
 from ._tracing import marking_hooks, trace_marked
 
@@ -50,8 +51,8 @@ class NnxObjective:
     method: Any
     axis_name: str | None
     loss_arguments: tuple[str, ...]
-    """The parameters besides the outputs that loss_fn wants: "key", "inputs"; or that
-    it is a function of the model and a batch: `OF_MODEL`."""
+    """The parameters besides the outputs that loss_fn wants; or that it is a function
+    of the model and a batch: `OF_MODEL`."""
 
     convolution_transposes = (nnx.ConvTranspose,)
 

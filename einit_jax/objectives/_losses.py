@@ -8,8 +8,17 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..core import Draw, describe, user_inputs
+from ..core import OF_MODEL, Draw, describe, user_inputs
 from ._explanations import add_note
+
+OF_DRAW = ("key", "inputs")
+OF_BATCH = ("labels", "batch")
+"""What a loss may take besides the outputs."""
+NO_PARAMS = (
+    "the gradient of a penalty on params reaches each parameter past its unit, where "
+    "no factor multiplies it, so the sum would not be scaled as one; leave it out, and "
+    "decay weights in the optimizer: optax.add_decayed_weights"
+)
 
 
 def checked_loss(
@@ -28,6 +37,7 @@ def checked_loss(
             it is, with a note.
     """
     known = {"key": batch.key, "inputs": user_inputs(batch.inputs)}
+    known |= batch.for_loss.kwargs
     try:
         loss = loss_fn(outputs, **{name: known[name] for name in arguments})
     except Exception as error:
@@ -45,7 +55,9 @@ def checked_loss(
 
 
 def loss_arguments(loss_fn: Callable) -> tuple[str, ...]:
-    """Which of "key" and "inputs" a loss names.
+    """Which of "key", "inputs", "labels" and "batch" a loss names.
+
+    The latter two only where they have no default: that binds labels of one's own.
 
     Raises:
         TypeError: it is no function, or demands other arguments.
@@ -62,15 +74,25 @@ def loss_arguments(loss_fn: Callable) -> tuple[str, ...]:
     named = [p for p in parameters[1:] if p.kind not in variadic]
     bound = getattr(loss_fn, "keywords", {})  # by functools.partial
     named = [p for p in named if p.name not in bound]
-    wanted = tuple(p.name for p in named if p.name in ("key", "inputs"))
-    extra = [p.name for p in named if p.name not in wanted and p.default is p.empty]
-    if extra or not parameters:
+    demanded = [p.name for p in named if p.default is p.empty]
+    wanted = [p.name for p in named if p.name in OF_DRAW]
+    wanted += [name for name in demanded if name in OF_BATCH]
+    extra = [name for name in demanded if name not in wanted]
+    shown = ", ".join(p.name for p in parameters)
+    if "params" in extra:
+        raise TypeError(f"loss_fn takes ({shown}); {NO_PARAMS}")
+    if extra or not parameters or parameters[0].name in OF_BATCH:
         raise TypeError(
-            f"loss_fn takes ({', '.join(p.name for p in parameters)}), expected "
-            "(outputs) and, if it needs them, arguments named key and inputs; bind "
-            "others with functools.partial"
+            f"loss_fn takes ({shown}), expected (outputs) and, if it needs them, "
+            "arguments named labels, batch, key and inputs; bind others with "
+            "functools.partial"
         )
-    return wanted
+    if parameters[0].name == OF_MODEL and "batch" in wanted:
+        raise TypeError(
+            f"loss_fn takes ({shown}), as losses of flax.nnx do that call the model; "
+            "expected (outputs, batch), and outputs are those of the model"
+        )
+    return tuple(wanted)
 
 
 def check_loss_keywords(loss_fn: Callable, keywords: Mapping[str, Any]) -> None:

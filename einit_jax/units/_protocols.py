@@ -98,6 +98,11 @@ class Objective(Protocol):
         ...
 
     @property
+    def loss_arguments(self) -> tuple[str, ...]:
+        """What the loss takes besides outputs, by name (see `core.split_batch`)."""
+        ...
+
+    @property
     def convolution_transposes(self) -> tuple[type, ...]:
         """The classes of the library's transposed convolutions."""
         ...

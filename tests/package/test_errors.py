@@ -197,9 +197,9 @@ SHARED = [
     ),
     (
         "loss_arguments",
-        {"loss_fn": lambda y, labels: to_one(y - labels)},
+        {"loss_fn": lambda y, weights: to_one(y - weights)},
         TypeError,
-        ["(y, labels)", "functools.partial"],
+        ["(y, weights)", "named labels, batch, key and inputs", "functools.partial"],
     ),
     ("loss_no_argument", {"loss_fn": lambda: 1.0}, TypeError, ["loss_fn", "(outputs)"]),
     # draws

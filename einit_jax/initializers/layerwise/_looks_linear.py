@@ -97,7 +97,7 @@ def looks_linear(
     Args:
         model, params, input_fn, key, batch_size, method, rngs, collections, axis_name:
             as in `tune`. The key draws the weights too.
-        loss_fn: not used; it is here for the signature that all strategies share.
+        loss_fn: not called; it tells labels from inputs, by the names that it has.
         amplification: the largest A of the outputs that is left alone, a number from
             1. Where that, or the 1.2 of smaller outputs, cannot be reached, A is 1.1
             times the least that can.
@@ -129,7 +129,6 @@ def looks_linear(
     2110.01765 (DKS), and G. Zhang et al., arXiv 2203.08120 (TAT), whose slopes of C
     maps A stands for: they change activation functions and follow maps by hand.
     """
-    del loss_fn
     limit = checked_amplification(amplification)
     if not isinstance(with_report, bool):
         raise TypeError(f"with_report is {with_report!r}, expected True or False")
@@ -145,6 +144,7 @@ def looks_linear(
         rngs=rngs,
         collections=collections,
         axis_name=axis_name,
+        like=loss_fn,
     )
     check_not_zero(bound.arrays.batches)
     return _start(bound, selection, limit, with_report)

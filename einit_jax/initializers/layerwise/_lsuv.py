@@ -80,7 +80,7 @@ def lsuv(
     Args:
         model, params, input_fn, key, batch_size, method, rngs, collections, axis_name:
             as in `tune`. The key draws the weights too.
-        loss_fn: not used; it is here for the signature that all strategies share.
+        loss_fn: not called; it tells labels from inputs, by the names that it has.
         target: the variance of each layer's output (not its deviation), or patterns
             with their variances (first match; 1 for others).
         center: set biases such that each channel has mean 0 over the batch, before the
@@ -121,7 +121,6 @@ def lsuv(
     1602.07868, section 3. There it takes one run of the model for each layer, and
     embeddings, shared weights and recurrence are not treated.
     """
-    del loss_fn
     _check_flags(center=center, orthogonal=orthogonal)
     selection = unit_selection(include, exclude, target)
     stopping = checked_stopping(max_sweeps, tolerance)
@@ -136,6 +135,7 @@ def lsuv(
         rngs=rngs,
         collections=collections,
         axis_name=axis_name,
+        like=loss_fn,
     )
     check_not_zero(bound.arrays.batches)
     args = bound.arrays.args

@@ -30,7 +30,6 @@ from ._rescaling import (
     Variables,
     float_arrays,
     make_rescaling,
-    pool_batches,
     rescale,
 )
 
@@ -174,7 +173,7 @@ def gradinit(
         Descent(step, _adam(learning_rate), alpha_min),
         jnp.ones_like(rescaling.sizes(params)),
         Variables(params, arrays.collections),
-        pool_batches(arrays.batches),
+        stack_batches(arrays.batches),
         steps=index(steps),
         progress=progress,
     )

@@ -17,6 +17,7 @@ from ...core import (
     as_number,
     check_not_zero,
     inverse,
+    stack_batches,
     unfused,
     usual_rules,
     widen,
@@ -27,7 +28,6 @@ from ._rescaling import (
     Rescaling,
     Variables,
     make_rescaling,
-    pool_batches,
     rescale,
 )
 
@@ -156,7 +156,7 @@ def metainit(
         Descent(_Quotient(rescaling, epsilon), rule, LEAST_NORM),
         first,
         (first, Variables(params, arrays.collections)),
-        pool_batches(arrays.batches),
+        stack_batches(arrays.batches),
         steps=index(steps),
         progress=progress,
     )

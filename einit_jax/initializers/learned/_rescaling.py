@@ -18,7 +18,6 @@ from ...core import (
     Path,
     as_patterns,
     broadcast_per_layer,
-    describe,
     flatten,
     is_float,
     layers_first,
@@ -27,7 +26,6 @@ from ...core import (
     owner_of,
     path_str,
     rms,
-    stack_batches,
     unboxed,
     widen,
     with_leaves,
@@ -113,29 +111,6 @@ def rescale(
 ) -> PyTree:
     """Params with each scaled array times its factor."""
     return restore_arrays(params, rescaling.arrays(params, factors))
-
-
-def pool_batches(batches: Sequence[Draw]) -> Draw:
-    """The batches along a new first axis.
-
-    Raises:
-        ValueError: they differ in shape.
-    """
-    shapes = [_batch_shapes(batch) for batch in batches]
-    for i, shape in enumerate(shapes):
-        if shape != shapes[0]:
-            raise ValueError(
-                f"input_fn drew {describe(batches[i].inputs)} after "
-                f"{describe(batches[0].inputs)}; batches take turns in one compiled "
-                "loop, so draw them all of one shape (drop the last, short one)"
-            )
-    return stack_batches(batches)
-
-
-def _batch_shapes(batch: Draw) -> tuple:
-    """The structure of a batch, and the shapes and dtypes of its arrays."""
-    leaves, tree = jax.tree.flatten(batch)
-    return tree, [(jnp.shape(x), jnp.result_type(x)) for x in leaves]
 
 
 def float_arrays(params: Params) -> dict[Path, Array]:

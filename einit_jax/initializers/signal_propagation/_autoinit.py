@@ -87,7 +87,7 @@ def autoinit(
         model, params, input_fn, key, batch_size, method, rngs, collections, axis_name:
             as in `tune`. Of params the shapes count, and the values of what is no
             weight.
-        loss_fn: not used; strategies have one signature.
+        loss_fn: not called; it tells labels from inputs, by the names that it has.
         signal_variance: of every product, positive.
         input_mean, input_var: of floating inputs, taken as independent Gaussians; None
             for both: the values in one batch of `input_fn`, with their correlations.
@@ -149,6 +149,7 @@ def autoinit(
         rngs=rngs,
         collections=collections,
         axis_name=axis_name,
+        like=loss_fn,
     )
     arrays, moments = bound.arrays, None
     traced = trace_for_propagation(bound.objective, arrays.args, pairs)
