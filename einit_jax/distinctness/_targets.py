@@ -77,8 +77,10 @@ def distinct_targets(
 
     Args:
         model, params, input_fn, key, batch_size, method, rngs, collections, axis_name:
-            as in `tune`.
-        loss_fn: not called; it tells labels from inputs, by the names that it has.
+            as in `tune`: `input_fn(key)` draws a batch, or is a loader or a batch; of a
+            `Batch` the model takes the inputs.
+        loss_fn: not called; where it names `labels` or `batch`, batches are pairs
+            (inputs, labels).
         amplification: the largest A of the outputs that is left alone, a number from
             1. Where that, or 1.2, cannot be reached, A is 1.1 times the least that can.
         include, exclude: glob patterns over unit paths, as they are given to `tune`;

@@ -64,18 +64,21 @@ def compare(
 
     Args:
         model, params, input_fn, loss_fn, batch_size, method, rngs, collections,
-            axis_name: as in `tune`; strategies are given them, and the pillars are
-            measured with them.
+            axis_name: as in `tune`: `input_fn(key)` draws a batch, or is a loader
+            or a batch; `loss_fn(outputs, labels)` gets labels of pairs (x, y) and of
+            `Batch`. Strategies are given them, and the pillars are measured with them.
         strategies: by the names that the table gives them: functions (model, params,
             input_fn, loss_fn, *, key, ...) that return parameters, such as `ei.lsuv`;
             `ei.tune`; presets of `initialize` by name; None for params as they are.
             Default: params as they are, "pytorch", "keras", "he_normal", `lsuv`,
             `autoinit`, `tune`, and `looks_linear` and `unit_params` tuned.
-        train: `train(key)` draws a batch to train on and the keywords of `loss_fn` that
-            belong to it: `return images, {"labels": labels}`, for a loss such as
-            `functools.partial(cross_entropy, labels=...)`. It is called outside of jit,
-            once a step. None: `input_fn` and `loss_fn` with a new key at each step; a
-            concrete batch is trained on as a whole.
+        train: what to train on, if not on what `input_fn` gives: a function of a key
+            or a loader, of batches with labels, or with keywords of `loss_fn`: `return
+            images, {"labels": labels}`, for a loss such as
+            `functools.partial(cross_entropy, labels=...)`. A function gets a new key at
+            each step. A loader's batches come in turn, pass after pass, and are kept in
+            memory, so that all strategies see the same ones. A concrete batch of
+            `input_fn` is trained on as a whole.
         steps: of training, at least 1.
         learning_rates: positive numbers, a run for each. The models of all rates are in
             memory together.

@@ -205,15 +205,18 @@ def find_learning_rate(
 
     Args:
         model, params, input_fn, loss_fn, key, batch_size, method, rngs, collections,
-            axis_name: as in `tune`.
+            axis_name: as in `tune`: `input_fn(key)` draws a batch, or is a loader
+            or a batch; `loss_fn(outputs, labels)` gets labels of pairs (x, y) and of
+            `Batch`.
         optimizer: a function of the learning rate (`optax.adam`, or a `partial` of
             `optax.sgd`); it gets a traced rate.
         scales: of `tune`: the scaled model is trained, with `scale_updates` where they
             have `update` factors. None: the model as it is.
-        train: `train(key)` draws a batch to train on and the keywords of `loss_fn` that
-            belong to it: `return images, {"labels": labels}`. None: `input_fn` and
-            `loss_fn` with a new key at each step; a concrete batch is trained on as a
-            whole.
+        train: what to train on, if not on what `input_fn` gives: a function of a key
+            or a loader, of batches with labels, or with keywords of `loss_fn`: `return
+            images, {"labels": labels}`. A function gets a new key at each step, a
+            loader's batches come in turn, pass after pass. A concrete batch of
+            `input_fn` is trained on as a whole.
         steps: of training, at least 1.
         learning_rates: positive numbers, a run for each; powers of two by default, from
             2^-16 to 2^3.

@@ -10,7 +10,7 @@ import jax
 from flax import nnx
 
 from ..core import OF_MODEL
-from ..objectives import OF_BATCH, OF_DRAW, loss_arguments
+from ..objectives import NAMES, loss_arguments
 from ..units import UnitKey
 from ._functional import NnxModel
 from ._hooks import Handler, Hook, HookedCall, current_trace
@@ -43,7 +43,7 @@ def wanted_by_loss(loss_fn: Any) -> tuple[str, ...]:
     if len(free) != 2:
         return loss_arguments(loss_fn)
     first, second = free
-    if second.name not in (*OF_DRAW, *OF_BATCH):
+    if second.name not in NAMES:
         return (OF_MODEL,)
     of_model = _is_model(first, loss_fn)
     shown = f"loss_fn takes ({first.name}, {second.name})"

@@ -5,8 +5,7 @@ Imports `core`, `units`. Start at `_losses`."""
 from ._checks import check_call_options as check_call_options
 from ._checks import check_traced as check_traced
 from ._explanations import explained as explained
-from ._losses import OF_BATCH as OF_BATCH
-from ._losses import OF_DRAW as OF_DRAW
+from ._losses import NAMES as NAMES
 from ._losses import checked_loss as checked_loss
 from ._losses import loss_arguments as loss_arguments
 from ._losses import with_keywords as with_keywords

@@ -14,6 +14,8 @@ from ._explanations import add_note
 OF_DRAW = ("key", "inputs")
 OF_BATCH = ("labels", "batch")
 """What a loss may take besides the outputs."""
+NAMES = (*OF_DRAW, *OF_BATCH, "params")
+"""What tells a loss of outputs; the last one is refused."""
 NO_PARAMS = (
     "the gradient of a penalty on params reaches each parameter past its unit, where "
     "no factor multiplies it, so the sum would not be scaled as one; leave it out, and "

@@ -4,8 +4,10 @@ from typing import Any, NamedTuple
 
 import optax
 
-from ..core import Stopping, optimizer_at_one
-from ..units import UnitSelection
+from ..core import Params, Stopping, optimizer_at_one
+from ..graph import Regions, find_regions, multiplying
+from ..units import ModelGraph, Objective, UnitSelection, owners
+from ._state import SweepSpec
 
 RULE_CHOICES = {"gradients": ("exact", "unit", "plain"), "update": ("total", "local")}
 """The rules of pillars 2 and 3 by name, the default first."""
@@ -69,3 +71,30 @@ def _rules_like(rules: Rules, like: str) -> Rules:
                 f"{getattr(rules, name)!r}; give one"
             )
     return rules._replace(**RULES_LIKE[like])
+
+
+def sweep_spec(
+    objective: Objective, options: TuneOptions, graph: ModelGraph, params: Params
+) -> tuple[SweepSpec, Regions | None]:
+    """What a sweep is to solve for, and the regions where gradients are exact."""
+    units = options.selection.among(graph.units, graph.movable)
+    gradients, update, optimizer = options.rules
+    by_step = optimizer is not None or update == "total"
+    raw = options.selection.raw_among(graph.units, graph.movable) if by_step else ()
+    asked = gradients == "exact" or (bool(raw) and optimizer is None)
+    regions = find_regions(graph, list(units)) if asked else None
+    inside = {} if regions is None else regions.raw_by_update()
+    regions = regions if gradients == "exact" else None
+    spec = SweepSpec(
+        objective,
+        options.stopping,
+        units,
+        regions=None if regions is None or regions.is_chain() else regions,
+        movers=owners(params, (*units, *raw)),
+        counted=multiplying(graph, (*units, *raw)),
+        raw_inside=inside,
+        plain=gradients == "plain",
+        repeat_under_potentials=options.repeat_under_potentials,
+        wide=options.wide,
+    )
+    return spec, regions

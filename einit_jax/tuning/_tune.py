@@ -21,22 +21,20 @@ from ..core import (
     over_batches,
     usual_rules,
 )
-from ..graph import find_regions, multiplying
 from ..units import (
     Objective,
     UnitKey,
     check_measurable,
     ones,
-    owners,
     put_probes,
     to_tree,
     unit_selection,
     zero_candidates,
 )
 from ..verification import Alignment, Verdict, align_gradients, judge, output_sizes
-from ._options import TuneOptions, resolve_rules
+from ._options import TuneOptions, resolve_rules, sweep_spec
 from ._solve import is_misled, over_draws, solve
-from ._state import Findings, SweepSpec
+from ._state import Findings
 from ._update_factors import add_update_factors, keep_in_range, rescale_to_total
 
 
@@ -123,11 +121,27 @@ def tune(
         model: a module of Linen or NNX, or a scaled one; it is not changed.
         params: its parameters; plain or frozen dicts, boxed, sharded. Of an NNX model
             None, its own (`nnx.Param`), or an `nnx.State` of what counts as such.
-        input_fn: `input_fn(key)` draws a batch: an array or pytree (the single
-            argument), a tuple (positional arguments), or `Inputs`. A concrete batch is
-            taken as it is. It is called outside of jit and need not be traceable.
-        loss_fn: `loss_fn(outputs)`, a floating scalar; receives `key` and `inputs` if
-            it names them; of an NNX model `loss_fn(model, batch)`, too. It is traced.
+        input_fn: where batches come from; nothing of it need be traceable.
+
+            - A function, `input_fn(key)`, that draws one.
+            - A loader: PyTorch's, grain's, one of `tf.data`, a generator, whatever is
+              iterated and is no pytree. The first `draws` batches are taken, anew in
+              each call; an iterator goes on from where it is, and what is taken is
+              gone. Tensors become arrays.
+            - One batch, taken as it is.
+
+            A batch is an array or pytree (the single argument of the model), a tuple
+            (positional arguments), `Inputs`, or `Batch(inputs, labels)`. Where the loss
+            names `labels` or `batch`, a tuple or list of two is (inputs, labels), and
+            anything else has to be a `Batch`: of dicts nothing is guessed.
+        loss_fn: `loss_fn(outputs)`, a floating scalar; it is traced. It gets what it
+            names besides: `labels`; `batch`, the inputs with the labels as they were
+            drawn (both only without a default); `key`; `inputs`. Of an NNX model
+            `loss_fn(model, batch)`, too, on any batch; with a second argument `batch`
+            the first one says which it is, by its name (`model`, `outputs`, `logits`,
+            ...) or annotation. `params` are refused: the gradient of a penalty reaches
+            a parameter past its unit, so no factor scales the sum by one number. Decay
+            weights in the optimizer, `optax.add_decayed_weights`.
         key: a random key, for the batch, the loss, `rngs` and probe draws; the same key
             gives the same scales. Default `jax.random.key(0)`.
         batch_size: passed on where input_fn accepts it (64 where it demands one).
@@ -196,18 +210,9 @@ def tune(
     stopping = checked_stopping(max_sweeps, tolerance)
     rules = resolve_rules(gradients, update, like, optimizer)
     bound = setup(
-        model,
-        params,
-        input_fn,
-        loss_fn,
-        key=key,
-        batch_size=batch_size,
-        method=method,
-        rngs=rngs,
-        collections=collections,
-        axis_name=axis_name,
-        draws=draws,
-    )
+        model, params, input_fn, loss_fn, key=key, batch_size=batch_size, method=method,
+        rngs=rngs, collections=collections, axis_name=axis_name, draws=draws,
+    )  # fmt: skip
     check_not_zero(bound.arrays.batches)
     if isinstance(optimizer, optax.GradientTransformation):
         check_learning_rate(optimizer, params)
@@ -246,29 +251,10 @@ def _tune_compiled(
     """The scales of all batches together, what was finite, what the referee says."""
     graph = objective.trace(arrays.args)
     check_measurable(graph.units)
-    units = options.selection.among(graph.units, graph.movable)
     params, _ = put_probes(arrays.params, graph, arrays.key, zeros)
-    gradients, update, optimizer = options.rules
-    by_step = optimizer is not None or update == "total"
-    raw = options.selection.raw_among(graph.units, graph.movable) if by_step else ()
-    asked = gradients == "exact" or (bool(raw) and optimizer is None)
-    regions = find_regions(graph, list(units)) if asked else None
-    inside = {} if regions is None else regions.raw_by_update()
-    regions = regions if gradients == "exact" else None
-    moving = owners(params, (*units, *raw))
-    spec = SweepSpec(
-        objective,
-        options.stopping,
-        units,
-        regions=None if regions is None or regions.is_chain() else regions,
-        movers=moving,
-        counted=multiplying(graph, (*units, *raw)),
-        raw_inside=inside,
-        plain=gradients == "plain",
-        repeat_under_potentials=options.repeat_under_potentials,
-        wide=options.wide,
-    )
-    total = update == "total"
+    spec, regions = sweep_spec(objective, options, graph, params)
+    units, total = spec.units, options.rules.update == "total"
+    optimizer = options.rules.optimizer
 
     def run(batch: Draw) -> tuple[dict, Findings, dict[UnitKey, jax.Array]]:
         args = ModelArgs(params, arrays.collections, batch)

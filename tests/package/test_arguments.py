@@ -40,7 +40,7 @@ SHARED = [
     ({"input_fn": X[:0]}, ValueError, r"input_fn is float32\[0, 8\], an empty batch"),
     ({"input_fn": lambda key: X[:0]}, ValueError, r"input_fn returned float32\[0, 8\]"),
     ({"input_fn": iter([])}, ValueError, "is a list_iterator that gives no batch"),
-    ({"input_fn": range(3)}, TypeError, "input_fn gave a int, expected a batch"),
+    ({"input_fn": range(9)}, TypeError, "input_fn gave a int, expected a batch"),
     ({"input_fn": lambda key: iter([X])}, TypeError, "returned a list_iterator"),
     ({"input_fn": lambda key: None}, TypeError, "input_fn returned None, expected a"),
     ({"input_fn": "mnist"}, TypeError, "input_fn is a str, expected a batch"),

@@ -97,8 +97,10 @@ def initialize(
             sequence of pairs from selectors to values.
         key: a random key; every array draws by a key of its own path.
         model: the model that the parameters are of.
-        input_fn: as in `tune`; likewise `batch_size`, `method`, `rngs`, `collections`
-            and `axis_name`. The model is traced, not run.
+        input_fn: `input_fn(key)` draws inputs, or it is a loader or a batch. A tuple is
+            several arguments; of a `Batch` the inputs count. `batch_size`, `method`,
+            `rngs`, `collections`, `axis_name`: as in `tune`. The model is traced, not
+            run.
 
     Returns:
         The same tree with other values, in the same dtypes and shardings; arrays of

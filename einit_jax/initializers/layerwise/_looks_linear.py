@@ -96,8 +96,10 @@ def looks_linear(
 
     Args:
         model, params, input_fn, key, batch_size, method, rngs, collections, axis_name:
-            as in `tune`. The key draws the weights too.
-        loss_fn: not called; it tells labels from inputs, by the names that it has.
+            as in `tune`: `input_fn(key)` draws a batch, or is a loader or a batch; of a
+            `Batch` the model takes the inputs. The key draws the weights too.
+        loss_fn: not called; where it names `labels` or `batch`, batches are pairs
+            (inputs, labels).
         amplification: the largest A of the outputs that is left alone, a number from
             1. Where that, or the 1.2 of smaller outputs, cannot be reached, A is 1.1
             times the least that can.

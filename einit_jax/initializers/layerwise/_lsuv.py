@@ -79,8 +79,10 @@ def lsuv(
 
     Args:
         model, params, input_fn, key, batch_size, method, rngs, collections, axis_name:
-            as in `tune`. The key draws the weights too.
-        loss_fn: not called; it tells labels from inputs, by the names that it has.
+            as in `tune`: `input_fn(key)` draws a batch, or is a loader or a batch; of a
+            `Batch` the model takes the inputs. The key draws the weights too.
+        loss_fn: not called; where it names `labels` or `batch`, batches are pairs
+            (inputs, labels).
         target: the variance of each layer's output (not its deviation), or patterns
             with their variances (first match; 1 for others).
         center: set biases such that each channel has mean 0 over the batch, before the

@@ -90,7 +90,9 @@ def gradinit(
 
     Args:
         model, params, input_fn, loss_fn, key, batch_size, method, rngs, collections,
-            axis_name: as in `tune`.
+            axis_name: as in `tune`: `input_fn(key)` draws a batch, or is a loader
+            or a batch; `loss_fn(outputs, labels)` gets labels of pairs (x, y) and of
+            `Batch`.
         include: patterns of array paths that get a factor; None: all.
         exclude: patterns of arrays whose factor stays 1.
         draws: the number of batches, which take turns.

@@ -85,9 +85,11 @@ def autoinit(
 
     Args:
         model, params, input_fn, key, batch_size, method, rngs, collections, axis_name:
-            as in `tune`. Of params the shapes count, and the values of what is no
-            weight.
-        loss_fn: not called; it tells labels from inputs, by the names that it has.
+            as in `tune`: `input_fn(key)` draws a batch, or is a loader or a batch; of a
+            `Batch` the model takes the inputs. Of params the shapes count, and the
+            values of what is no weight.
+        loss_fn: not called; where it names `labels` or `batch`, batches are pairs
+            (inputs, labels).
         signal_variance: of every product, positive.
         input_mean, input_var: of floating inputs, taken as independent Gaussians; None
             for both: the values in one batch of `input_fn`, with their correlations.
