@@ -133,6 +133,7 @@ def discover(
         )
         for record in records
     )
+    left = {t.call for tokens in results for t in tokens if t.what == "input"}
     raw = tuple(p for p in shapes if not any(is_under(p, u.path) for u in units))
     leaves = dict(zip(shapes, jaxpr.invars, strict=False))
     movable = [p for p in raw if p in walk.read and has_cotangent(leaves[p])]
@@ -144,6 +145,7 @@ def discover(
             for p in movable
         ),
         multiplied=walk.multiplied,
+        escaping=tuple(u.path for u in units if u.key in map(walk.inside.get, left)),
         uses_outputs=any(Token("result") in tokens for tokens in results),
         jaxpr=jaxpr,
         shapes=shapes,
@@ -167,6 +169,8 @@ class DependenceWalk:
         self.differentiated: set[UnitKey] = set()
         self.outputs: dict[UnitKey, dict[int, bool]] = {}
         """Of floating outputs of calls, by number, whether parameters change them."""
+        self.inside: dict[int, UnitKey] = {}
+        """Whose call it is, by its number."""
         self.read: set[Path] = set()
         """The parameters that get to a module's input, a unit's output, or a result."""
 
@@ -260,6 +264,7 @@ class DependenceWalk:
         if mark.role == "result":
             return tokens | {Token("result")}
         if mark.role == "input":
+            self.inside[mark.call] = mark.path, mark.method
             return tokens | {Token("input", call=mark.call, floating=floating)}
         if mark.role == "derivative":
             self.differentiated.add((mark.path, mark.method))

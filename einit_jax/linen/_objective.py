@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from ..core import (
     Collections,
     Draw,
+    Inputs,
     ModelArgs,
     Params,
     Partition,
@@ -23,6 +24,7 @@ from ..core import (
     unboxed,
 )
 from ..objectives import (
+    WRITTEN,
     check_call_options,
     check_traced,
     checked_loss,
@@ -84,7 +86,10 @@ class LinenObjective:
         )
         data_of = data_in_run(self, args)
         outputs, written = run_intercepted(apply, interceptions, data_of, self._found())
-        return outputs, _captured(written.get("intermediates", {}), capture)
+        captured = _captured(written.get("intermediates", {}), capture)
+        if self._reads_collections:
+            outputs = outputs, {n: written[n] for n in written if n not in FIXED}
+        return outputs, captured
 
     def _found(self) -> Found:
         return found_of(static_value(self.model), static_value(self.method))
@@ -104,9 +109,18 @@ class LinenObjective:
                 **inputs.kwargs,
             )
 
+    @property
+    def _reads_collections(self) -> bool:
+        """Whether the loss takes what is written: `run` returns that, too."""
+        return WRITTEN in self.loss_arguments
+
     def loss(self, outputs: Any, batch: Draw) -> Float[Array, ""]:
-        loss_fn = static_value(self.loss_fn)
-        return checked_loss(loss_fn, self.loss_arguments, outputs, batch)
+        loss_fn, names = static_value(self.loss_fn), self.loss_arguments
+        if self._reads_collections:
+            outputs, written = outputs
+            kwargs = {**batch.for_loss.kwargs, WRITTEN: written}
+            batch = batch._replace(for_loss=Inputs(**kwargs))
+        return checked_loss(loss_fn, names, outputs, batch)
 
     def over_axis(self, run: Callable[[], Any]) -> Any:
         return run_over_axis(self.axis_name, run)
@@ -145,6 +159,13 @@ class LinenObjective:
             return self.over_axis(inside)
 
         graph = trace_marked(run, self._found(), *args, estimated=estimated)
+        if self._reads_collections and graph.escaping:
+            names = ", ".join(map(path_str, graph.escaping))
+            raise ValueError(
+                f"loss_fn reads collections that {names} wrote, a unit, where no "
+                "factor scales the gradient with that of its output; sow in the module "
+                "around it, of what the unit returns"
+            )
         check_traced(graph, self.model_type)
         self._check_params(args.batch, graph)
         return graph

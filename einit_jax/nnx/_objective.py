@@ -24,6 +24,7 @@ from ..core import (
     user_inputs,
 )
 from ..objectives import (
+    WRITTEN,
     check_call_options,
     check_traced,
     checked_loss,
@@ -214,12 +215,18 @@ def nnx_objective(
             "methods, or a function of the module"
         )
     check_call_options(method, axis_name)
+    arguments = wanted_by_loss(loss_fn)
+    if WRITTEN in arguments:
+        raise TypeError(
+            "loss_fn takes collections, which models of Linen have; of flax.nnx pass a "
+            "loss_fn(model, batch), and read there what the model's call has written"
+        )
     return NnxObjective(
         model=as_static(model),
         loss_fn=as_static(loss_fn),
         method=as_static(method),
         axis_name=axis_name,
-        loss_arguments=wanted_by_loss(loss_fn),
+        loss_arguments=arguments,
     )
 
 

@@ -6,6 +6,7 @@ from ._checks import check_call_options as check_call_options
 from ._checks import check_traced as check_traced
 from ._explanations import explained as explained
 from ._losses import NAMES as NAMES
+from ._losses import WRITTEN as WRITTEN
 from ._losses import checked_loss as checked_loss
 from ._losses import loss_arguments as loss_arguments
 from ._losses import with_keywords as with_keywords

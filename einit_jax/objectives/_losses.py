@@ -14,7 +14,9 @@ from ._explanations import add_note
 OF_DRAW = ("key", "inputs")
 OF_BATCH = ("labels", "batch")
 """What a loss may take besides the outputs."""
-NAMES = (*OF_DRAW, *OF_BATCH, "params")
+WRITTEN = "collections"
+"""What the run of a model of Linen has written, by collection."""
+NAMES = (*OF_DRAW, *OF_BATCH, WRITTEN, "params")
 """What tells a loss of outputs; the last one is refused."""
 NO_PARAMS = (
     "the gradient of a penalty on params reaches each parameter past its unit, where "
@@ -57,9 +59,9 @@ def checked_loss(
 
 
 def loss_arguments(loss_fn: Callable) -> tuple[str, ...]:
-    """Which of "key", "inputs", "labels" and "batch" a loss names.
+    """Which of "key", "inputs", "labels", "batch" and "collections" a loss names.
 
-    The latter two only where they have no default: that binds labels of one's own.
+    The latter three only where they have no default: that binds labels of one's own.
 
     Raises:
         TypeError: it is no function, or demands other arguments.
@@ -78,7 +80,7 @@ def loss_arguments(loss_fn: Callable) -> tuple[str, ...]:
     named = [p for p in named if p.name not in bound]
     demanded = [p.name for p in named if p.default is p.empty]
     wanted = [p.name for p in named if p.name in OF_DRAW]
-    wanted += [name for name in demanded if name in OF_BATCH]
+    wanted += [name for name in demanded if name in (*OF_BATCH, WRITTEN)]
     extra = [name for name in demanded if name not in wanted]
     shown = ", ".join(p.name for p in parameters)
     if "params" in extra:
@@ -86,8 +88,8 @@ def loss_arguments(loss_fn: Callable) -> tuple[str, ...]:
     if extra or not parameters or parameters[0].name in OF_BATCH:
         raise TypeError(
             f"loss_fn takes ({shown}), expected (outputs) and, if it needs them, "
-            "arguments named labels, batch, key and inputs; bind others with "
-            "functools.partial"
+            "arguments named labels, batch, key, inputs and collections; bind others "
+            "with functools.partial"
         )
     if parameters[0].name == OF_MODEL and "batch" in wanted:
         raise TypeError(

@@ -105,6 +105,8 @@ class ModelGraph:
     """The parameters that the model multiplies with; whether in sums of products."""
     uses_outputs: bool
     """Whether the loss depends on the model's outputs."""
+    escaping: tuple[Path, ...]
+    """Units from the inside of which the loss depends on values, past their outputs."""
     jaxpr: Jaxpr
     """The trace; the leaves of the parameters are its first inputs."""
     shapes: Mapping[Path, tuple[int, ...]]
