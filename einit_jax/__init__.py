@@ -10,6 +10,8 @@ Names are imported at the first use of one: `import einit_jax` itself takes no t
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .binding import load as load
+    from .binding import save as save
     from .binding import scaled as scaled
     from .core import Batch as Batch
     from .core import Inputs as Inputs
@@ -70,12 +72,14 @@ __all__ = [
     "general_relu",
     "gradinit",
     "initialize",
+    "load",
     "looks_linear",
     "lsuv",
     "measure",
     "metainit",
     "plot",
     "report",
+    "save",
     "scale_updates",
     "scaled",
     "tune",

@@ -137,14 +137,12 @@ def _empty_figure() -> Any:
 
 def _save_scales(path: Path | None, scales: dict[str, Any], said: list[str]) -> int:
     """Writes the scales, if asked to; returns the exit status."""
-    from .linen import scales_to_bytes
-    from .reporting import write_atomically
+    from .binding import save
 
     if path is None:
         return 0
-    write = lambda: write_atomically(path, scales_to_bytes(scales))
-    note = f"scales written to {path} (flax.serialization)"
-    return write_or_complain(path, write, note, said)
+    note = f"scales written to {path}; read them by ei.load({str(path)!r})"
+    return write_or_complain(path, partial(save, path, scales), note, said)
 
 
 def _save_report(

@@ -1,7 +1,7 @@
 """Which library a model is of, and what every verb does with it first.
 
-Imports `core`, `units`, `graph`, `linen`, and `nnx` where a model of that comes. Start
-at `_setup`; `_bind` is the one place that chooses."""
+Imports `core`, `units`, `graph`, `linen`, `nnx` where a model of that comes, and for
+files `reporting`. Start at `_setup`; `_bind` is the one place that chooses."""
 
 from ._any_library import any_library as any_library
 from ._any_library import as_function as as_function
@@ -17,6 +17,8 @@ from ._input_changes import Amplifications as Amplifications
 from ._input_changes import amplifications as amplifications
 from ._output_changes import output_changes as output_changes
 from ._own_changes import own_changes as own_changes
+from ._saved_scales import load as load
+from ._saved_scales import save as save
 from ._scaled import scaled as scaled
 from ._setup import Arrays as Arrays
 from ._setup import Setup as Setup

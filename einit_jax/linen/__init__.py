@@ -11,6 +11,7 @@ from ._objective import linen_objective as linen_objective
 from ._scaled import Scaled as Scaled
 from ._scaled import apply_intercepted as apply_intercepted
 from ._scaled import linen_scaled as linen_scaled
+from ._scaled import scales_from_bytes as scales_from_bytes
 from ._scaled import scales_to_bytes as scales_to_bytes
 from ._tracing import trace_call as trace_call
 from ._train_state import TrainState as TrainState

@@ -7,7 +7,7 @@ from typing import Any, cast
 import flax
 from flax import linen as nn
 
-from ..core import by_value, unboxed
+from ..core import by_value, plain, unboxed
 from ..objectives import knowing_data
 from ..units import (
     Interception,
@@ -163,5 +163,14 @@ def apply_intercepted(
 
 
 def scales_to_bytes(scales: Mapping[str, Any]) -> bytes:
-    """Scales as `flax.serialization.from_bytes` reads them."""
-    return flax.serialization.to_bytes(scales)
+    """Nested dicts of arrays in Flax's msgpack format; `from_bytes` reads it, too."""
+    return flax.serialization.msgpack_serialize(plain(scales))
+
+
+def scales_from_bytes(content: bytes) -> Any:
+    """What `scales_to_bytes` wrote: nested dicts of numpy arrays, keys as strings.
+
+    Raises:
+        Exception: of many types, where the bytes are something else.
+    """
+    return flax.serialization.msgpack_restore(content)

@@ -81,7 +81,7 @@ def test_letters_that_the_encoding_lacks_are_escaped(jobs, monkeypatch):
     monkeypatch.setattr(sys, "stdout", stream)
     assert main(["own_jobs.py:case", "--out", "caf\u00e9"]) == 0
     printed = stream.buffer.getvalue().decode()
-    assert "caf\\xe9 (flax" in printed
+    assert "caf\\xe9; read" in printed
     assert "-----" in printed and "\\u" not in printed
     assert jobs.with_name("caf\u00e9").exists()
 

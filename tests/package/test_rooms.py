@@ -19,7 +19,7 @@ TABLE = {
     "objectives": "core units",
     "linen": "core units graph objectives",
     "nnx": "core units graph objectives",
-    "binding": "core units graph linen nnx",
+    "binding": "core units graph linen nnx reporting",
     "reporting": "",
     "command_line": "",
     "measurement": LOW + "reporting verification",
