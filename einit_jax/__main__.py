@@ -4,8 +4,6 @@ What takes long to import is imported when the arguments are known to be right.
 """
 
 import argparse
-import io
-import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -14,12 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 from .command_line import (
     CommandError,
+    check_figure_name,
+    check_figures,
+    check_files,
     compare_arguments,
     complain,
     finish_output,
     load_job,
     progress_bars,
     rate_arguments,
+    save_figure,
+    save_report,
     say,
     told_with_place,
     tune_arguments,
@@ -63,9 +66,9 @@ def _run_tune(options: argparse.Namespace) -> int:
 
     Files are written before anything is printed, as printing may fail.
     """
-    _check_files(out=options.out, html=options.html)
+    check_files(out=options.out, html=options.html)
     if options.html:
-        _empty_figure()
+        check_figures()
     said: list[str] = []
     with told_with_place(options.job), progress_bars() as bars:
         job, data, key = _job_to_tune(options)
@@ -75,7 +78,9 @@ def _run_tune(options: argparse.Namespace) -> int:
         status = _save_scales(options.out, scales, said)
         after = _measured("measure again", start, key, bars, scales=scales)
         if options.html:
-            save = partial(_save_report, options, job, (before, after), said)
+            parts = {"before": before, "after": after}
+            facts = {"model": job.model, "seed": options.seed}
+            save = partial(save_report, options.html, parts, facts, said)
             status |= with_bar(bars, "report", save)
     drawn = "" if data is None else ": weights of looks_linear, tuned"
     say("\n".join(["before", str(before), f"\nafter{drawn}", str(after), *said]))
@@ -86,53 +91,15 @@ def _run_tune(options: argparse.Namespace) -> int:
 
 def _run_search(options: argparse.Namespace, search: Callable) -> int:
     """`python -m einit_jax compare` and `lr`: strategies, or rates, side by side."""
-    _check_files(out=options.out)
+    check_files(out=options.out)
     if options.out:
-        _check_figure_name(options.out)
+        check_figure_name(options.out)
     said: list[str] = []
     with told_with_place(options.job):
         found = search(options)
-        status = _save_figure(options.out, found, said)
+        status = save_figure(options.out, found, said)
     say("\n".join([str(found), *said]))
     return status
-
-
-def _check_files(**paths: Path | None) -> None:
-    """Raises where a file, by its option, cannot be written, or two are the same."""
-    from .reporting import check_writable
-
-    options: dict[str, str] = {}
-    for option, path in paths.items():
-        if path is None:
-            continue
-        try:
-            check_writable(path)
-        except ValueError as error:
-            raise CommandError(str(error)) from error
-        other = options.setdefault(os.path.realpath(path), option)
-        if other != option:
-            raise CommandError(
-                f"--{other} and --{option} are the same file, {path}; name another one"
-            )
-
-
-def _check_figure_name(path: Path) -> None:
-    """Raises where no figure can be written under a name."""
-    formats = _empty_figure().canvas.get_supported_filetypes()
-    if path.suffix[1:].lower() not in formats:
-        raise CommandError(
-            f"{path} is no figure's name; its end may be .png, .pdf, .svg"
-        )
-
-
-def _empty_figure() -> Any:
-    """A small figure: is matplotlib there? It is asked before anything runs."""
-    from .reporting import empty_figure
-
-    try:
-        return empty_figure(1.0, 1.0)
-    except ImportError as error:
-        raise CommandError(str(error)) from error
 
 
 def _save_scales(path: Path | None, scales: dict[str, Any], said: list[str]) -> int:
@@ -143,40 +110,6 @@ def _save_scales(path: Path | None, scales: dict[str, Any], said: list[str]) -> 
         return 0
     note = f"scales written to {path}; read them by ei.load({str(path)!r})"
     return write_or_complain(path, partial(save, path, scales), note, said)
-
-
-def _save_report(
-    options: argparse.Namespace,
-    job: "DemoJob",
-    measured: "tuple[Measurement, Measurement]",
-    said: list[str],
-) -> int:
-    """Writes the report of the model before and after; returns the exit status."""
-    from .reporting import report
-
-    before, after = measured
-    write = lambda: report(
-        options.html, before=before, after=after, model=job.model, seed=options.seed
-    )
-    note = f"report written to {options.html}"
-    return write_or_complain(options.html, write, note, said)
-
-
-def _save_figure(
-    path: Path | None, found: "Comparison | LearningRates", said: list[str]
-) -> int:
-    """Writes the figure, if asked to; returns the exit status."""
-    from .reporting import write_atomically
-
-    if path is None:
-        return 0
-
-    def write() -> None:
-        stream = io.BytesIO()
-        found.plot().savefig(stream, format=path.suffix[1:].lower())
-        write_atomically(path, stream.getvalue())
-
-    return write_or_complain(path, write, f"figure written to {path}", said)
 
 
 def _job_to_tune(

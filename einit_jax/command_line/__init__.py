@@ -1,7 +1,7 @@
 """What the command line reads and says: arguments, users' jobs, errors, output.
 
-Imports nothing that takes long, so that wrong arguments are refused at once, and no
-other room. Start in `_arguments.py`; how an error is told is in `_errors.py`.
+Imports nothing that takes long, so that wrong arguments are refused at once, and of
+other rooms `reporting`. Start in `_arguments.py`; how an error is told: `_errors.py`.
 """
 
 from ._arguments import compare_arguments as compare_arguments
@@ -14,5 +14,10 @@ from ._output import complain as complain
 from ._output import finish_output as finish_output
 from ._output import say as say
 from ._output import write_or_complain as write_or_complain
+from ._saving import check_figure_name as check_figure_name
+from ._saving import check_figures as check_figures
+from ._saving import check_files as check_files
+from ._saving import save_figure as save_figure
+from ._saving import save_report as save_report
 from ._stages import progress_bars as progress_bars
 from ._stages import with_bar as with_bar

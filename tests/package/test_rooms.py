@@ -21,7 +21,7 @@ TABLE = {
     "nnx": "core units graph objectives",
     "binding": "core units graph linen nnx reporting",
     "reporting": "",
-    "command_line": "",
+    "command_line": "reporting",
     "measurement": LOW + "reporting verification",
     "verification": "core units graph",
     "tuning": LOW + "verification",
