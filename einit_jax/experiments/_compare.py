@@ -86,8 +86,9 @@ def compare(
             `optax.sgd`); it gets a traced rate.
         seeds: of strategies and batches; losses are means over them.
         key: a random key; default `jax.random.key(0)`. The first seed's own.
-        progress: whether standard error shows how far it is: a bar on a terminal and in
-            a notebook, else a line when a strategy is done.
+        progress: whether standard error shows how far it is: a line when a strategy is
+            done, with its loss and about how long the others take; on a terminal and in
+            a notebook a bar, too.
 
     Returns:
         A `Comparison`: a row per strategy, in the order given. `str()` is a table,

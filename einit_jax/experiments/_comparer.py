@@ -12,10 +12,11 @@ import jax
 import numpy as np
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress
+from rich.progress import Progress, TimeElapsedColumn
 
 from ..core import Draw, ModelArgs, Params, plain, unboxed
 from ..measurement import FLAGS, Measurement, measure
+from ..reporting import format_number, power_of_two
 from ._comparison import Comparison, Trial
 from ._strategies import StartPoint, start_point
 from ._timing import CallCost, median_seconds, time_against
@@ -70,7 +71,7 @@ class Comparer:
                     tick=shown.tick,
                 )
                 trials.append(trial)
-                shown.end(trial)
+                shown.end(name, self._result_of(trial))
         return Comparison(
             trials=tuple(trials),
             learning_rates=self.training.rates,
@@ -80,6 +81,14 @@ class Comparer:
             step_seconds=step_seconds,
             probes=tuple(probes),
         )
+
+    def _result_of(self, trial: Trial) -> str:
+        """What came of a strategy, in a few words."""
+        best = trial.best()
+        if best is None:
+            return trial.error or "diverged at every rate"
+        loss = format_number(float(trial.losses[:, best].mean()))
+        return f"loss {loss} at rate {power_of_two(self.training.rates[best])}"
 
     def _step(self) -> Any:
         """The gradient step of the plain model."""
@@ -177,13 +186,13 @@ def pillar_distances(measurement: Measurement) -> dict[str, float]:
 
 
 class _Shown:
-    """What is under way, on standard error: a bar, or a line at each strategy's end."""
+    """What is under way, on standard error: a bar, and a line when a strategy ends."""
 
     def __init__(
-        self, bars: Progress, names: Sequence[str], *, ticks: int, lines: bool
+        self, bars: Progress, names: Sequence[str], *, ticks: int, has_bars: bool
     ) -> None:
-        """`ticks` are those of one strategy; `lines` whether lines are printed."""
-        self.bars, self.names, self.ticks, self.lines = bars, names, ticks, lines
+        """`ticks` are those of one strategy; without bars lines are printed plainly."""
+        self.bars, self.names, self.ticks, self.has_bars = bars, names, ticks, has_bars
         self.bar = bars.add_task("the plain model", total=len(names) * ticks)
         self.start, self.ended = time.monotonic(), 0
 
@@ -196,28 +205,43 @@ class _Shown:
         """A step of training."""
         self.bars.advance(self.bar)
 
-    def end(self, trial: Trial) -> None:
-        """The end of a strategy's turn."""
+    def end(self, name: str, result: str) -> None:
+        """The end of a turn: its result, and how long the others may take."""
         self.ended += 1
-        if self.lines and sys.stderr is not None:
-            seconds = time.monotonic() - self.start
-            state = trial.error or "done"
-            line = f"{self.ended}/{len(self.names)} {trial.name}: {state}"
+        seconds = time.monotonic() - self.start
+        left = len(self.names) - self.ended
+        times = f"{seconds:.0f} s"
+        if left:
+            times += f", about {seconds * left / self.ended:.0f} s left"
+        line = f"{self.ended}/{len(self.names)} {name}: {result} ({times})"
+        if self.has_bars:
+            self.bars.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        elif sys.stderr is not None:
             with suppress(OSError):  # nobody reads it
-                print(f"{line} ({seconds:.0f} s)", file=sys.stderr, flush=True)
+                print(line, file=sys.stderr, flush=True)
+
+
+class _Silent(_Shown):
+    """Shows nothing."""
+
+    def end(self, name: str, result: str) -> None:
+        self.ended += 1
 
 
 @contextmanager
 def _progress(wanted: bool, names: Sequence[str], ticks: int) -> Iterator[_Shown]:
-    """Bars where there is a terminal or a notebook to show them, else lines."""
+    """Bars where there is a terminal or a notebook to show them, lines in any case."""
     console = Console(stderr=True)
     is_terminal = console.is_terminal and not console.is_dumb_terminal
     has_bars = is_terminal or console.is_jupyter
     with Progress(
+        *Progress.get_default_columns(),
+        TimeElapsedColumn(),
         console=console,
         transient=True,
         # what is printed goes round the bars only where both would meet
         redirect_stdout=Console().is_terminal,
         disable=not (wanted and has_bars),
     ) as bars:
-        yield _Shown(bars, names, ticks=ticks, lines=wanted and not has_bars)
+        shown = _Shown if wanted else _Silent
+        yield shown(bars, names, ticks=ticks, has_bars=has_bars)
