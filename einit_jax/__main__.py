@@ -17,10 +17,12 @@ from .command_line import (
     check_files,
     compare_arguments,
     complain,
+    curves_at_best,
     finish_output,
     load_job,
     progress_bars,
     rate_arguments,
+    report_arguments,
     save_figure,
     save_report,
     say,
@@ -37,9 +39,8 @@ if TYPE_CHECKING:
     from ._demo import DemoJob, Digits
     from .experiments import Comparison, LearningRates
     from .measurement import Measurement
+    from .reporting import TrainingCurves
 
-LOSS_TAIL = 20
-"""The final loss is the mean over so many last steps."""
 INTERRUPTED = 130
 """The exit status after an interrupt from the keyboard: 128 + SIGINT."""
 
@@ -48,10 +49,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        if words[:1] == ["compare"]:
-            return _run_search(compare_arguments(words[1:]), _compared)
-        if words[:1] == ["lr"]:
-            return _run_search(rate_arguments(words[1:]), _rates_found)
+        match words[:1]:
+            case ["compare"]:
+                return _run_search(compare_arguments(words[1:]), _compared)
+            case ["lr"]:
+                return _run_search(rate_arguments(words[1:]), _rates_found)
+            case ["report"]:
+                return _run_tune(report_arguments(words[1:]))
+            case ["tune"]:
+                return _run_tune(tune_arguments(words[1:], "tune"))
         return _run_tune(tune_arguments(words))
     except CommandError as error:
         if str(error):
@@ -64,28 +70,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run_tune(options: argparse.Namespace) -> int:
     """`python -m einit_jax`: a model before and after it is tuned.
 
-    Files are written before anything is printed, as printing may fail.
+    Files are written before anything is printed, as printing may fail; where there are
+    none to write, what is known is printed at once.
     """
     check_files(out=options.out, html=options.html)
     if options.html:
         check_figures()
+    shown: list[str] = []
+    tell = shown.append if options.out or options.html else say
     said: list[str] = []
-    with told_with_place(options.job), progress_bars() as bars:
-        job, data, key = _job_to_tune(options)
-        before = _measured("measure", job, key, bars)
-        start = job if data is None else _with_linear_start(job, key, bars)
-        scales = _tuned(start, key, bars)
-        status = _save_scales(options.out, scales, said)
-        after = _measured("measure again", start, key, bars, scales=scales)
+    with told_with_place(options.job):
+        with progress_bars() as bars:
+            job, data, key = _job_to_tune(options)
+            before = _measured("measure", job, key, bars)
+        tell(f"before\n{before}\n")
+        with progress_bars() as bars:
+            start = job if data is None else _with_linear_start(job, key, bars)
+            scales = _tuned(start, key, bars)
+            status = _save_scales(options.out, scales, said)
+            after = _measured("measure again", start, key, bars, scales=scales)
+        drawn = "" if data is None else ": weights of looks_linear, tuned"
+        tell(f"after{drawn}\n{after}\n")
+        parts: dict[str, Any] = {"before": before, "after": after}
+        if data is not None:
+            curves = _trained(job, start, scales, data=data, options=options)
+            parts = {"training": curves, **parts}
+            said = [str(curves), *said]
         if options.html:
-            parts = {"before": before, "after": after}
             facts = {"model": job.model, "seed": options.seed}
             save = partial(save_report, options.html, parts, facts, said)
-            status |= with_bar(bars, "report", save)
-    drawn = "" if data is None else ": weights of looks_linear, tuned"
-    say("\n".join(["before", str(before), f"\nafter{drawn}", str(after), *said]))
-    if data is not None:
-        _train_both({"as it is": (job, None), "tuned": (start, scales)}, data, options)
+            with progress_bars() as bars:
+                status |= with_bar(bars, "report", save)
+    if data is not None and not options.html:
+        said.append("a page of all this, to share: python -m einit_jax report")
+    if shown or said:
+        say("\n".join([*shown, *said]))
     return status
 
 
@@ -125,7 +144,7 @@ def _job_to_tune(
     if own is not None:
         return DemoJob(*own), None, key
     data = digits()
-    return digits_job(data, key), data, key
+    return digits_job(data, key, quick=options.quick), data, key
 
 
 def _with_linear_start(job: "DemoJob", key: "jax.Array", bars: "Progress") -> "DemoJob":
@@ -158,7 +177,7 @@ def _compared(options: argparse.Namespace) -> "Comparison":
     own = load_job(options.job) if options.job else None  # it may fail at once
     import jax
 
-    from ._demo import DemoJob, digits, digits_job, digits_train
+    from ._demo import QUICK_RATES, DemoJob, digits, digits_job, digits_train
     from .experiments import compare
 
     key = jax.random.key(options.seed)
@@ -166,9 +185,14 @@ def _compared(options: argparse.Namespace) -> "Comparison":
         job = DemoJob(*own)
     else:
         data = digits()
-        job = digits_job(data, key)._replace(options={"train": digits_train(data)})
-    keywords = {"steps": options.steps, "key": key, "progress": True} | job.options
-    return compare(*job[:4], **keywords)
+        job = digits_job(data, key, quick=options.quick)
+        job = job._replace(options={"train": digits_train(data)})
+    keywords = {"steps": options.steps, "key": key, "progress": True}
+    if options.quick:
+        keywords["learning_rates"] = QUICK_RATES
+    model, params, input_fn, loss_fn, own_keywords = job
+    keywords |= own_keywords
+    return compare(model, params, input_fn, loss_fn, **keywords)
 
 
 def _rates_found(options: argparse.Namespace) -> "LearningRates":
@@ -176,7 +200,7 @@ def _rates_found(options: argparse.Namespace) -> "LearningRates":
     own = load_job(options.job) if options.job else None  # it may fail at once
     import jax
 
-    from ._demo import DemoJob, digits, tuned_job
+    from ._demo import QUICK_RATES, DemoJob, digits, tuned_job
     from .experiments import find_learning_rate
 
     key = jax.random.key(options.seed)
@@ -184,38 +208,45 @@ def _rates_found(options: argparse.Namespace) -> "LearningRates":
         if own is not None:
             job = DemoJob(*own)
         else:
-            job = with_bar(bars, "tune", lambda: tuned_job(digits(), key))
+            job = with_bar(
+                bars, "tune", partial(tuned_job, digits(), key, quick=options.quick)
+            )
         bar = bars.add_task("train", total=None)
         keywords: dict[str, Any] = {"steps": options.steps, "key": key}
+        if options.quick:
+            keywords["learning_rates"] = QUICK_RATES
         keywords["progress"] = lambda i, of: bars.update(bar, completed=i, total=of)
         keywords |= job.options
         model, params, input_fn, loss_fn, _ = job
         return find_learning_rate(model, params, input_fn, loss_fn, **keywords)
 
 
-def _train_both(
-    starts: "dict[str, tuple[DemoJob, dict[str, Any] | None]]",
+def _trained(
+    job: "DemoJob",
+    start: "DemoJob",
+    scales: dict[str, Any],
+    *,
     data: "Digits",
     options: argparse.Namespace,
-) -> None:
-    """Trains the model from each start, on the same batches."""
-    from ._demo import train
+) -> "TrainingCurves":
+    """The embedded job trained from each start, at the rate that is best for it."""
+    import jax
 
-    steps, seed = options.steps, options.seed
-    say(f"\ntraining both, {steps} steps of SGD, momentum")
-    losses: dict[str, list[float]] = {}
-    with told_with_place(None), progress_bars() as bars:
-        for name, (job, factors) in starts.items():
-            losses[name] = []
-            bar = bars.add_task(name, total=steps)
-            for loss in train(job, data, scales=factors, steps=steps, seed=seed):
-                losses[name].append(loss)
-                bars.advance(bar)
-            bars.remove_task(bar)
-    for name, values in losses.items():
-        tail = values[-LOSS_TAIL:]
-        end = sum(tail) / len(tail)
-        say(f"loss {name}: {values[0]:.3f} -> {end:.2g}")
+    from ._demo import DEMO_RATES, LINEAR_TUNED, QUICK_RATES, classic_jobs, digits_train
+    from .experiments import find_learning_rate
+
+    key = jax.random.key(options.seed)
+    rates = QUICK_RATES if options.quick else DEMO_RATES
+    keywords = {"steps": options.steps, "key": key, "learning_rates": rates}
+    keywords["train"] = digits_train(data)
+    found: dict[str, LearningRates] = {}
+    with progress_bars() as bars:
+        starts = {name: (own, None) for name, own in classic_jobs(job, key).items()}
+        for name, (own, factors) in (starts | {LINEAR_TUNED: (start, scales)}).items():
+            model, params, inputs, loss, _ = own
+            run = partial(find_learning_rate, model, params, inputs, loss, **keywords)
+            found[name] = with_bar(bars, f"train {name}", partial(run, scales=factors))
+    return curves_at_best(found, advised=LINEAR_TUNED)
 
 
 def _program() -> int:

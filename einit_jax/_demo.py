@@ -3,27 +3,31 @@
 A deep MLP without normalization on scikit-learn's digits.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from .binding import scaled
 from .core import Params
-from .initializers import looks_linear
+from .initializers import initialize, looks_linear
 from .linen import LinenModule
 from .tuning import tune
 
 MLP_DEPTH, MLP_WIDTH, BATCH = 32, 128, 256
 
 
-LEARNING_RATE, MOMENTUM = 0.25, 0.9
+QUICK_DEPTH, QUICK_WIDTH = 16, 64
+DEMO_RATES = tuple(2.0**e for e in range(-14, 3, 2))
+"""Wide enough that each start has its best rate inside."""
+QUICK_RATES = tuple(2.0**e for e in range(-12, 4, 3))
+AS_DRAWN = "as Flax draws it"
+LINEAR_TUNED = "looks_linear, tuned"
 
 
 class DemoJob(NamedTuple):
@@ -75,25 +79,37 @@ def digits() -> Digits:
     return Digits(jnp.asarray(images, jnp.float32), jnp.asarray(labels, jnp.int32))
 
 
-def digits_job(data: Digits, key: jax.Array) -> DemoJob:
-    """The MLP, to be tuned on one batch of digits with their labels."""
-    model = MLP()
+def digits_job(data: Digits, key: jax.Array, *, quick: bool = False) -> DemoJob:
+    """The MLP, to be tuned for Adam on one batch of digits with their labels."""
+    model = MLP(depth=QUICK_DEPTH, width=QUICK_WIDTH) if quick else MLP()
     rows = jax.random.permutation(key, len(data.labels))[:BATCH]
     images, labels = data.images[rows], data.labels[rows]
     params = jax.jit(model.init)(key, images)["params"]
-    return DemoJob(model, params, images, partial(cross_entropy, labels=labels))
+    loss = partial(cross_entropy, labels=labels)
+    return DemoJob(model, params, images, loss, {"optimizer": optax.adam})
 
 
 def linear_job(job: DemoJob, key: jax.Array) -> DemoJob:
     """The job with weights of `looks_linear`, whose sizes `tune` is to keep."""
     params, start = looks_linear(*job[:3], key=key, with_report=True)
-    return job._replace(params=params, options={"targets": start.targets()})
+    options = job.options | {"targets": start.targets()}
+    return job._replace(params=params, options=options)
 
 
-def tuned_job(data: Digits, key: jax.Array) -> DemoJob:
+def classic_jobs(job: DemoJob, key: jax.Array) -> dict[str, DemoJob]:
+    """The job as Flax draws it, and with the classic weights for ReLU: of variance
+    2/fan-in, and orthogonal times sqrt(2)."""
+    orthogonal = nn.initializers.orthogonal(math.sqrt(2))
+    rules = {"He normal": "he_normal"}
+    rules |= {"orthogonal": {"*kernel": orthogonal, "*": None}}
+    draw = lambda rule: job._replace(params=initialize(job.params, rule, key))
+    return {AS_DRAWN: job} | {name: draw(rule) for name, rule in rules.items()}
+
+
+def tuned_job(data: Digits, key: jax.Array, *, quick: bool = False) -> DemoJob:
     """The job tuned for Adam on weights of `looks_linear`, with its scales."""
-    job = linear_job(digits_job(data, key), key)
-    scales = tune(*job[:4], key=key, optimizer=optax.adam, **job.options)
+    job = linear_job(digits_job(data, key, quick=quick), key)
+    scales = tune(*job[:4], key=key, **job.options)
     return job._replace(options={"scales": scales, "train": digits_train(data)})
 
 
@@ -111,38 +127,3 @@ def cross_entropy(logits: Array, labels: Array) -> Float[Array, ""]:
     """The mean cross entropy."""
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     return losses.mean()
-
-
-def train(
-    job: DemoJob,
-    data: Digits,
-    *,
-    scales: Mapping[str, Any] | None,
-    steps: int,
-    seed: int,
-) -> Iterator[float]:
-    """Trains by SGD with momentum, and yields the loss of every step.
-
-    `scales=None` trains the model as it is.
-    """
-    model, params, *_ = job
-    optimizer = optax.sgd(LEARNING_RATE, MOMENTUM)
-    extra = {} if scales is None else {"scales": scales}
-    apply = model.apply if scales is None else scaled(model).apply
-
-    def loss(params, rows):
-        logits = apply({"params": params, **extra}, data.images[rows])
-        return cross_entropy(jnp.asarray(logits), data.labels[rows])
-
-    @jax.jit
-    def step(params, state, rows):
-        value, gradient = jax.value_and_grad(loss)(params, rows)
-        updates, state = optimizer.update(gradient, state)
-        return optax.apply_updates(params, updates), state, value
-
-    state = optimizer.init(params)
-    generator = np.random.default_rng(seed)
-    for _ in range(steps):
-        rows = generator.choice(len(data.labels), BATCH, replace=False)
-        params, state, value = step(params, state, rows)
-        yield float(value)

@@ -6,7 +6,9 @@ other rooms `reporting`. Start in `_arguments.py`; how an error is told: `_error
 
 from ._arguments import compare_arguments as compare_arguments
 from ._arguments import rate_arguments as rate_arguments
+from ._arguments import report_arguments as report_arguments
 from ._arguments import tune_arguments as tune_arguments
+from ._conclusion import curves_at_best as curves_at_best
 from ._errors import CommandError as CommandError
 from ._errors import told_with_place as told_with_place
 from ._jobs import load_job as load_job

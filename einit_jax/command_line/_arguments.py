@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -9,75 +10,99 @@ from ._errors import CommandError
 from ._jobs import job_name
 from ._output import say
 
-DEMO_STEPS = 300
+STEPS, QUICK_STEPS = 100, 30
+"""Of training: by default, and with --quick."""
+REPORT_NAME = Path("einit_jax.html")
 
 
 MOST = 2**32 - 1
 """The largest seed: JAX drops what is above 32 bits, so others would come twice."""
 
 
-def tune_arguments(words: Sequence[str]) -> argparse.Namespace:
-    """The options of `python -m einit_jax`; `job` is a `JobName` or None.
+PROGRAM = "python -m einit_jax"
+JOBS = (
+    "a function that returns (model, params, input_fn, loss_fn), and if need be a "
+    "dict of further keywords for {verbs}; or path/file.py:function. Without one an "
+    "example: a 32-layer MLP on scikit-learn's digits"
+)
+
+
+def tune_arguments(words: Sequence[str], command: str = "") -> argparse.Namespace:
+    """The options of `python -m einit_jax`, by itself or with its command `tune`.
+
+    `job` is a `JobName` or None, as in the others.
 
     Raises:
         CommandError: a word is no option, or a value is none that it can have.
     """
     parser = _Parser(
-        prog="python -m einit_jax",
-        description="Tune a Flax model: run it, measure, scale. Without a job: a "
-        "32-layer MLP on scikit-learn's digits, as Flax draws it and tuned on weights "
-        "of looks_linear, and its training. "
-        "See also: python -m einit_jax compare --help, and lr --help",
+        prog=f"{PROGRAM} {command}".strip(),
+        description="Tune a Flax model: run it, measure, scale, measure again. The "
+        "example is trained, too, and so is the same model as Flax draws it, with He's "
+        "and with orthogonal weights.",
+        epilog="commands: tune (this, also without its name), compare (ways to "
+        "initialize), lr (find the learning rate), report (this as a page of HTML); "
+        f"{PROGRAM} COMMAND --help tells more",
     )
     _add_job(parser, "tune and measure")
     parser.add_argument("--out", type=Path, metavar="FILE", help="save the scales")
     parser.add_argument(
         "--html", type=Path, metavar="FILE", help="write a report to share"
     )
-    parser.add_argument(
-        "--steps",
-        type=_integer(1),
-        default=DEMO_STEPS,
-        help="training steps of the embedded job",
-    )
+    _add_steps(parser, "of training the example")
+    parser.add_argument("--version", action=_Version, help="print the version")
     return _parsed(parser, words)
 
 
-def compare_arguments(words: Sequence[str]) -> argparse.Namespace:
-    """The options of `python -m einit_jax compare`; `job` is a `JobName` or None.
+def report_arguments(words: Sequence[str]) -> argparse.Namespace:
+    """The options of `python -m einit_jax report`, which are also those of `tune`.
 
     Raises:
         CommandError: a word is no option, or a value is none that it can have.
     """
     parser = _Parser(
-        prog="python -m einit_jax compare",
-        description="Compare ways to initialize a Flax model: cost, pillars, loss. "
-        "Without a job: a 32-layer MLP on scikit-learn's digits.",
+        prog=f"{PROGRAM} report",
+        description="Tune a Flax model, and write a page of HTML to share: the model "
+        "measured before and after, and the training of the example.",
+    )
+    _add_job(parser, "tune and measure")
+    parser.add_argument(
+        "--out", dest="html", type=Path, metavar="FILE", default=REPORT_NAME,
+        help=f"the page; default {REPORT_NAME}",
+    )  # fmt: skip
+    _add_steps(parser, "of training the example")
+    return argparse.Namespace(**vars(_parsed(parser, words)), out=None)
+
+
+def compare_arguments(words: Sequence[str]) -> argparse.Namespace:
+    """The options of `python -m einit_jax compare`.
+
+    Raises:
+        CommandError: a word is no option, or a value is none that it can have.
+    """
+    parser = _Parser(
+        prog=f"{PROGRAM} compare",
+        description="Compare ways to initialize a Flax model: cost, pillars, loss.",
     )
     _add_job(parser, "compare, such as strategies and train")
-    parser.add_argument(
-        "--steps", type=_integer(1), default=100, help="of training, a run"
-    )
+    _add_steps(parser, "of training, a run")
     parser.add_argument("--out", type=Path, metavar="FIGURE", help="save the figure")
     return _parsed(parser, words)
 
 
 def rate_arguments(words: Sequence[str]) -> argparse.Namespace:
-    """The options of `python -m einit_jax lr`; `job` is a `JobName` or None.
+    """The options of `python -m einit_jax lr`.
 
     Raises:
         CommandError: a word is no option, or a value is none that it can have.
     """
     parser = _Parser(
-        prog="python -m einit_jax lr",
+        prog=f"{PROGRAM} lr",
         description="Find the learning rate of Adam, or of the job's optimizer, by "
-        "short trainings. Without a job: a 32-layer MLP on scikit-learn's digits, "
-        "tuned on weights of looks_linear.",
+        "short trainings; the example is tuned on weights of looks_linear.",
     )
     _add_job(parser, "find_learning_rate, such as scales, train and optimizer")
-    parser.add_argument(
-        "--steps", type=_integer(1), default=100, help="of training, a run"
-    )
+    _add_steps(parser, "of training, a run")
     parser.add_argument("--out", type=Path, metavar="FIGURE", help="save the figure")
     return _parsed(parser, words)
 
@@ -99,12 +124,35 @@ def _add_job(parser: argparse.ArgumentParser, verbs: str) -> None:
         "job",
         nargs="?",
         metavar="package.module:function",
-        help="a function that returns (model, params, input_fn, loss_fn), and if need "
-        f"be a dict of further keywords for {verbs}; or path/file.py:function",
+        help=JOBS.format(verbs=verbs),
     )
     parser.add_argument(
         "--seed", type=_integer(0, MOST), default=0, help="of all random draws"
     )
+
+
+def _add_steps(parser: argparse.ArgumentParser, what: str) -> None:
+    """How long is trained, and whether all is made small."""
+    parser.add_argument("--steps", type=_integer(1), help=f"{what}; default {STEPS}")
+    parser.add_argument(
+        "--quick", action="store_true",
+        help=f"{QUICK_STEPS} steps at fewer learning rates; a smaller model in the "
+        "example",
+    )  # fmt: skip
+
+
+class _Version(argparse.Action):
+    """Prints the version, which takes no import of the package's rooms."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **how: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, **how)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        try:
+            say(f"einit_jax {version('einit_jax')}")
+        except PackageNotFoundError:  # run from its source
+            say("einit_jax (not installed)")
+        parser.exit()
 
 
 def _parsed(
@@ -112,6 +160,7 @@ def _parsed(
 ) -> argparse.Namespace:
     """The options, with the job's name taken apart."""
     options = parser.parse_args(words)
+    options.steps = options.steps or (QUICK_STEPS if options.quick else STEPS)
     options.job = None if options.job is None else job_name(options.job)
     return options
 

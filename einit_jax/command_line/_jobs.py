@@ -30,7 +30,8 @@ def job_name(text: str) -> JobName:
     place, _, function = text.rpartition(":")
     if not place or not function:
         raise CommandError(
-            f"{text!r} is not of the form package.module:function or file.py:function"
+            f"{text!r} is not of the form package.module:function or file.py:function, "
+            "and no command: tune, compare, lr, report"
         )
     if not place.endswith(".py"):
         return JobName(text, place, None, function)

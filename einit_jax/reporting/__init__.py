@@ -19,6 +19,7 @@ from ._tables import format_number as format_number
 from ._tables import format_table as format_table
 from ._tables import power_of_two as power_of_two
 from ._tables import shortened as shortened
+from ._training_curves import TrainingCurves as TrainingCurves
 from ._training_figures import history_figure as history_figure
 from ._training_figures import width_figure as width_figure
 from ._version import __version__ as __version__

@@ -115,7 +115,11 @@ def test_an_interrupt_is_no_error(jobs, capsys, monkeypatch):
         (["compare", "--seed", "-1"], "from 0 to 4294967295"),
         (["--stop"], "--stop; see python -m einit_jax --help"),
         (["compare", "--html", "f"], "python -m einit_jax compare --help"),
+        (["report", "--html", "f"], "python -m einit_jax report --help"),
+        (["report", "--out", "none/f"], "none/f: No such file or directory"),
+        (["tune", "--stop"], "--stop; see python -m einit_jax tune --help"),
         (["job"], "package.module:function or file.py:function"),
+        (["tunes"], "and no command: tune, compare, lr, report"),
         ([":job"], "package.module:function"),
         (["job.py:"], "package.module:function"),
         (["job.py:f"], "there is no file job.py"),
@@ -140,10 +144,11 @@ def test_wrong_arguments_are_refused_before_long_imports(tmp_path):
         "import sys\n"
         "from einit_jax.__main__ import main\n"
         "for words in (['--seed', '-1'], ['compare', '--steps', '0'], ['x.py:f'],\n"
+        "              ['lr', '--x'], ['report', ':'],\n"
         "              ['--out', 'none/f'], ['no_such_module_here:f']):\n"
         "    assert main(words) == 2\n"
         "print(sorted({'jax', 'flax', 'optax', 'matplotlib'} & {*sys.modules}))\n"
     )
     run = run_python(code, cwd=tmp_path, env=os.environ | {"PYTHONPATH": ROOT})
     assert run.stdout == "[]\n"
-    assert len(run.stderr.splitlines()) == 5
+    assert len(run.stderr.splitlines()) == 7

@@ -1,5 +1,6 @@
 """The command line: the embedded job, the user's own, and what goes wrong."""
 
+import re
 from functools import partial
 
 import jax
@@ -27,30 +28,72 @@ def wrong():
     return 1
 
 
-def losses_shown(out: str) -> tuple[float, float]:
-    """The final losses of the model as it is and tuned."""
-    losses = [line.split()[-1] for line in out.splitlines() if line.startswith("loss ")]
-    plain, tuned = (float(value) for value in losses[-2:])
-    return plain, tuned
+STARTS = ("as Flax draws it", "He normal", "orthogonal", "looks_linear, tuned")
+
+
+def losses_shown(out: str) -> dict[str, float]:
+    """The final loss of each start, in the table of the conclusion."""
+    rows = [line.strip() for line in out.rpartition("loss before")[2].splitlines()]
+    found = {name: row for name in STARTS for row in rows if row.startswith(name)}
+    return {name: float(found[name].split()[-2]) for name in STARTS}
 
 
 @pytest.mark.slow
-def test_embedded_job_trains_tuned_only(capsys):
-    """Measured before and after, both trained: only the tuned one learns."""
-    assert main(["--steps", "100"]) == 0
+def test_embedded_job_is_best_tuned(capsys):
+    """Each at its own best rate: tuned it ends lowest, as Flax draws it highest."""
+    assert main([]) == 0
     out = capsys.readouterr().out
     assert out.count("Dense_31") >= 2
-    plain, tuned = losses_shown(out)
-    assert tuned < 1.5 < 2.25 < plain
+    losses = losses_shown(out)
+    assert min(losses, key=losses.__getitem__) == "looks_linear, tuned"
+    assert max(losses, key=losses.__getitem__) == "as Flax draws it"
+    assert "best at an end" not in out
 
 
-def test_embedded_job_made_small(capsys, monkeypatch):
-    """The same way through, of a model that is soon compiled."""
-    monkeypatch.setattr(_demo, "MLP", partial(_demo.MLP, depth=3, width=16))
-    assert main(["--steps", "20"]) == 0
-    out = capsys.readouterr().out
-    assert "before" in out and "after" in out and out.count("Dense_2") >= 2
-    assert max(losses_shown(out)) < 2.3  # log 10 is chance
+@pytest.fixture
+def small_example(monkeypatch):
+    """The embedded job with a model that is soon compiled."""
+    small = partial(_demo.MLP, depth=3, width=16)
+    monkeypatch.setattr(_demo, "MLP", lambda **_: small())
+
+
+@pytest.mark.parametrize("words", [[], ["tune", "--quick"]])
+def test_conclusion_of_the_embedded_job(words, small_example, capsys):
+    """Comes last, after both tables, within a screen; what takes long is told."""
+    assert main([*words, "--steps", "20", "--seed", "1"]) == 0
+    out, err = capsys.readouterr()
+    before, after, conclusion = re.split("^after.*|.*loss before.*", out, flags=re.M)
+    assert "Dense_2" in before and "Dense_2" in after and "Dense_2" not in conclusion
+    assert max(losses_shown(out).values()) < 2.3  # log 10 is chance
+    count = len(_demo.QUICK_RATES if words else _demo.DEMO_RATES)
+    assert f"best for it of {count} learning rates" in conclusion
+    assert "advised learning rate, looks_linear, tuned: 2^" in conclusion
+    assert len(conclusion.splitlines()) < 20
+    assert out.rstrip().endswith("python -m einit_jax report")
+    assert [line for line in err.splitlines() if line.startswith("train orthogonal")]
+
+
+def test_report_of_the_embedded_job(small_example, tmp_path, capsys, monkeypatch):
+    """The page has the training, too, and its path is what is said last."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", "--quick", "--steps", "5"]) == 0
+    assert capsys.readouterr().out.endswith("report written to einit_jax.html\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["einit_jax.html"]
+    text = (tmp_path / "einit_jax.html").read_text()
+    assert all(name in text for name in (*STARTS, "Dense_2", "training"))
+
+
+def test_a_quick_search_is_of_fewer_rates(capsys):
+    assert main(["lr", f"{__name__}:job", "--quick", "--steps", "2"]) == 0
+    rates = re.findall(r"^ *2\^(-?\d+) ", capsys.readouterr().out, flags=re.M)
+    assert [2.0 ** int(rate) for rate in rates] == list(_demo.QUICK_RATES)
+
+
+def test_version_is_told(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"einit_jax {ei.__version__}\n"
 
 
 @pytest.mark.parametrize("name", ["job", "job_with_options"])
@@ -108,5 +151,7 @@ def test_help_shows_every_option(capsys):
     assert stop.value.code == 0
     out = capsys.readouterr().out
     assert all(
-        word in out for word in ("--out", "--html", "--seed", "package.module:function")
+        word in out
+        for word in ("--out", "--html", "--seed", "--quick", "--version", "compare")
+        + ("lr", "report", "tune", "package.module:function")
     )
