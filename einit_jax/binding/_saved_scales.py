@@ -21,7 +21,7 @@ from ._bind import Model, check_model, unscaled
 from ._misfits import foreign_entries, misfits_of_params, misfits_of_units
 from ._setup import setup, sum_of_means
 
-NAMES = (*FACTORS, UPDATE)
+SCALE_NAMES = (*FACTORS, UPDATE)
 MOST_MISFITS = 6
 """So many places are named where a file does not fit a model."""
 
@@ -64,7 +64,7 @@ def save(path: str | os.PathLike, scales: Mapping[str, Any]) -> Path:
             "dict that tune returned"
         )
     path = check_writable(path)
-    content = scales_to_bytes(_mapped(_nested(scales), (), _on_host))
+    content = scales_to_bytes(_with_leaves(_nested_scales(scales), (), _on_host))
     return write_atomically(path, content)
 
 
@@ -164,7 +164,7 @@ def _compared_with(
             f"load got no params: a model of Linen, {name}, holds none; pass "
             "ei.load(path, model, params)"
         )
-    params = unboxed(_nested(params))
+    params = unboxed(_nested_scales(params))
     misfits = foreign_entries(tree, params)
     if misfits:
         return name, misfits
@@ -199,17 +199,17 @@ def _read_scales(path: str | os.PathLike) -> dict[str, Any]:
         )
 
     def check(at: TreePath, leaf: Any) -> Any:
-        if at[-1] in NAMES and getattr(leaf, "dtype", None) == np.float32:
+        if at[-1] in SCALE_NAMES and getattr(leaf, "dtype", None) == np.float32:
             return leaf
         raise ValueError(
             f"{path} has {describe(leaf)} at {path_str(at)!r}, expected float32 "
-            f"arrays called {', '.join(NAMES)}; it was not written by ei.save"
+            f"arrays called {', '.join(SCALE_NAMES)}; it was not written by ei.save"
         )
 
-    return _mapped(tree, (), check)
+    return _with_leaves(tree, (), check)
 
 
-def _nested(scales: Any) -> dict[str, Any]:
+def _nested_scales(scales: Any) -> dict[str, Any]:
     """Nested dicts, of a state of NNX too."""
     if is_nnx(scales):
         from ..nnx import as_nested
@@ -218,10 +218,10 @@ def _nested(scales: Any) -> dict[str, Any]:
     return plain(scales)
 
 
-def _mapped(node: Mapping, path: TreePath, change: Callable) -> dict[str, Any]:
+def _with_leaves(node: Mapping, path: TreePath, change: Callable) -> dict[str, Any]:
     """Nested dicts with every leaf changed: `change(path, leaf)`; keys as strings."""
     return {
-        str(key): _mapped(child, (*path, str(key)), change)
+        str(key): _with_leaves(child, (*path, str(key)), change)
         if isinstance(child, Mapping)
         else change((*path, str(key)), child)
         for key, child in node.items()
@@ -231,9 +231,9 @@ def _mapped(node: Mapping, path: TreePath, change: Callable) -> dict[str, Any]:
 def _on_host(path: TreePath, factor: Any) -> np.ndarray:
     """One factor as a float32 array of numpy, from whatever devices it is on."""
     where = path_str(path)
-    if path[-1] not in NAMES:
+    if path[-1] not in SCALE_NAMES:
         raise ValueError(
-            f"scales have an entry {where!r}, expected only {', '.join(NAMES)}; pass "
+            f"scales have an entry {where!r}, expected only {', '.join(SCALE_NAMES)}; pass "
             "what tune returned"
         )
     if isinstance(factor, Tracer):

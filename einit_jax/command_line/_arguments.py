@@ -10,7 +10,7 @@ from ._errors import CommandError
 from ._jobs import job_name
 from ._output import say
 
-STEPS, QUICK_STEPS = 100, 30
+TRAINING_STEPS, QUICK_STEPS = 100, 30
 """Of training: by default, and with --quick."""
 REPORT_NAME = Path("einit_jax.html")
 
@@ -133,7 +133,9 @@ def _add_job(parser: argparse.ArgumentParser, verbs: str) -> None:
 
 def _add_steps(parser: argparse.ArgumentParser, what: str) -> None:
     """How long is trained, and whether all is made small."""
-    parser.add_argument("--steps", type=_integer(1), help=f"{what}; default {STEPS}")
+    parser.add_argument(
+        "--steps", type=_integer(1), help=f"{what}; default {TRAINING_STEPS}"
+    )
     parser.add_argument(
         "--quick", action="store_true",
         help=f"{QUICK_STEPS} steps at fewer learning rates; a smaller model in the "
@@ -160,7 +162,7 @@ def _parsed(
 ) -> argparse.Namespace:
     """The options, with the job's name taken apart."""
     options = parser.parse_args(words)
-    options.steps = options.steps or (QUICK_STEPS if options.quick else STEPS)
+    options.steps = options.steps or (QUICK_STEPS if options.quick else TRAINING_STEPS)
     options.job = None if options.job is None else job_name(options.job)
     return options
 

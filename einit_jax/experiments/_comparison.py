@@ -150,6 +150,15 @@ class Comparison:
         heads = (*COMPARISON_COLUMNS.values(), "rate")
         return format_table(("strategy",), heads, cells, self.notes())
 
+    def verdict(self) -> list[str]:
+        """The strategy of the least loss, where there are several that learn."""
+        rows = [row for row in self.rows() if np.isfinite(row["loss"])]
+        if len(rows) < 2:
+            return []
+        least = min(rows, key=lambda row: row["loss"])
+        loss, rate = format_number(least["loss"]), _rate_cell(least)
+        return [f"least loss: {least['strategy']}, {loss} at rate {rate}"]
+
     def notes(self) -> list[str]:
         """How the numbers are to be read, and what failed."""
         lowest, highest = min(self.learning_rates), max(self.learning_rates)
@@ -166,10 +175,7 @@ class Comparison:
         ]
         if self.probes:
             lines.append("zeros probed while measured: " + ", ".join(self.probes))
-        rows = [row for row in self.rows() if np.isfinite(row["loss"])]
-        if len(rows) > 1:
-            least = min(rows, key=lambda row: row["loss"])
-            lines.append(f"least loss: {least['strategy']}")
+        lines += self.verdict()
         failed = [trial for trial in self.trials if trial.error]
         return lines + [f"{trial.name} failed: {trial.error}" for trial in failed]
 

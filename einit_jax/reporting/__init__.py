@@ -5,13 +5,13 @@ Start in `_report.py`; tables are in `_tables.py`, figures begin in `_figures.py
 """
 
 from ._comparison_figure import comparison_figure as comparison_figure
+from ._comparison_figure import rate_figure as rate_figure
 from ._figures import LABELS as LABELS
 from ._figures import empty_figure as empty_figure
 from ._figures import pillar_panels as pillar_panels
 from ._figures import unit_of_row as unit_of_row
 from ._files import check_writable as check_writable
 from ._files import write_atomically as write_atomically
-from ._rate_figure import rate_figure as rate_figure
 from ._report import report as report
 from ._tables import difference as difference
 from ._tables import flat_scalars as flat_scalars

@@ -9,66 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ._glossary import GLOSSARY, column_groups
+from ._page_style import SCRIPT, STYLE
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-STYLE = """
-:root { color-scheme: light; --line: #d8dee4; --soft: #f6f8fa; --ink: #1f2328; }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: #fff;
-  max-width: 76rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; margin-bottom: .3rem; }
-h2 { font-size: 1.2rem; margin-top: 2.2rem; border-bottom: 1px solid var(--line); }
-img { max-width: 100%; height: auto; display: block; margin: 1rem auto; }
-pre { background: var(--soft); padding: .8rem; overflow-x: auto; font-size: .85rem; }
-.scroll { overflow: auto; max-height: 36rem; border: 1px solid var(--line);
-  margin-top: .8rem; }
-table { border-collapse: collapse; font-size: .82rem; width: 100%;
-  font-variant-numeric: tabular-nums; }
-th, td { padding: .2rem .55rem; text-align: right; white-space: nowrap; }
-th:first-child, td:first-child, .text { text-align: left; }
-thead th { position: sticky; top: 0; background: var(--soft); padding: 0; }
-th button { all: unset; cursor: pointer; padding: .35rem .55rem; font-weight: 600; }
-th button:focus-visible { outline: 2px solid #0969da; }
-th[aria-sort="ascending"] button::after { content: " \\25B4"; }
-th[aria-sort="descending"] button::after { content: " \\25BE"; }
-tbody tr:nth-child(even) { background: var(--soft); }
-p { margin: .25rem 0; }
-.scroll td:first-child { position: sticky; left: 0; background: inherit; }
-tbody tr { background: #fff; }
-.facts th { text-align: left; font-weight: 600; background: none; width: 12rem; }
-.facts td { text-align: left; white-space: normal; }
-"""
-
-
 TEXT_CLASS = ' class="text"'
 """Marks cells that sort as words, whatever the words are: "inf", "2"."""
-
-
-SCRIPT = """
-const value = (row, column) => {
-  const cell = row.cells[column], text = cell.textContent.trim();
-  if (text === "") return [2, ""];
-  if (cell.className === "text") return [1, text];
-  return [0, Number(text.replace("inf", "Infinity"))];
-};
-const compare = (a, b) =>
-  a[0] !== b[0] ? a[0] - b[0]
-  : a[0] === 1 ? a[1].localeCompare(b[1], "en", {numeric: true})
-  : a[1] < b[1] ? -1 : a[1] > b[1] ? 1 : 0;
-for (const button of document.querySelectorAll("th button")) {
-  button.addEventListener("click", () => {
-    const head = button.closest("th");
-    const up = head.getAttribute("aria-sort") !== "ascending";
-    for (const other of head.parentElement.cells) other.removeAttribute("aria-sort");
-    head.setAttribute("aria-sort", up ? "ascending" : "descending");
-    const body = head.closest("table").tBodies[0];
-    const keyed = [...body.rows].map((row) => [value(row, head.cellIndex), row]);
-    keyed.sort(([a], [b]) => (a[0] === 2 || b[0] === 2 || up ? 1 : -1) * compare(a, b));
-    body.append(...keyed.map(([, row]) => row));
-  });
-}
-"""
+PIXELS_PER_INCH = 96
+"""Of an inch, in browsers."""
+LONG_TEXT = 18
+"""Words of more letters have a line of their own on a narrow screen."""
 
 
 def html_page(title: str, parts: Iterable[str]) -> str:
@@ -107,38 +60,85 @@ def html_facts(facts: Mapping[str, str]) -> str:
     return f'<table class="facts"><tbody>{"".join(rows)}</tbody></table>'
 
 
-def html_table(rows: Sequence[Mapping[str, Any]]) -> str:
+def html_verdict(lines: Iterable[tuple[str, str]]) -> str:
+    """What it all comes to, set off from the rest: pairs of a name and a sentence."""
+    said = [f"<p><b>{escape(name)}</b> {escape(line)}</p>" for name, line in lines]
+    return f'<div class="verdict">{"".join(said)}</div>' if said else ""
+
+
+def html_folded(summary: str, parts: Iterable[str]) -> str:
+    """What a click unfolds, and a printer."""
+    inside = "".join(parts)
+    return f"<details><summary>{escape(summary)}</summary>{inside}</details>"
+
+
+def html_glossary(names: Iterable[str]) -> str:
+    """What columns mean, for those who have no pointer to rest on their heads."""
+    known = [name for name in dict.fromkeys(names) if name in GLOSSARY]
+    return "<dl>{}</dl>".format(
+        "".join(
+            f"<dt>{escape(_column_title(name))}</dt><dd>{escape(GLOSSARY[name])}</dd>"
+            for name in known
+        )
+    )
+
+
+def html_tables(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The columns of a table, in groups with a heading where they are many."""
+    parts: list[str] = []
+    for title, names in column_groups(column_names(rows)).items():
+        heading = f"<h3>{escape(title)}</h3>" if title else ""
+        parts.append(heading + html_table(rows, names))
+    return "".join(parts)
+
+
+def column_names(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The columns of all rows, each once."""
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
+def html_table(
+    rows: Sequence[Mapping[str, Any]], names: Sequence[str] | None = None
+) -> str:
     """A table with a column per name; a click on the name sorts by it.
 
-    Numbers sort by value, words by alphabet, and empty cells come last.
+    Numbers sort by value, words by alphabet, and empty cells come last. On a narrow
+    screen each row is a block, in which the name stands before each number.
     """
-    names = list(dict.fromkeys(name for row in rows for name in row))
+    names = column_names(rows) if names is None else names
     head = "".join(_head_cell(name, rows) for name in names)
-    lines = [
-        "".join(_table_cell(row.get(name, float("nan"))) for name in names)
-        for row in rows
-    ]
+    nan = float("nan")
+    lines = ["".join(_table_cell(row.get(n, nan), n) for n in names) for row in rows]
     body = "".join(f"<tr>{line}</tr>" for line in lines)
     return (
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
+        f'<div class="wide rows"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
 
 
 def _head_cell(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    """A column's name, on the side on which its cells are written."""
+    """A column's name, on the side on which its cells are written; what it means."""
     words = any(name in row and not _is_number(row[name]) for row in rows)
-    button = f'<button type="button">{escape(name.replace("_", " "))}</button>'
+    title = f' title="{escape(GLOSSARY[name])}"' if name in GLOSSARY else ""
+    button = f'<button type="button"{title}>{escape(_column_title(name))}</button>'
     return f"<th{TEXT_CLASS if words else ''}>{button}</th>"
 
 
-def _table_cell(value: Any) -> str:
+def _table_cell(value: Any, name: str) -> str:
     """A number of four digits, nothing for NaN, or words."""
+    label = f' data-label="{escape(_column_title(name))}"'
     if not _is_number(value):
-        return f"<td{TEXT_CLASS}>{escape(str(value))}</td>"
+        text = str(value)
+        long = TEXT_CLASS.replace('text"', 'text long"')
+        return f"<td{long if len(text) > LONG_TEXT else TEXT_CLASS}{label}>{escape(text)}</td>"
     if isinstance(value, Integral):
-        return f"<td>{value}</td>"
-    return "<td></td>" if np.isnan(value) else f"<td>{value:.4g}</td>"
+        return f"<td{label}>{value}</td>"
+    return f"<td{label}></td>" if np.isnan(value) else f"<td{label}>{value:.4g}</td>"
+
+
+def _column_title(name: str) -> str:
+    """A column's name as it is read."""
+    return name.replace("_", " ")
 
 
 def _is_number(value: Any) -> bool:
@@ -153,4 +153,8 @@ def html_picture(figure: "Figure", alt: str) -> str:
     with rc_context({"svg.hashsalt": alt}):
         figure.savefig(stream, format="svg", metadata={"Date": None})
     data = base64.b64encode(stream.getvalue()).decode()
-    return f'<img alt="{escape(alt)}" src="data:image/svg+xml;base64,{data}">'
+    width = figure.get_figwidth() * PIXELS_PER_INCH
+    return (
+        f'<div class="figure" style="--width: {width:.0f}px"><img alt="{escape(alt)}" '
+        f'src="data:image/svg+xml;base64,{data}"></div>'
+    )

@@ -9,26 +9,36 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from ._files import check_writable, write_atomically
 from ._html import (
+    column_names,
     html_block,
     html_facts,
+    html_folded,
+    html_glossary,
     html_heading,
     html_page,
     html_paragraphs,
     html_picture,
     html_table,
+    html_tables,
+    html_verdict,
 )
+from ._training_curves import TrainingCurves, training_curves
+from ._worst_rows import WORST_COLUMNS, farthest_from_aims, told_from_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PACKAGES = ("einit_jax", "jax", "jaxlib", "flax", "optax", "numpy")
+SHORT_TABLE = 8
+"""A table of no more rows is not folded."""
 
 
 @runtime_checkable
 class Reportable(Protocol):
     """What `report` can show.
 
-    A type may have a static method `joint_figures(parts)` besides, which replaces the
+    A type may have two methods more. `verdict()` returns sentences, what it all comes
+    to: a report begins with them. The static method `joint_figures(parts)` replaces the
     figures of all its parts in a report. It takes these parts by name and returns
     figures by heading; a heading that is the name of a part puts the figure there.
     """
@@ -46,6 +56,15 @@ class Reportable(Protocol):
         ...
 
 
+@runtime_checkable
+class Judged(Protocol):
+    """A part that says what it comes to."""
+
+    def verdict(self) -> str | list[str]:
+        """Sentences, or a single one; none where there is nothing to say."""
+        ...
+
+
 def report(
     path: str | os.PathLike,
     *,
@@ -53,19 +72,23 @@ def report(
     seed: Any = None,
     title: str = "einit_jax",
     notes: Mapping[str, Any] | None = None,
-    **parts: Reportable,
+    **parts: Reportable | Mapping[str, Any],
 ) -> Path:
     r"""Writes one HTML file with all that was measured: it opens offline, anywhere.
 
-    Tables (a click on a column sorts), figures inside of the file, the model, versions
-    of packages, the device, the seed. The file is written as a whole or not at all.
+    It opens with the verdict on each part and with curves of training, if there are
+    any; then come figures and the worst units. Folded are whole tables (a click on a
+    column sorts, its tooltip says what it means), the model, versions of packages, the
+    device and the seed; a printer unfolds them. It is readable on a telephone, and
+    dark where the browser is. The file is written as a whole or not at all.
 
     Args:
         path: of the file.
         parts: what `measure`, `ActivationStats.value`, `coordinate_check` and `compare`
             returned, or anything else with `rows()`, `notes()` and `figures()`, in the
             order in which they are shown, by the names of their sections. Measurements
-            of the same units share one figure.
+            of the same units share one figure. A dict of losses by name, a number for
+            each step, is drawn as curves: `training={"tuned": [2.3, 2.1, ...]}`.
         model: the Linen module, shown by its `repr`.
         seed: the seed or key of the run.
         title: the page's heading.
@@ -76,7 +99,7 @@ def report(
 
     Raises:
         TypeError: a part is something else, or path is no path.
-        ValueError: no part, an empty history, or a path that cannot be written.
+        ValueError: no part, an empty history or dict, or a path that cannot be written.
         OSError: the file cannot be written after all: the disk is full.
         ImportError: matplotlib is not installed.
 
@@ -99,18 +122,65 @@ def report(
             "nothing to report; pass what was measured by name: "
             "report('run.html', before=ei.measure(...))"
         )
-    for name, part in parts.items():
-        if not isinstance(part, Reportable):
-            raise TypeError(
-                f"{name} is a {type(part).__name__}, expected what ei.measure, "
-                "ActivationStats.value, ei.coordinate_check or ei.compare returned"
-            )
-    facts = _environment(seed) | {k: str(v) for k, v in (notes or {}).items()}
-    body = [html_facts(facts)]
+    shown = {name: _reportable(name, part) for name, part in parts.items()}
+    curves = {n: p for n, p in shown.items() if isinstance(p, TrainingCurves)}
+    shown = curves | shown  # in front, the others in the order given
+    body = [html_verdict(_verdicts(shown))]
+    if notes:
+        body.append(html_facts({k: str(v) for k, v in notes.items()}))
+    body += _report_sections(shown)
+    body.append(html_heading("about this page"))
+    columns = (*WORST_COLUMNS, *_all_columns(shown))
+    body.append(html_folded("what columns mean", [html_glossary(columns)]))
     if model is not None:
-        body += [html_heading("model"), html_block(repr(model))]
-    body += _report_sections(parts)
+        body.append(html_folded("the model", [html_block(repr(model))]))
+    facts = html_facts(_environment(seed))
+    body.append(html_folded("versions, device, seed", [facts]))
     return write_atomically(path, html_page(title, body).encode())
+
+
+def _reportable(name: str, part: Any) -> Reportable:
+    """A part of a report; curves of training where it is a dict.
+
+    Raises:
+        TypeError: it is something else.
+        ValueError: a dict that is empty, or has an empty curve.
+    """
+    if isinstance(part, Mapping):
+        return training_curves(name, part)
+    if isinstance(part, Reportable):
+        return part
+    raise TypeError(
+        f"{name} is a {type(part).__name__}, expected what ei.measure, "
+        "ActivationStats.value, ei.coordinate_check or ei.compare returned, or a dict "
+        "of losses by name"
+    )
+
+
+def _verdicts(parts: Mapping[str, Reportable]) -> list[tuple[str, str]]:
+    """What each part comes to, after its name."""
+    return [
+        (_heading_of(name), line)
+        for name, part in parts.items()
+        for line in _verdict_of(part)
+    ]
+
+
+def _verdict_of(part: Reportable) -> list[str]:
+    """What a part says of itself; what its rows tell where it says nothing."""
+    said = part.verdict() if isinstance(part, Judged) else ""
+    lines = [said] if isinstance(said, str) else said
+    if isinstance(said, str):
+        lines = [*told_from_rows(part.rows()), *lines]
+    return [line for line in lines if line]
+
+
+def _all_columns(parts: Mapping[str, Reportable]) -> list[str]:
+    return [name for part in parts.values() for name in column_names(part.rows())]
+
+
+def _heading_of(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def _environment(seed: Any) -> dict[str, str]:
@@ -165,11 +235,25 @@ def _figures_of(
 def _part_section(
     name: str, part: Reportable, figures: "Mapping[str, Figure]"
 ) -> list[str]:
-    """A heading, notes, figures and the table of one part."""
-    heading = name.replace("_", " ")
-    pictures = [
+    """A heading, figures and the worst rows of one part; all the rest is folded."""
+    heading, rows, notes = _heading_of(name), part.rows(), part.notes()
+    section = [html_heading(heading)]
+    section += [
         html_picture(figure, f"{heading}, {about}" if about else heading)
         for about, figure in figures.items()
     ]
-    notes = html_paragraphs(part.notes())
-    return [html_heading(heading), notes, *pictures, html_table(part.rows())]
+    said = f'<div class="notes">{html_paragraphs(notes)}</div>' if notes else ""
+    worst = farthest_from_aims(rows)
+    is_measured = bool(told_from_rows(rows))
+    if worst:
+        section += [html_paragraphs(["farthest from what is aimed at:"])]
+        section += [html_table(worst)]
+    elif is_measured:
+        section += [html_paragraphs(["every row is within half an octave of its aims"])]
+    if len(rows) <= SHORT_TABLE and not is_measured:
+        return [*section, html_tables(rows), said]
+    count = f"all {len(rows)} rows"
+    return [
+        *section,
+        html_folded(f"{heading}: {count}, notes", [said, html_tables(rows)]),
+    ]

@@ -12,7 +12,7 @@ from ._tables import format_number, format_table, power_of_two
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-TAIL = 10
+CURVE_TAIL = 10
 """The loss at the end is the mean over the last steps, one out of so many."""
 
 
@@ -30,14 +30,18 @@ class TrainingCurves:
     def rows(self) -> list[dict[str, Any]]:
         """A row per start: the loss before and after, and the learning rate."""
         return [
-            {"start": name, "loss_before": float(curve[0]), "loss_after": _end(curve)}
+            {
+                "start": name,
+                "loss_before": float(curve[0]),
+                "loss_after": _end_loss(curve),
+            }
             | ({"learning_rate": self.rates[name]} if name in self.rates else {})
             for name, curve in self.losses.items()
         ]
 
     def verdict(self) -> list[str]:
         """Who ends where, the best one first."""
-        ends = {name: _end(curve) for name, curve in self.losses.items()}
+        ends = {name: _end_loss(curve) for name, curve in self.losses.items()}
         order = sorted(ends, key=lambda name: (not np.isfinite(ends[name]), ends[name]))
         listed = "; ".join(f"{name} {_loss_text(ends[name])}" for name in order)
         return [f"loss after {self._steps} steps: {listed}"]
@@ -124,10 +128,10 @@ def curve_figure(losses: Mapping[str, np.ndarray]) -> "Figure":
 
 
 def _tail_length(steps: int) -> int:
-    return -(-steps // TAIL)
+    return -(-steps // CURVE_TAIL)
 
 
-def _end(curve: np.ndarray) -> float:
+def _end_loss(curve: np.ndarray) -> float:
     """The loss at the end; infinite where training diverged."""
     tail = curve[-_tail_length(len(curve)) :]
     return float(tail.mean()) if np.isfinite(tail).all() else float("inf")

@@ -102,35 +102,72 @@ def test_unwritable_paths_are_refused(before, history, tmp_path, monkeypatch):
     assert file.read_text() == "old"
 
 
-@pytest.mark.slow
-def test_report_in_a_browser(before, after, history, tmp_path):
-    """No complaint in the console, all figures drawn, a click sorts a column."""
+@pytest.fixture(scope="module")
+def chromium():
+    """A browser without a window."""
     browser = shutil.which("chromium") or shutil.which("chromium-browser")
     if browser is None:
         pytest.skip("needs Debian's chromium")
     from playwright.sync_api import sync_playwright
 
+    with sync_playwright() as play:
+        running = play.chromium.launch(executable_path=browser, args=CHROMIUM)
+        yield running
+        running.close()
+
+
+OVERFLOW = "all => all.filter(e => e.scrollWidth > e.clientWidth).length"
+COLOUR = "getComputedStyle(document.body).backgroundColor"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [420, 1280])
+def test_report_in_a_browser(width, scheme, chromium, before, after, history, tmp_path):
+    """No complaint in the console; nothing is wider than the screen or scrolls in it;
+    light and dark; a click sorts, whatever the rows look like."""
     path = whole(tmp_path / "run.html", before, after, history)
     said: list[str] = []
-    with sync_playwright() as play:
-        chromium = play.chromium.launch(executable_path=browser, args=CHROMIUM)
-        page = chromium.new_page()
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("request", lambda request: said.append(request.url))
-        page.goto(path.as_uri())
-        widths = page.eval_on_selector_all("img", "all => all.map(i => i.naturalWidth)")
-        assert len(widths) == 4
-        assert min(widths) > 300
-        table = page.locator(".scroll table").first
-        column = "td:nth-child(6)"  # output rms
-        names = [row["path"] for row in before.rows()]
-        order = np.argsort(np.array(before.output_rms))
-        for want in (order, order[::-1]):
-            table.locator("th button").nth(5).click()
-            shown = table.locator("td:first-child").all_text_contents()
-            assert shown == [names[i] for i in want]
-            values = [float(v) for v in table.locator(column).all_text_contents()]
-            assert values in (sorted(values), sorted(values, reverse=True))
-        chromium.close()
+    size = {"width": width, "height": 900}
+    page = chromium.new_page(viewport=size, color_scheme=scheme)
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: said.append(request.url))
+    page.goto(path.as_uri())
+    widths = page.eval_on_selector_all("img", "all => all.map(i => i.naturalWidth)")
+    assert len(widths) == 4
+    assert min(widths) > 300
+    dark = page.evaluate(COLOUR) != "rgb(255, 255, 255)"
+    assert dark == (scheme == "dark")
+    folded = page.locator("details")
+    assert not any(f.get_attribute("open") is not None for f in folded.all())
+    page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    assert page.eval_on_selector_all(".wide", OVERFLOW) == 0
+    table = page.locator("details .rows table").first  # of before
+    heads = table.locator("th button").all_text_contents()
+    column = f"td:nth-child({heads.index('output rms') + 1})"
+    names = [row["path"] for row in before.rows()]
+    order = np.argsort(np.array(before.output_rms))
+    for want in (order, order[::-1]):
+        table.locator("th button").nth(heads.index("output rms")).click()
+        shown = table.locator("td:first-child").all_text_contents()
+        assert shown == [names[i] for i in want]
+        values = [float(v) for v in table.locator(column).all_text_contents()]
+        assert values in (sorted(values), sorted(values, reverse=True))
+    page.close()
     assert [line for line in said if not line.startswith(("file:", "data:"))] == []
+
+
+@pytest.mark.slow
+def test_a_printer_unfolds_all(chromium, before, tmp_path):
+    page = chromium.new_page()
+    page.goto(ei.report(tmp_path / "run.html", before=before).as_uri())
+    count = lambda: page.locator("details:not([open])").count()
+    folded = count()
+    assert folded > 2
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert count() == 0
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert count() == folded
+    page.close()

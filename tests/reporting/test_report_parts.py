@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from html import escape
 
 import flax.linen as nn
 import numpy as np
@@ -10,11 +11,15 @@ import pytest
 import einit_jax as ei
 from einit_jax.experiments._comparison import Trial
 from einit_jax.reporting import empty_figure
-from tests.support.checks import synthetic
+from einit_jax.reporting._glossary import GLOSSARY, WIDE_TABLE, column_groups
+from einit_jax.reporting._training_curves import training_curves
+from einit_jax.reporting._worst_rows import farthest_from_aims, told_from_rows
+from tests.support.checks import refuses, synthetic
 from tests.support.reported import measurement_of
 
 RATES = (2.0**-8, 2.0**-5, 2.0**-2)
 ERROR = "ValueError: <b>inf</b> at head[3]"
+ABOUT = "about this page"
 LOSSES = {
     "tune": (2.0, 0.5, 0.25),
     "2": (np.inf, np.inf, np.inf),  # names that look like numbers are words
@@ -38,8 +43,9 @@ def headings(text: str) -> list[str]:
 
 
 def cells(text: str) -> list[list[str]]:
-    """The cells of the last table, row by row."""
-    body = text.rpartition("<tbody>")[2]
+    """The cells of the last table of rows, row by row."""
+    body = text.rpartition('class="wide rows">')[2].partition("<tbody>")[2]
+    body = body.partition("</tbody>")[0]
     return [re.findall("<td[^>]*>(.*?)</td>", row) for row in body.split("</tr>")[:-1]]
 
 
@@ -49,7 +55,7 @@ def test_all_kinds_of_parts_are_in_one_file(before, after, history, tmp_path):
     parts |= {"after": after, "widths": synthetic(0.0, 0.5)}
     text = ei.report(tmp_path / "run.html", **parts).read_text()
     assert headings(text) == [
-        "history", "the three pillars", "before", "my ways", "after", "widths"
+        "history", "the three pillars", "before", "my ways", "after", "widths", ABOUT
     ]  # fmt: skip
     alts = ["history, activations", "history, gradients", "before, after", "my ways",
             "widths"]  # fmt: skip
@@ -66,7 +72,7 @@ def test_measurements_of_different_units_have_their_figures_themselves(
 
     parts = {"one_net": before, "two": measurement_of(Other())}
     text = ei.report(tmp_path / "run.html", **parts).read_text()
-    assert headings(text) == ["one net", "two"]
+    assert headings(text) == ["one net", "two", ABOUT]
     assert re.findall('<img alt="(.*?)"', text) == ["one net", "two"]
 
 
@@ -85,7 +91,7 @@ def test_cells_of_a_comparison(tmp_path):
     assert by_name["2"] | {"loss": "inf", "learning rate": ""} == by_name["2"]
     assert by_name["tune"]["at end"] == "True"
     assert by_name["lsuv [mine]"]["loss"] == "0.125"
-    assert "<b>" not in text
+    assert "<b>inf" not in text
 
 
 def test_names_in_brackets_are_no_markup():
@@ -120,6 +126,106 @@ def test_parts_of_users_are_shown(tmp_path):
     assert cells(text) == []
 
 
+def test_curves_of_training_come_first(before, tmp_path):
+    """A dict of losses is a part; diverged ones count as infinite, and come last."""
+    losses = {"plain": [2.0, np.nan], "tuned": np.array([2.0, 0.5])}
+    text = ei.report(tmp_path / "run.html", before=before, runs=losses).read_text()
+    assert headings(text)[:3] == ["runs", "the three pillars", "before"]
+    assert re.findall('<img alt="(.*?)"', text) == ["runs", "before"]
+    told = "<b>runs</b> loss after 2 steps: tuned 0.5; plain diverged"
+    assert text.index(told) < text.index("<h2>")
+
+
+@pytest.mark.parametrize(
+    ("losses", "exception", "words"),
+    [
+        ({}, ValueError, r"runs is empty, expected losses by name"),
+        ({"a": []}, ValueError, r"runs\['a'\] is empty, expected a loss per step"),
+        ({"a": 3.0}, TypeError, r"runs\['a'\] is a float, expected the losses"),
+        ({"a": [[1.0]]}, TypeError, r"runs\['a'\] is a list, expected the losses"),
+        ({"a": "loss"}, TypeError, r"runs\['a'\] is a str, expected the losses"),
+    ],
+)
+def test_what_are_no_losses_is_refused(losses, exception, words, tmp_path):
+    with refuses(exception, match=words):
+        ei.report(tmp_path / "run.html", runs=losses)
+    assert not list(tmp_path.iterdir())
+
+
+def measured(path: str, output=1.0, gradient=1.0, update=0.01, flag="ok"):
+    """A row as those of a measurement."""
+    names = ("output_rms", "input_grad_rms", "update_rms")
+    numbers = dict(zip(names, (output, gradient, update), strict=True))
+    return {"path": path, **numbers, "total_update_rms": 1.0, "flag": flag}
+
+
+ROWS = [
+    measured("near", 1.3),
+    measured("grown", output=8.0),
+    measured("lost", gradient=2.0**-5),
+    measured("restless", update=0.02),
+    measured("first", gradient=float("nan")),
+    measured("dead", output=0.0, flag="zero"),
+    measured("aside", output=0.0, flag="unreached"),
+]
+
+
+def test_the_worst_rows_are_shown(tmp_path):
+    """Farthest from 1, updates from their median; what has no number is not counted."""
+    worst = farthest_from_aims(ROWS)
+    far = {row["path"]: row["octaves"] for row in worst}
+    assert far == {"dead": np.inf, "lost": 5.0, "grown": 3.0, "restless": 1.0}
+    assert list(far) == ["dead", "lost", "grown", "restless"]
+    assert farthest_from_aims(ROWS[:1]) == farthest_from_aims([{"path": "a"}]) == []
+    told = "4 of 7 rows are within a factor of 2 of every aim; farthest is dead, which"
+    assert told_from_rows(ROWS)[0].startswith(told)
+    assert "farthest is grown, by a factor of 8" in told_from_rows(ROWS[:2])[0]
+    text = ei.report(tmp_path / "run.html", mine=Own(*ROWS)).read_text()
+    first, *_ = text.split('class="wide rows">')[1:]
+    assert re.findall('<td class="text" data-label="path">(.*?)<', first) == list(far)
+
+
+def test_parts_say_what_they_come_to(tmp_path):
+    """At the top, after their names, in the order of the parts."""
+
+    class Judged(Own):
+        def verdict(self):
+            return ["is <fine>", "and tuned"]
+
+    parts = {"mine": Judged(*ROWS), "my_ways": comparison()}
+    text = ei.report(tmp_path / "run.html", **parts).read_text()
+    verdict = text.partition("<h2>")[0].partition("</h1>")[2]
+    assert re.findall("<b>(.*?)</b> (.*?)</p>", verdict) == [
+        ("mine", "is &lt;fine&gt;"),
+        ("mine", "and tuned"),
+        ("my ways", "least loss: lsuv [mine], 0.125 at rate 2^-5"),
+    ]
+
+
+def test_every_column_of_ours_is_explained(before, tmp_path):
+    """By a tooltip on its head, and in the list at the end."""
+    curves = training_curves("runs", {"a": [1.0]})
+    parts = [before, comparison(), synthetic(0.0, 0.5), curves]
+    names = {name for part in parts for name in part.rows()[0]}
+    assert names - GLOSSARY.keys() == {"error"}
+    text = ei.report(tmp_path / "run.html", before=before).read_text()
+    meaning = escape(GLOSSARY["output_rms"])
+    assert f'title="{meaning}">output rms</button>' in text
+    assert f"<dt>output rms</dt><dd>{meaning}</dd>" in text
+
+
+def test_wide_tables_are_shown_in_groups_that_lose_no_column(before):
+    names = list(before.rows()[0])
+    groups = column_groups(names)
+    assert list(groups) == ["pillars", "factors", "more"]
+    assert all(group[0] == "path" for group in groups.values())
+    assert max(map(len, groups.values())) <= WIDE_TABLE
+    rest = [name for group in groups.values() for name in group[1:]]
+    assert sorted(rest) == sorted(names[1:])
+    few = ["path", "output", "other"]
+    assert column_groups(few) == {"": few}
+
+
 @pytest.mark.slow
 def test_a_comparison_sorts_in_a_browser(tmp_path):
     """Words by alphabet, numbers by value, empty cells last in both directions."""
@@ -140,8 +246,8 @@ def test_a_comparison_sorts_in_a_browser(tmp_path):
         page.goto(path.as_uri())
 
         def sorted_by(name: str) -> list[str]:
-            page.locator(".scroll th button").nth(heads.index(name)).click()
-            return page.locator(".scroll td:first-child").all_text_contents()
+            page.locator(".rows th button").nth(heads.index(name)).click()
+            return page.locator(".rows td:first-child").all_text_contents()
 
         assert sorted_by("strategy") == names
         assert sorted_by("strategy") == names[::-1]
