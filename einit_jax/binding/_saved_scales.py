@@ -233,8 +233,8 @@ def _on_host(path: TreePath, factor: Any) -> np.ndarray:
     where = path_str(path)
     if path[-1] not in SCALE_NAMES:
         raise ValueError(
-            f"scales have an entry {where!r}, expected only {', '.join(SCALE_NAMES)}; pass "
-            "what tune returned"
+            f"scales have an entry {where!r}, expected only {', '.join(SCALE_NAMES)}; "
+            "pass what tune returned"
         )
     if isinstance(factor, Tracer):
         raise TypeError(

@@ -129,8 +129,8 @@ def _table_cell(value: Any, name: str) -> str:
     label = f' data-label="{escape(_column_title(name))}"'
     if not _is_number(value):
         text = str(value)
-        long = TEXT_CLASS.replace('text"', 'text long"')
-        return f"<td{long if len(text) > LONG_TEXT else TEXT_CLASS}{label}>{escape(text)}</td>"
+        classes = "text long" if len(text) > LONG_TEXT else "text"
+        return f'<td class="{classes}"{label}>{escape(text)}</td>'
     if isinstance(value, Integral):
         return f"<td{label}>{value}</td>"
     return f"<td{label}></td>" if np.isnan(value) else f"<td{label}>{value:.4g}</td>"
