@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, TimeElapsedColumn
@@ -170,19 +171,27 @@ class Comparer:
 
 def pillar_distances(measurement: Measurement) -> dict[str, float]:
     """How far the worst unit is from 1 in each pillar, in octaves; see `Trial`."""
-    worst = {name: octaves for name, (_, octaves) in measurement.worst().items()}
     reached = np.asarray(measurement.flag) != FLAGS.index("unreached")
+    floats = np.array([row.floats for row in measurement.rows_of])
     own = np.asarray(measurement.update_rms, np.float64)[reached]
     largest = np.max(np.asarray(measurement.total_update_rms, np.float64))
     with np.errstate(divide="ignore", invalid="ignore"):
-        updates = float(np.abs(np.log2(largest)))
         uneven = float(np.log2(own.max() / own.min()))
     return {
-        "activations": worst.get("output_rms", float("nan")),
-        "gradients": worst.get("input_grad_rms", float("nan")),
-        "updates": float("inf") if np.isnan(updates) else updates,
+        "activations": _octaves(measurement.output_rms, reached),
+        "gradients": _octaves(measurement.input_grad_rms, reached & floats),
+        "updates": _octaves(largest, np.True_),
         "uneven": float("inf") if np.isnan(uneven) else uneven,
     }
+
+
+def _octaves(values: ArrayLike, counted: np.ndarray | np.bool_) -> float:
+    """The largest |log2| of what counts; infinite where something is zero or is not
+    finite, NaN where nothing counts."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        octaves = np.abs(np.log2(np.asarray(values, np.float64)[counted]))
+    octaves = np.where(np.isnan(octaves), np.inf, octaves)
+    return float(octaves.max()) if octaves.size else float("nan")
 
 
 class _Shown:

@@ -1,18 +1,13 @@
 """What `compare` returns: a row per strategy, as numbers, a table and a figure."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float
 
-from ..reporting import (
-    comparison_figure,
-    flat_scalars,
-    format_number,
-    format_table,
-    power_of_two,
-)
+from ..reporting import Printable, comparison_figure, flat_scalars, power_of_two
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,18 +20,15 @@ OCTAVE_COLUMNS = ("activations", "gradients", "updates", "uneven")
 """The pillars: how far the worst unit is from 1, in octaves."""
 
 
-COMPARISON_COLUMNS = {
-    "seconds": "seconds",
-    "first_seconds": "first",
-    "gradient_steps": "steps",
-    "activations": "rms",
-    "gradients": "grad",
-    "updates": "update",
-    "uneven": "uneven",
-    "start_loss": "start",
-    "loss": "loss",
-}
-"""The numbers of a row, and their heads in the table."""
+COMPARISON_COLUMNS = (
+    "seconds",
+    "first_seconds",
+    "gradient_steps",
+    *OCTAVE_COLUMNS,
+    "start_loss",
+    "loss",
+)
+"""The numbers of a row."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +69,8 @@ class Trial:
         return int(means.argmin()) if np.isfinite(means).any() else None
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, repr=False)
+class Comparison(Printable):
     """Strategies side by side, in the order given; see `Trial` for the numbers."""
 
     trials: tuple[Trial, ...]
@@ -91,6 +83,11 @@ class Comparison:
     """The time of one gradient step of the plain model."""
     probes: tuple[str, ...]
     """The arrays of zeros that probe draws replaced while pillars were measured."""
+
+    HEADS: ClassVar[Mapping[str, str]] = {
+        name: name.replace("_", " ")
+        for name in ("strategy", *COMPARISON_COLUMNS, "learning_rate")
+    }
 
     def rows(self) -> list[dict[str, Any]]:
         """One dict per strategy, of plain Python values.
@@ -138,56 +135,51 @@ class Comparison:
         """The figures of a report, by what they show."""
         return {"": self.plot()}
 
-    def __str__(self) -> str:
-        cells = [
-            [
-                row["strategy"],
-                *(_comparison_cell(row, name) for name in COMPARISON_COLUMNS),
-                _rate_cell(row),
-            ]
-            for row in self.rows()
-        ]
-        heads = (*COMPARISON_COLUMNS.values(), "rate")
-        return format_table(("strategy",), heads, cells, self.notes())
-
-    def verdict(self) -> list[str]:
-        """The strategy of the least loss, where there are several that learn."""
+    def summary(self) -> list[str]:
+        """What learns best."""
         rows = [row for row in self.rows() if np.isfinite(row["loss"])]
-        if len(rows) < 2:
-            return []
+        if not rows:
+            return ["no strategy learns: all runs failed, or diverged at all rates"]
         least = min(rows, key=lambda row: row["loss"])
-        loss, rate = format_number(least["loss"]), _rate_cell(least)
-        return [f"least loss: {least['strategy']}, {loss} at rate {rate}"]
+        rate = self._cell(least, "learning_rate")
+        return [
+            f"least loss: {least['strategy']}, {least['loss']:.3g} at learning rate "
+            f"{rate}"
+        ]
 
     def notes(self) -> list[str]:
         """How the numbers are to be read, and what failed."""
         lowest, highest = min(self.learning_rates), max(self.learning_rates)
         rates = f"{power_of_two(lowest)} to {power_of_two(highest)}"
+        failed = [trial for trial in self.trials if trial.error]
         lines = [
+            *self.summary(),
+            *(f"{trial.name} failed: {trial.error}" for trial in failed),
             f"loss: mean over the last {self.tail} of {self.steps} step(s) and "
-            f"{self.seeds} seed(s), at the best rate of {rates} (*, at_end: at an end "
-            "of these)",
-            "steps (gradient_steps): in gradient steps of "
+            f"{self.seeds} seed(s), at the best learning rate of {rates} (*, at_end: "
+            "at an end of these)",
+            f"gradient steps: seconds, in gradient steps of "
             f"{1e3 * self.step_seconds:.3g} ms",
-            "rms, grad (activations, gradients): largest |log2 rms| of outputs and of "
-            "input gradients; update(s): |log2| of the largest total update at "
-            "learning rate 1; uneven: log2 of largest over least own update",
+            "activations, gradients: largest |log2 rms| of outputs and of input "
+            "gradients; updates: |log2| of the largest total update at learning rate "
+            "1; uneven: log2 of the largest over the least own update",
         ]
         if self.probes:
             lines.append("zeros probed while measured: " + ", ".join(self.probes))
-        lines += self.verdict()
-        failed = [trial for trial in self.trials if trial.error]
-        return lines + [f"{trial.name} failed: {trial.error}" for trial in failed]
+        return lines
 
+    def _ranked(self, rows: Sequence[Mapping[str, Any]]) -> list[Sequence[str]]:
+        del rows
+        first = ["loss", "learning_rate", "activations", "gradients", "updates"]
+        first.append("gradient_steps")
+        rest = ("seconds", "start_loss", "uneven", "first_seconds")
+        return [first, *([name] for name in rest)]
 
-def _comparison_cell(row: dict[str, Any], name: str) -> str:
-    """A number of the table; octaves have two decimals."""
-    value = row[name]
-    if name in OCTAVE_COLUMNS and not np.isnan(value):
-        return f"{value:.2f}"
-    return format_number(value)
-
-
-def _rate_cell(row: dict[str, Any]) -> str:
-    """The best learning rate, with a star at an end of the grid."""
-    return power_of_two(row["learning_rate"]) + ("*" if row["at_end"] else "")
+    def _cell(self, row: Mapping[str, Any], name: str) -> str:
+        """Octaves have two decimals; a star marks a rate at an end of the grid."""
+        value = row[name]
+        if name in OCTAVE_COLUMNS and not np.isnan(value):
+            return f"{value:.2f}"
+        if name == "learning_rate":
+            return power_of_two(value) + ("*" if row["at_end"] else "")
+        return super()._cell(row, name)

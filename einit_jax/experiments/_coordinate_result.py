@@ -1,18 +1,25 @@
 """What `coordinate_check` returns: sizes over widths, exponents and verdicts."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from ..reporting import flat_scalars, format_number, format_table, width_figure
+from ..reporting import Printable, flat_scalars, width_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+EXPONENTS = ("size", "last_size", "change", "last_change")
 
-@dataclass(frozen=True)
-class CoordinateCheck:
+
+NAMED = 3
+"""So many layers are named of those with one verdict."""
+
+
+@dataclass(frozen=True, repr=False)
+class CoordinateCheck(Printable):
     """Sizes and changes of every unit's output, by width, step and row.
 
     `sizes[w, t, i]` is the rms of the output of row i (a unit, or a layer of one) at
@@ -27,6 +34,13 @@ class CoordinateCheck:
     paths: tuple[str, ...]
     seeds: int
     flat: float
+
+    HEADS: ClassVar[Mapping[str, str]] = {
+        "path": "layer",
+        **{f"{n}_exponent": f"{n.replace('_', ' ')} exponent" for n in EXPONENTS},
+        "verdict": "verdict",
+    }
+    WORDS: ClassVar[tuple[str, ...]] = ("verdict",)
 
     def exponents(self, of: str = "changes") -> np.ndarray:
         """The slopes of `log2` of sizes or changes over `log2 width`, by step and row.
@@ -102,25 +116,48 @@ class CoordinateCheck:
         """The figures of a report, by what they show."""
         return {"": self.plot()}
 
+    def summary(self) -> list[str]:
+        """Whether all layers are flat, else the worst of those that are not."""
+        off = {verdict: [] for verdict in ("breaks", "grows", "shrinks", "still")}
+        rows = self.rows()
+        for row in sorted(rows, key=self._steepness, reverse=True):
+            if row["verdict"] != "flat":
+                off[row["verdict"]].append(row["path"])
+        lines = [
+            f"{verdict}: " + ", ".join(paths[:NAMED])
+            + (f" and {len(paths) - NAMED} more" if len(paths) > NAMED else "")
+            for verdict, paths in off.items()
+            if paths
+        ]  # fmt: skip
+        if not lines:
+            return [f"OK: flat over widths in all {len(rows)} layer(s)"]
+        return [f"OFF: {'; '.join(lines)}"]
+
+    def _steepness(self, row: Mapping[str, Any]) -> float:
+        """How far from flat: exponents that are not defined count most."""
+        still = self.changes.shape[1] == 1
+        name = "size_exponent" if still else "last_change_exponent"
+        return float(np.nan_to_num(abs(row[name]), nan=np.inf))
+
     def notes(self) -> list[str]:
-        """What the numbers of `rows` are of."""
+        """The summary, and what the numbers of `rows` are of."""
         still = self.changes.shape[1] == 1
         return [
+            *self.summary(),
             f"exponents over widths {', '.join(map(str, self.widths))}; "
             f"{self.changes.shape[1] - 1} step(s), {self.seeds} seed(s); flat: at most "
-            f"{self.flat:g}" + "; verdicts on sizes, as there are no steps" * still
+            f"{self.flat:g}" + "; verdicts on sizes, as there are no steps" * still,
         ]
 
-    def __str__(self) -> str:
-        steps = self.changes.shape[1] - 1
-        names = ("size at 0", f"size at {steps}", "change at 1", f"change at {steps}")
-        names = names if steps else names[:1]
-        cells = []
-        for row in self.rows():
-            exponents = [row[name] for name in row if name.endswith("exponent")]
-            numbers = map(format_number, exponents[: len(names)])
-            cells.append([row["path"], *numbers, row["verdict"]])
-        return format_table(("unit",), (*names, "verdict"), cells, self.notes())
+    def _scores(self) -> Sequence[float]:
+        flat = lambda row: row["verdict"] == "flat"
+        return [0.0 if flat(row) else self._steepness(row) for row in self.rows()]
+
+    def _ranked(self, rows: Sequence[Mapping[str, Any]]) -> list[Sequence[str]]:
+        del rows
+        if self.changes.shape[1] == 1:
+            return [["verdict", "size_exponent"]]
+        return [["verdict", *(f"{name}_exponent" for name in reversed(EXPONENTS))]]
 
 
 def _verdict(values: np.ndarray, slope: float, flat: float) -> str:

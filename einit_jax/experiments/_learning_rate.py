@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import TYPE_CHECKING, Any, ClassVar, SupportsIndex
 
 import jax
 import numpy as np
@@ -19,7 +19,7 @@ from ..core import (
     unboxed,
     usual_rules,
 )
-from ..reporting import format_number, format_table, power_of_two, rate_figure
+from ..reporting import Printable, power_of_two, rate_figure
 from ..units import UPDATE, from_tree
 from ._strategies import StartPoint
 from ._training_runs import check_training_arguments, seed_keys, tail_of, training_of
@@ -36,8 +36,8 @@ GAINED = 0.5
 """The share of the best rate's gain from which on a rate learns."""
 
 
-@dataclass(frozen=True)
-class LearningRates:
+@dataclass(frozen=True, repr=False)
+class LearningRates(Printable):
     """What a model learns at each learning rate, and the rate to train at.
 
     | attribute | meaning |
@@ -54,6 +54,12 @@ class LearningRates:
     losses: Float[np.ndarray, "seeds rates steps"]
     tuned: bool
     """Whether rates are in units of `scale_updates`."""
+
+    HEADS: ClassVar[Mapping[str, str]] = {
+        "learning_rate": "learning rate",
+        "loss": "loss",
+        "spread": "spread",
+    }
 
     @property
     def tail(self) -> int:
@@ -140,31 +146,32 @@ class LearningRates:
         marks = {"best": self.best, "stable": self.stable}
         return rate_figure(self.rates, self.final, marks, steps=self.losses.shape[-1])
 
-    def __str__(self) -> str:
-        cells = [
-            [power_of_two(r["learning_rate"]), *map(format_number, [*r.values()][1:])]
-            for r in self.rows()
-        ]
-        return format_table(("rate",), ("loss", "spread"), cells, self.notes())
-
-    def notes(self) -> list[str]:
-        """The best rate, how far it is from the edge, and what it cost to find."""
-        seeds, _, steps = self.losses.shape
-        lines = [
-            f"loss: mean over the last {self.tail} of {steps} step(s) and {seeds} "
-            f"seed(s); {self._start:.4g} before training",
-            f"cost: {self.gradient_steps} gradient steps",
-        ]
+    def summary(self) -> list[str]:
+        """The best rate, and how far it is from the edge."""
         try:
             best, stable = map(power_of_two, (self.best, self.stable))
         except ValueError as error:
-            return [*lines, str(error)]
+            return [str(error)]
         units = ", times scale_updates" if self.tuned else ""
-        lines.append(f"best: {best}{units}; the largest that learns: {stable}")
+        lines = [f"best: {best}{units}; the largest that learns: {stable}"]
         if self._least in (0, len(self.rates) - 1) and len(self.rates) > 1:
             where = "smaller" if self._least == 0 else "larger"
             lines.append(f"the least loss is at an end: try {where} learning_rates")
         return lines
+
+    def notes(self) -> list[str]:
+        """The summary, what losses are, and what it cost to find them."""
+        seeds, _, steps = self.losses.shape
+        return [
+            *self.summary(),
+            f"loss: mean over the last {self.tail} of {steps} step(s) and {seeds} "
+            f"seed(s); {self._start:.4g} before training",
+            f"cost: {self.gradient_steps} gradient steps",
+        ]
+
+    def _cell(self, row: Mapping[str, Any], name: str) -> str:
+        rate = name == "learning_rate"
+        return power_of_two(row[name]) if rate else super()._cell(row, name)
 
 
 @any_library()

@@ -1,14 +1,13 @@
-"""What a whole table shows: worst rows, rules that hold, what becomes of inputs."""
+"""How a table is judged: the rules in force, those that hold, and what is off."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
-from ..reporting import format_number
+from ..reporting import OFF, RULE_NAMES, Judgement, largest_distance
 from ..units import UnitRow
 
-RULE_NAMES = {"gradients": ("exact", "unit"), "update": ("local", "total")}
+FLAGS = ("ok", "zero", "non-finite", "unreached", "missed", "out of range")
 
 
 EXACT_COSINE = 0.9999
@@ -33,26 +32,112 @@ what all inputs have in common, though they grow as the signal does (sigmoids)."
 COLLAPSED, TORN = "inputs collapse", "inputs are torn apart"
 
 
-def farthest_rows(
-    pillars: Mapping[str, np.ndarray],
-    defined: Mapping[str, np.ndarray],
-    paths: Sequence[str],
-) -> dict[str, tuple[str, float]]:
-    """Per pillar the path of the row with the largest |log2 rms|, and that number.
+def judged(
+    columns: Mapping[str, np.ndarray],
+    rows: Sequence[UnitRow],
+    *,
+    flags: np.ndarray,
+    given: np.ndarray,
+    factors: np.ndarray,
+    loss_region: int,
+) -> Judgement:
+    """The rules that hold, and what those in force make of each row.
 
-    Zeros and values that are not finite are infinitely far. Pillars that are defined
-    in no row are left out.
+    Gradients count as exact where they are, else as those of the rule "unit". Updates
+    are judged by the total rule, unless there are factors and the local one is far
+    nearer.
+
+    Args:
+        columns: the values that rules are about, `cosine` and `output_target`, float64.
+        rows: what is static of each row.
+        flags: of each row, as places in `FLAGS`; nothing is asked of what is unreached.
+        given: whether a row's updates are given.
+        factors: the four of each row, `float64[4, rows]`. Where there are any, nothing
+            is asked of the output and the update of a row without: it was excluded.
+        loss_region: the region in which gradients are given.
     """
-    farthest = {}
-    for name, values in pillars.items():
+    reached = flags != FLAGS.index("unreached")
+    floats = np.array([row.floats for row in rows]) & reached
+    region = np.array([row.region for row in rows])
+    gradients, update = columns["input_grad_rms"], columns["update_rms"]
+    cosine = columns["cosine"][reached]
+    exact = bool(np.all(cosine[~np.isnan(cosine)] > EXACT_COSINE))
+    left_out = np.all(factors == 1, 0) & np.any(factors != 1)
+    counted = reached & ~given & ~left_out
+    target = np.where(reached & ~left_out, columns["output_target"], np.nan)
+    due = {"output_rms": target}
+    in_force = ("exact",) if exact else ("unit",)
+    due["input_grad_rms"] = np.where(floats, 1.0, np.nan)
+    if exact:
+        ours = _true_shares(gradients, floats, region)
+        due["input_grad_rms"] = np.where(region == loss_region, np.nan, ours)
+    if exact and _near_one(gradients[floats]):
+        in_force = ("exact", "unit")
+    if np.all(factors[1:3] == 1) and np.any(factors != 1):
+        in_force, due["input_grad_rms"] = ("plain",), np.full(len(rows), np.nan)
+    own = _shared_updates(update, rows)
+    shares = np.where(
+        (own > 0) & np.isfinite(update), update / np.where(own > 0, own, 1), 1
+    )
+    local = {"update_rms": np.where(counted, shares, np.nan)}
+    total = _total_due(columns["total_update_rms"], own[counted], local["update_rms"])
+    by_local, by_total = (_distances(columns, each) for each in (local, total))
+    nearer = np.any(factors != 1) and 2 * largest_distance(by_local) < largest_distance(
+        by_total
+    )
+    due |= local if nearer else total
+    rule = "local" if nearer else "total"
+    return Judgement(
+        _rules_that_hold(columns, flags, rows, given=given),
+        _tolerance(rows),
+        in_force,
+        rule,
+        due,
+        _distances(columns, due),
+    )
+
+
+def _true_shares(
+    gradients: np.ndarray, floats: np.ndarray, region: np.ndarray
+) -> np.ndarray:
+    """Gradients over their geometric mean in each region; 1 where they have none."""
+    usable = floats & np.isfinite(gradients) & (gradients > 0)
+    logs = np.log(np.where(usable, gradients, 1))
+    count = np.bincount(region, usable)
+    mean = np.bincount(region, logs * usable) / np.maximum(count, 1)
+    shares = np.where(usable, np.exp(logs - mean[region]), 1)
+    return np.where(floats, shares, np.nan)
+
+
+def _total_due(
+    total: np.ndarray, own: np.ndarray, local: np.ndarray
+) -> dict[str, np.ndarray]:
+    """What the total rule asks for: own updates like the typical one, and the largest
+    total update 1."""
+    usable = own[np.isfinite(own) & (own > 0)]
+    typical = np.median(usable) if usable.size else 1.0
+    moved = np.isfinite(total) & (total > 0)
+    largest = total[moved].max() if moved.any() else 1.0
+    broken = ~np.isfinite(total) & ~np.isnan(local)
+    due = np.where(moved, total / largest, np.where(broken, 1.0, np.nan))
+    return {"update_rms": local * typical, "total_update_rms": due}
+
+
+def _distances(
+    values: Mapping[str, np.ndarray], due: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    distances = {}
+    for name, wanted in due.items():
         with np.errstate(divide="ignore", invalid="ignore"):
-            distances = np.abs(np.log2(values))
-        distances[np.isnan(distances)] = np.inf
-        distances = np.where(defined[name], distances, -1.0)
-        i = int(np.argmax(distances))
-        if distances[i] >= 0:
-            farthest[name] = (paths[i], float(distances[i]))
-    return farthest
+            octaves = np.abs(np.log2(values[name] / wanted))
+        octaves = np.where(np.isnan(octaves), np.inf, octaves)
+        distances[name] = np.where(np.isnan(wanted), np.nan, octaves)
+    return distances
+
+
+def _near_one(values: np.ndarray) -> bool:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return bool(np.all(np.abs(np.log(values)) <= OFF))
 
 
 def verdict_on(
@@ -80,74 +165,34 @@ def verdict_on(
     return COLLAPSED if lost > np.log2(largest) / 2 else TORN
 
 
-def amplification_note(
-    amplification: Any, of_outputs: float, paths: Sequence[str], verdict: str
-) -> list[str]:
-    """The largest amplification of a row, that of the outputs, and the verdict, in one
-    sentence; none where it is not defined in any row."""
-    amplification = np.asarray(amplification)
-    if np.isnan(amplification).all():
-        return []
-    row = int(np.nanargmax(amplification))
-    note = f"amplification: {amplification[row]:.3g} at {paths[row]}"
-    note += "" if np.isnan(of_outputs) else f"; of the outputs {of_outputs:.3g}"
-    return [note + (f": {verdict}" if verdict else "")]
+def _tolerance(rows: Sequence[UnitRow]) -> float:
+    """How far from 1 values may be for a rule to hold."""
+    several_calls = any(row.calls > 1 for row in rows)
+    return SEVERAL_CALLS_TOLERANCE if several_calls else TOLERANCE
 
 
-EPSILON_SHARE = 0.1
-"""Up to this share an optimizer's epsilon may shrink steps without a word."""
-
-
-def epsilon_note(shares: Any, paths: Sequence[str]) -> list[str]:
-    """Where the optimizer's epsilon is not small beside a unit's gradients."""
-    shares = np.nan_to_num(np.asarray(shares))
-    over = np.flatnonzero(shares > EPSILON_SHARE)
-    if not over.size:
-        return []
-    row = over[int(np.argmax(shares[over]))]
-    return [
-        f"epsilon of the optimizer: it takes {shares[row]:.0%} of the step of "
-        f"{paths[row]}, and more than {EPSILON_SHARE:.0%} in {over.size} row(s), whose "
-        "gradients are not large beside it; pass a smaller one (eps=1e-15), or "
-        "gradients='exact' to tune"
-    ]
-
-
-def deviation_note(deviations: Mapping[str, np.ndarray]) -> str:
-    """The largest deviation over draws of each pillar that has any."""
-    largest = [
-        f"{name.removesuffix('_deviation')} {np.nanmax(column):.2g}"
-        for name, column in deviations.items()
-        if not np.isnan(column).all()
-    ]
-    return "largest spread over draws, of ln rms: " + "; ".join(largest)
-
-
-def rules_note(held: Mapping[str, Sequence[str]]) -> str:
-    """The rules that hold, by pillar."""
-    none = {p: "neither " + " nor ".join(names) for p, names in RULE_NAMES.items()}
-    rules = [f"{p}: {' and '.join(names) or none[p]}" for p, names in held.items()]
-    return "rules that hold: " + "; ".join(rules)
-
-
-def satisfied_rules(
+def _rules_that_hold(
     columns: Mapping[str, np.ndarray],
-    usable: np.ndarray,
+    flags: np.ndarray,
     rows: Sequence[UnitRow],
     *,
-    counted: np.ndarray,
+    given: np.ndarray,
 ) -> dict[str, tuple[str, ...]]:
-    """The rules that hold in all usable rows, at least one; see `Measurement.modes`.
+    """The rules that hold in all rows that are usable; see `Measurement.modes`.
 
     Args:
         columns: `cosine`, `input_grad_rms`, `update_rms` and `total_update_rms`,
             float64.
-        usable: whether a row counts.
+        flags: of each row, as places in `FLAGS`.
         rows: what is static of each row.
-        counted: whether a row's updates count.
+        given: whether a row's updates are given, and do not count.
     """
-    several_calls = any(row.calls > 1 for row in rows)
-    tolerance = SEVERAL_CALLS_TOLERANCE if several_calls else TOLERANCE
+    usable = np.isin(flags, [FLAGS.index("ok"), FLAGS.index("missed")])
+    broken = [FLAGS.index("non-finite"), FLAGS.index("out of range")]
+    if not usable.any() or np.isin(flags, broken).any():
+        return dict.fromkeys(RULE_NAMES, ())
+    counted = usable & ~given
+    tolerance = _tolerance(rows)
     close = lambda x, which: bool(np.all(np.abs(x[which] - 1) <= tolerance))
     cosine, input_grad = columns["cosine"], columns["input_grad_rms"]
     own = _shared_updates(columns["update_rms"], rows)
@@ -173,23 +218,3 @@ def _shared_updates(update_rms: np.ndarray, rows: Sequence[UnitRow]) -> np.ndarr
     total = np.bincount(inside, np.where(np.isfinite(squares), squares, 0))
     count = np.bincount(inside, squares > 0)
     return np.sqrt(total / np.maximum(count, 1))[inside]
-
-
-def row_cells(row: Mapping[str, Any], names: Sequence[str]) -> list[str]:
-    """A row of the table as text: its unit, then the columns of these names."""
-    row = {**row, "flag": "" if row["flag"] == "ok" else row["flag"]}
-    text = lambda x: format_number(x) if isinstance(x, float) else str(x)
-    named = [row["path"], row["kind"], row["shape"]]
-    return named + [text(row[name]) for name in names]
-
-
-def raw_notes(
-    raw: Sequence[str], added: Sequence[str], loose: Sequence[str], moves: float
-) -> list[str]:
-    """Which raw parameters have factors; what the total update leaves out, why, and how
-    far that moves outputs."""
-    notes = ["raw, with factors of their own: " + ", ".join(raw)] if raw else []
-    left = [f"{name} (only added)" for name in added]
-    left += [f"{name} (raw, without a factor)" for name in loose]
-    head = f"not in the total update, and moving outputs by up to {moves:.3g}: "
-    return notes + ([head + ", ".join(left)] if left else [])

@@ -1,15 +1,16 @@
 """What `activation_stats` recorded: moments and histograms, by step and unit."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ..core import is_concrete
-from ..reporting import flat_scalars, format_number, format_table, history_figure
+from ..reporting import Printable, flat_scalars, history_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -69,8 +70,8 @@ class SignalHistory:
     data_fields=["steps", "activations", "gradients", "edges"],
     meta_fields=["paths", "of", "near"],
 )
-@dataclass(frozen=True)
-class History:
+@dataclass(frozen=True, repr=False)
+class History(Printable):
     """Activations and gradients over steps, a row per unit and layer, in call order.
 
     A frozen pytree. `steps` has the first step of each slot, -1 where a slot is still
@@ -85,6 +86,11 @@ class History:
     paths: tuple[str, ...]
     of: str
     near: float
+
+    HEADS: ClassVar[Mapping[str, str]] = {
+        "path": "layer",
+        **{n: n.replace("grad_", "gradient ") for n in HISTORY_COLUMNS},
+    }
 
     def rows(self, slot: int = -1) -> list[dict[str, Any]]:
         """One dict per row, of plain Python values: the last slot, or another one.
@@ -144,12 +150,27 @@ class History:
         """The figures of a report, by what they show."""
         return {signal: self.plot(signal) for signal in SIGNAL_PREFIX}
 
+    def summary(self) -> list[str]:
+        """Whether all is finite, and where most is dead."""
+        rows = self.rows()
+        lines = []
+        for prefix, what in (("", f"{self.of}s"), ("grad_", "gradients")):
+            worst = max(rows, key=lambda row: np.nan_to_num(row[f"{prefix}nonfinite"]))
+            share = worst[f"{prefix}nonfinite"]
+            if share > 0:
+                at = f"up to {share:.2g} of the {what} at {worst['path']}"
+                lines.append(f"NOT FINITE: {at}")
+        dead = max(rows, key=lambda row: np.nan_to_num(row["dead"]))
+        most = f"at most {dead['dead']:.2g} of the {self.of}s dead, at {dead['path']}"
+        return lines or [f"OK: all finite; {most}"]
+
     def notes(self) -> list[str]:
-        """What the numbers of `rows` are of."""
+        """The summary, and what the numbers of `rows` are of."""
         steps = np.asarray(self.steps)[self._used_slots()]
         return [
-            f"units' {self.of}s in the slot from step {steps[-1]} on; {len(steps)} "
-            f"slots from step {steps[0]} on"
+            *self.summary(),
+            f"{self.of}s of layers in the slot from step {steps[-1]} on; {len(steps)} "
+            f"slots from step {steps[0]} on",
         ]
 
     def _used_slots(self) -> np.ndarray:
@@ -168,16 +189,20 @@ class History:
             )
         return used
 
-    def __str__(self) -> str:
+    def _unprintable(self) -> str:
+        about = f"History of {len(self.paths)} layers"
         if not all(map(is_concrete, jax.tree.leaves(self))):
-            return f"History of {len(self.paths)} rows (traced)"
+            return f"{about} (traced)"
         if np.ndim(self.steps) != 1:
-            return f"History of {len(self.paths)} rows, {np.shape(self.steps)[0]} runs"
-        if not np.any(np.asarray(self.steps) >= 0):
-            return f"History of {len(self.paths)} rows, empty"
-        cells = [
-            [row["path"], *(format_number(row[name]) for name in HISTORY_COLUMNS)]
-            for row in self.rows()
-        ]
-        names = [name.replace("_", " ") for name in HISTORY_COLUMNS]
-        return format_table(("unit",), names, cells, self.notes())
+            return f"{about}, {np.shape(self.steps)[0]} runs"
+        return "" if np.any(np.asarray(self.steps) >= 0) else f"{about}, empty"
+
+    def _scores(self) -> Sequence[float]:
+        """What is dead or not finite."""
+        shares = ("dead", "nonfinite", "grad_nonfinite")
+        return [sum(np.nan_to_num(row[n]) for n in shares) for row in self.rows()]
+
+    def _ranked(self, rows: Sequence[Mapping[str, Any]]) -> list[Sequence[str]]:
+        del rows
+        first = ("rms", "std", "dead", "grad_rms", "nonfinite", "mean")
+        return [first, *([n] for n in HISTORY_COLUMNS if n not in first)]

@@ -94,8 +94,9 @@ def measure(
 
     Returns:
         A `Measurement`: a frozen pytree of columns with a row per unit (and layer) in
-        call order. `str()` is a table, `rows()` a list of dicts, `worst()` the largest
-        |log2 rms| per pillar.
+        call order. `str()` is a verdict, and a table that fits the console (more of it:
+        `to_string`); `rows()` a list of dicts, `to_pandas()` a data frame, `worst()`
+        for each rule in force the layer that is farthest from it.
 
     Raises:
         TypeError, ValueError: as in `tune`; also of scales that are of another model.

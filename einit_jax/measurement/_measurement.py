@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import numpy as np
@@ -10,55 +11,43 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ..core import is_concrete
 from ..reporting import (
+    FACTOR_COLUMNS,
+    PILLAR_HEADS,
+    VALUE_WORDS,
+    WORD_COLUMNS,
+    Judgement,
+    Printable,
+    amplification_note,
+    draws_note,
+    epsilon_note,
     flat_scalars,
-    format_table,
+    pillar_cell,
     pillar_panels,
+    probes_note,
+    ranked_columns,
+    raw_notes,
+    rules_note,
+    summary_lines,
+    total_note,
     unit_of_row,
 )
 from ..units import UnitRow
-from ._findings import (
-    RULE_NAMES,
-    amplification_note,
-    deviation_note,
-    epsilon_note,
-    farthest_rows,
-    raw_notes,
-    row_cells,
-    rules_note,
-    satisfied_rules,
-    verdict_on,
-)
+from ._findings import FLAGS, judged, verdict_on
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-FLAGS = ("ok", "zero", "non-finite", "unreached", "missed", "out of range")
-
-
-PILLAR_COLUMNS = ("output_rms", "input_grad_rms", "update_rms")
 
 
 NO_COLUMNS = ("loss", "loose_update_rms", "outputs_amplification", "probed")
 """Arrays of a measurement that have no entry per row."""
 
 
-HEADS = {
-    "calls": "calls", "rms": "output_rms", "mean": "output_mean",
-    "spread": "output_spread", "grad": "input_grad_rms", "update": "update_rms",
-    "total": "total_update_rms", "amplif": "amplification", "a": "output",
-    "b": "input_grad", "c": "output_grad", "u": "update", "cos": "cosine",
-    "region": "region", "phi": "potential", "flag": "flag",
-}  # fmt: skip
-"""What the text has above each number of a row."""
-
-
 STATIC = {"static": True}
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Measurement:
+@dataclass(frozen=True, repr=False)
+class Measurement(Printable):
     r"""The three pillars, unit by unit in call order: a frozen pytree.
 
     Each array has one entry per row, float32; lifted units (`nn.scan`, `nn.vmap` over
@@ -68,10 +57,11 @@ class Measurement:
     | field | meaning |
     |---|---|
     | `output_rms` | rms of the output (pillar 1) |
+    | `output_target` | what it is to be: 1, or that of `targets` |
     | `output_mean` | mean / rms of the output |
     | `output_spread` | rms(y - batch mean) / rms(y): 0 where all inputs look alike |
     | `input_grad_rms` | largest rms over the gradients of the unit's floating inputs (pillar 2); NaN where it has none |
-    | `update_rms` | rms of the change of the output by a step of the unit's own parameters at learning rate 1, to first order, inputs held fixed (pillar 3); the step is that of SGD, or the first one of the optimizer given, times `update` |
+    | `update_rms` | rms of the change of the output by a step of the unit's own parameters at learning rate 1, to first order, inputs held fixed (pillar 3); the step is that of SGD, or the first one of the optimizer given, times `update_factor` |
     | `total_update_rms` | the same when all move together that have factors and multiply: not what is only added (tokens, tables of positions) |
     | `amplification` | how much more differences between inputs have grown than the signal: `A = [rms(t_y) / rms(s(y))] / [rms(t_x) / rms(s(x))]`, with `s(v) = v - batch mean` and t the tangents along x' - x, where x' is the batch rolled by one example (from integer inputs: starting at the outputs of the units that read them); 1 in a linear network; NaN where no difference gets, for a batch of one, and where forward mode cannot follow |
     | `outputs_amplification` | the same of the model's outputs |
@@ -80,8 +70,8 @@ class Measurement:
     | `potential` | carried over true input gradient; equal all over a region where gradients are exact; NaN without a floating input |
     | `loose_update_rms` | the largest change of any unit's output by a step at learning rate 1 of all that the total update leaves out: `loose` and `added`, and units whose parameters the loss's region uses as well |
     | `param_rms`, `param_grad_rms` | rms of the unit's parameters and their gradients |
-    | `output`, `input_grad`, `output_grad` | the three factors in force |
-    | `update` | the factor of an optimizer's updates, 1 where there is none |
+    | `output_factor`, `input_grad_factor`, `output_grad_factor` | a, b, c: those of `scales` in force |
+    | `update_factor` | that of an optimizer's updates, 1 where there is none |
     | `nonfinite` | number of elements that are not finite |
     | `flag` | index into `FLAGS`: ok, zero, non-finite, unreached, missed (the output is not what its factor is for), out of range (a factor, or a product of two, is hardly a float32) |
     | `*_deviation` | standard deviation over draws of the logarithm of a pillar |
@@ -96,6 +86,7 @@ class Measurement:
     """  # noqa: E501
 
     output_rms: Float[Array, "..."]
+    output_target: Float[Array, "..."]
     output_mean: Float[Array, "..."]
     output_spread: Float[Array, "..."]
     input_grad_rms: Float[Array, "..."]
@@ -108,10 +99,10 @@ class Measurement:
     loose_update_rms: Float[Array, "..."]
     param_rms: Float[Array, "..."]
     param_grad_rms: Float[Array, "..."]
-    output: Float[Array, "..."]
-    input_grad: Float[Array, "..."]
-    output_grad: Float[Array, "..."]
-    update: Float[Array, "..."]
+    output_factor: Float[Array, "..."]
+    input_grad_factor: Float[Array, "..."]
+    output_grad_factor: Float[Array, "..."]
+    update_factor: Float[Array, "..."]
     nonfinite: Int[Array, "..."]
     flag: Int[Array, "..."]
     output_deviation: Float[Array, "..."]
@@ -129,6 +120,9 @@ class Measurement:
     draws: int = field(metadata=STATIC)
     loss_region: int = field(metadata=STATIC)
     by: str = field(metadata=STATIC)
+
+    HEADS: ClassVar[Mapping[str, str]] = PILLAR_HEADS
+    WORDS: ClassVar[tuple[str, ...]] = WORD_COLUMNS
 
     def rows(self) -> list[dict[str, Any]]:
         """One dict per unit and layer, in call order, of plain Python values."""
@@ -155,7 +149,7 @@ class Measurement:
         defined. A layer's number is a part of the name:
         `{"blocks/Dense_0/3/output_rms": 1.0}`.
         """
-        names = (*PILLAR_COLUMNS, "total_update_rms", "amplification")
+        names = (*VALUE_WORDS, "amplification")
         return flat_scalars(self.rows(), names) | {"loss": float(self.loss)}
 
     def plot(self) -> "Figure":
@@ -182,18 +176,36 @@ class Measurement:
         return {name: pillar_figure({"": each}) for name, each in named.items()}
 
     def worst(self) -> dict[str, tuple[str, float]]:
-        """For each pillar, the row with the largest |log2 rms|, and that number.
+        """For each rule in force the row that is farthest off, and how far, in octaves.
 
-        Rows in which the pillar is not defined (no floating input) or was not reached
-        are left out, and so is a pillar without any other row; zeros and non-finite
-        values count as infinitely far.
+        `output_rms`: |log2| of it over its target. `input_grad_rms`: where gradients
+        are exact, of its geometric mean over the units that read the same region, where
+        they are not, of itself. `update_rms`: of the unit's own update over 1 under the
+        local rule, over the typical one under the total rule; then `total_update_rms`,
+        too, |log2| of the largest one. Zeros and what is not finite are infinitely far;
+        what is not defined anywhere, or not reached, is left out.
         """
-        reached = np.asarray(self.flag) != FLAGS.index("unreached")
-        floats = np.array([row.floats for row in self.rows_of])
-        defined = {"input_grad_rms": reached & floats}
-        columns = self._columns(PILLAR_COLUMNS)
-        defined = {name: defined.get(name, reached) for name in columns}
-        return farthest_rows(columns, defined, self._paths())
+        judgement = self.judgement
+        rows = judgement.worst_rows(self._columns(tuple(judgement.due)))
+        return {
+            name: (self.rows_of[row].path, float(judgement.distances[name][row]))
+            for name, row in rows.items()
+        }
+
+    def summary(self) -> list[str]:
+        """The verdict: is all well, else the worst layers and what to do about them.
+
+        "OK", "OFF", or "NOT TUNED" where all factors are 1 and values are not; of the
+        rules in force, as in `worst`. Up to 10% from them is well: `missed`, too.
+        """
+        distinct, grown = self.verdict(), float(self.outputs_amplification)
+        more = "" if self.by == "SGD" else ", optimizer=..."
+        return summary_lines(
+            self.judgement,
+            self.rows(),
+            tune=f"ei.tune(model, params, input_fn, loss_fn{more}) mends it",
+            distinct=distinct and f"{distinct}, amplification {grown:.3g}",
+        )
 
     def verdict(self) -> str:
         """What becomes of differences between inputs: an empty text where they last.
@@ -215,20 +227,20 @@ class Measurement:
         times; parameters that several rows share count once, by their mean square. Of
         SGD's updates those do not count that the loss's region gives.
         """
-        flag = np.asarray(self.flag)
-        usable = np.isin(flag, [FLAGS.index("ok"), FLAGS.index("missed")])
-        broken = [FLAGS.index("non-finite"), FLAGS.index("out of range")]
-        if not usable.any() or np.isin(flag, broken).any():
-            return dict.fromkeys(RULE_NAMES, ())
-        names = ("cosine", "input_grad_rms", "update_rms", "total_update_rms")
-        columns = self._columns(names)
-        inside = np.array([row.inside for row in self.rows_of])
-        given = (inside == self.loss_region) & (self.by == "SGD")
-        counted = usable & ~given
-        return satisfied_rules(columns, usable, self.rows_of, counted=counted)
+        return self.judgement.held
 
-    def _paths(self) -> list[str]:
-        return [row.path for row in self.rows_of]
+    @cached_property
+    def judgement(self) -> Judgement:
+        """The rules that hold, those in force, and how far rows are from these."""
+        inside = np.array([row.inside for row in self.rows_of])
+        return judged(
+            self._columns((*VALUE_WORDS, "cosine", "output_target")),
+            self.rows_of,
+            flags=np.asarray(self.flag),
+            given=(inside == self.loss_region) & (self.by == "SGD"),
+            factors=np.array(list(self._columns(FACTOR_COLUMNS).values())),
+            loss_region=self.loss_region,
+        )
 
     def _columns(self, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Columns by name, float64."""
@@ -238,46 +250,37 @@ class Measurement:
         """The arrays of zeros that were replaced by a probe draw while measuring."""
         return [self.probes[i] for i in np.flatnonzero(np.asarray(self.probed))]
 
-    def __str__(self) -> str:
-        if not all(map(is_concrete, jax.tree.leaves(self))):
-            return f"Measurement of {len(self.rows_of)} units (traced)"
-        has_update_factors = bool(np.any(np.asarray(self.update) != 1))
-        heads = [head for head in HEADS if head != "u" or has_update_factors]
-        cells = [row_cells(row, [HEADS[head] for head in heads]) for row in self.rows()]
-        return format_table(("unit", "kind", "shape"), heads, cells, self.notes())
-
     def notes(self) -> list[str]:
-        """Sentences about the whole: loss, worst rows, rules that hold."""
-        worst = [
-            f"{name.removesuffix('_rms')} {distance:.2g} at {path}"
-            for name, (path, distance) in self.worst().items()
+        """The summary, and sentences about the whole: epsilon, rules, loss, ..."""
+        rows, of_outputs = self.rows(), float(self.outputs_amplification)
+        return [
+            *self.summary(),
+            *epsilon_note(rows),
+            total_note(rows, self.by),
+            rules_note(self.modes(), self.judgement.tolerance),
+            *amplification_note(rows, of_outputs, self.verdict()),
+            *raw_notes(self.raw, self.added, self.loose, float(self.loose_update_rms)),
+            *draws_note(rows, self.draws),
+            *probes_note(self.probed_paths()),
+            f"loss {float(self.loss):.4g} on {self.batch}, {self.draws} draw(s)",
         ]
-        total = np.asarray(self.total_update_rms)
-        largest = int(np.argmax(np.nan_to_num(total)))
-        lines = [
-            f"loss {float(self.loss):.4g} on inputs {self.batch}, {self.draws} draw(s)",
-            "largest |log2 rms|: " + "; ".join(worst),
-            f"largest total update, by {self.by} at learning rate 1: "
-            f"{float(total[largest]):.3g} at {self.rows_of[largest].path}",
-            rules_note(self.modes()),
-        ]
-        return lines + self._further_notes()
 
-    def _further_notes(self) -> list[str]:
-        """Not of every measurement: amplification, draws, raw parameters, probes."""
-        grown = self.amplification, float(self.outputs_amplification)
-        lines = amplification_note(*grown, self._paths(), self.verdict())
-        if self.draws > 1:
-            names = [
-                f"{name.removesuffix('_rms')}_deviation" for name in PILLAR_COLUMNS
-            ]
-            lines.append(deviation_note(self._columns(names)))
-        moves = float(self.loose_update_rms)
-        lines += epsilon_note(self.epsilon_share, self._paths())
-        lines += raw_notes(self.raw, self.added, self.loose, moves)
-        if self.probed_paths():
-            lines.append("zeros probed: " + ", ".join(self.probed_paths()))
-        return lines
+    def _unprintable(self) -> str:
+        about = f"Measurement of {len(self.rows_of)} layers"
+        leaves = jax.tree.leaves(self)
+        if not all(hasattr(x, "dtype") and is_concrete(x) for x in leaves):
+            return f"{about} (traced)"
+        return "" if np.ndim(self.flag) == 1 else f"{about}, {len(self.flag)} runs"
+
+    def _scores(self) -> Sequence[float]:
+        """Rows that are well are all alike."""
+        return [far if far > 1 else 0.0 for far in self.judgement.by_row().tolist()]
+
+    def _ranked(self, rows: Sequence[Mapping[str, Any]]) -> list[Sequence[str]]:
+        return ranked_columns(rows, self.judgement.update)
+
+    def _cell(self, row: Mapping[str, Any], name: str) -> str:
+        return pillar_cell(name, super()._cell(row, name))
 
 
 def _shape_text(row: UnitRow) -> str:
@@ -285,10 +288,11 @@ def _shape_text(row: UnitRow) -> str:
 
 
 def pillar_figure(named: Mapping[str, Measurement]) -> "Figure":
-    """One figure of measurements of the same units; a single one has no legend."""
-    names = named if len(named) > 1 else [""]
-    rows = [measurement.rows() for measurement in named.values()]
-    return pillar_panels(dict(zip(names, rows, strict=True)))
+    """One figure of measurements of the same units; the last one has the band."""
+    names, tables = named if len(named) > 1 else [""], list(named.values())
+    rows = dict(zip(names, (table.rows() for table in tables), strict=True))
+    judgement = tables[-1].judgement
+    return pillar_panels(rows, judgement.due, judgement.update)
 
 
 def units_of(measurement: Measurement) -> list[str]:

@@ -13,12 +13,14 @@ if TYPE_CHECKING:
 def plot(*measurements: Measurement, **named: Measurement) -> "Figure":
     r"""A network at a glance: the log2 rms of each pillar, unit by unit, as a figure.
 
-    Three panels in call order: activation, input gradient, update at learning rate 1
-    (dotted: by an update of all units at once). 0 is an rms of 1; the band is within
-    a factor of 2. Under `nn.scan` and `nn.vmap` over layers a unit has one place: the
-    line is at the median over layers, a bar goes from the least to the most. An rms of
-    zero ("dead") is marked by x, one that is not finite by a triangle, a unit that was
-    not reached by a ring.
+    Three panels in call order: output, gradient (of the input), and the update that the
+    rule in force is about: the total one, or each unit's own at learning rate 1; the
+    other one is dotted. 0 is an rms of 1; the grey band is within a factor of 2 of what
+    the rules in force ask for (see `Measurement.worst`), in the last measurement. Under
+    `nn.scan` and `nn.vmap` over layers a unit has one place: the line is at the median
+    over layers, a bar goes from the least to the most. An rms of zero ("dead") is
+    marked by x, one that is not finite by a triangle, a unit that was not reached by a
+    ring.
 
     Args:
         measurements: what `measure` returned: one, or two of the same units, which the
@@ -45,7 +47,7 @@ def plot(*measurements: Measurement, **named: Measurement) -> "Figure":
         >>> after = ei.measure(model, params, x, loss, scales=scales)
         >>> figure = ei.plot(before, after)
         >>> [ax.get_ylabel() for ax in figure.axes][0]
-        'log2 rms of\nactivation'
+        'log2 rms of\noutput'
     """
     if len(measurements) > 2 or not (measurements or named):
         raise ValueError(

@@ -17,6 +17,7 @@ from ..core import (
     times,
 )
 from ..graph import Regions
+from ..reporting import OFF
 from ..units import (
     FACTORS,
     UPDATE,
@@ -26,12 +27,9 @@ from ..units import (
     concat_units,
     unit_rows,
 )
-from ._measurement import FLAGS, Measurement
+from ._findings import FLAGS
+from ._measurement import Measurement
 from ._observation import Factors, Observed
-
-MISSED = 0.1
-"""How far the logarithm of an output's rms may be from its target's: on other batches,
-too, which differ."""
 
 
 def tabulate(
@@ -88,6 +86,7 @@ def tabulate(
     back_rms = jnp.where(floats, back_rms, jnp.nan)
     return Measurement(
         output_rms=over_draws(strength),
+        output_target=jnp.ones_like(a),
         output_mean=mean(columns["mean"] / safe),
         output_spread=mean(columns["varying"] / safe),
         input_grad_rms=over_draws(back_rms),
@@ -99,10 +98,10 @@ def tabulate(
         potential=jnp.where(floats, over_draws(potential), jnp.nan),
         param_rms=columns["params"][0],
         param_grad_rms=over_draws(columns["param_grads"]),
-        output=a,
-        input_grad=b,
-        output_grad=c,
-        update=u,
+        output_factor=a,
+        input_grad_factor=b,
+        output_grad_factor=c,
+        update_factor=u,
         nonfinite=jnp.sum(bad, 0).astype(jnp.int32),
         flag=jnp.max(flag, 0, initial=0, where=once),
         output_deviation=scatter(strength),
@@ -121,11 +120,12 @@ def tabulate(
 def flag_missed(
     table: Measurement, graph: ModelGraph, selection: UnitSelection
 ) -> Measurement:
-    """The table, with rows flagged whose outputs are not what their factors are for."""
+    """The table with targets, and rows flagged whose outputs miss them."""
     targets = selection.among(graph.units).items()
     by_unit = {u.key: jnp.full(u.carried_shape, target) for u, target in targets}
     _, order = call_order(graph.units)
     due = concat_units(graph.units, by_unit)[order]
-    off = jnp.abs(jnp.log(table.output_rms / due)) > MISSED
-    off &= (table.output != 1) & (table.flag == FLAGS.index("ok"))
-    return replace(table, flag=jnp.where(off, FLAGS.index("missed"), table.flag))
+    off = jnp.abs(jnp.log(table.output_rms / due)) > OFF
+    off &= (table.output_factor != 1) & (table.flag == FLAGS.index("ok"))
+    flag = jnp.where(off, FLAGS.index("missed"), table.flag)
+    return replace(table, flag=flag, output_target=due.astype(jnp.float32))

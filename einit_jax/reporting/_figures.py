@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ._tables import shortened
+from ._verdict import VALUE_WORDS
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -18,12 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-PILLAR_PANELS = {
-    "output_rms": "activation",
-    "input_grad_rms": "input gradient",
-    "update_rms": "update",
-}
-"""The column of each panel, and what its axis says."""
+UPDATES = {"total": "total_update_rms", "local": "update_rms"}
+"""The column that each rule about updates is about."""
 
 
 TABLE_COLOURS = ("#d9540d", "#1f77b4", "#2a9d4a", "#8a4fbf", "#7f7f7f")
@@ -67,28 +64,59 @@ def _png(figure: "Figure") -> bytes:
     return stream.getvalue()
 
 
-def pillar_panels(tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figure":
+def pillar_panels(
+    tables: Mapping[str, Sequence[Mapping[str, Any]]],
+    due: Mapping[str, np.ndarray] | None = None,
+    update: str = "total",
+) -> "Figure":
     """Log2 rms per unit in call order: a panel per pillar, a colour per table.
 
     Args:
         tables: rows of measurements of the same units, by the legend's names.
+        due: by column what the rules in force ask of each row of the last table, NaN
+            where they ask nothing; the band is within a factor of 2. None: 1.
+        update: the rule about updates, "total" or "local": whose column is drawn. The
+            other one is dotted.
     """
     first = next(iter(tables.values()))
     names = list(dict.fromkeys(unit_of_row(row["path"]) for row in first))
     figure = empty_figure(float(np.clip(3 + 0.24 * len(names), 7.5, 15)), 8.0)
-    axes = figure.subplots(len(PILLAR_PANELS), 1, sharex=True)
-    for ax, (pillar, title) in zip(axes, PILLAR_PANELS.items(), strict=True):
-        ax.axhspan(-1, 1, color="0.92", zorder=0)
+    pillars = ("output_rms", "input_grad_rms", UPDATES[update])
+    axes = figure.subplots(len(pillars), 1, sharex=True)
+    (other,) = set(UPDATES.values()) - set(pillars)
+    places = {name: i for i, name in enumerate(names)}
+    for ax, pillar in zip(axes, pillars, strict=True):
+        *_, rows = tables.values()
+        _draw_band(ax, rows, (due or {}).get(pillar, np.ones(len(rows))), places)
         ax.axhline(0, color="0.6", lw=0.8, zorder=1)
         for i, (label, rows) in enumerate(tables.items()):
             order = i + (len(tables) == 1)
             _draw_pillar(ax, rows, pillar=pillar, names=names, label=label, order=order)
-        ax.set_ylabel(f"log2 rms of\n{title}")
+            if pillar in UPDATES.values():
+                _draw_largest(ax, rows, places, column=other, order=order)
+        ax.set_ylabel(f"log2 rms of\n{VALUE_WORDS[pillar]}")
         _style_log2_axis(ax, 2.5)
-    axes[-1].set_xlabel("unit, in call order")
+    axes[-1].set_xlabel("layer, in call order")
     _name_ticks(axes[-1], names)
-    _add_pillar_legend(figure, axes)
+    _add_pillar_legend(figure, axes, dotted=VALUE_WORDS[other])
     return figure
+
+
+def _draw_band(
+    ax: "Axes",
+    rows: Sequence[Mapping[str, Any]],
+    due: np.ndarray,
+    places: Mapping[str, int],
+) -> None:
+    """Within a factor of 2 of what is due, over all layers of a unit."""
+    low, high = np.full((2, len(places)), np.nan)
+    for row, value in zip(rows, due, strict=True):
+        if np.isfinite(value) and value > 0:
+            place, log = places[unit_of_row(row["path"])], np.log2(value)
+            low[place] = np.fmin(low[place], log - 1)
+            high[place] = np.fmax(high[place], log + 1)
+    edges = np.arange(len(places) + 1) - 0.5
+    ax.stairs(high, edges, baseline=low, fill=True, color="0.92", zorder=0)
 
 
 def unit_of_row(path: str) -> str:
@@ -140,8 +168,6 @@ def _draw_pillar(
     medians = [np.median(values) if values else np.nan for values in layers]
     dot = "o" if len(names) <= LABELS else None
     ax.plot(medians, color=colour, marker=dot, ms=4, lw=1.4, label=label, zorder=3)
-    if pillar == "update_rms":
-        _draw_total_update(ax, rows, places, colour)
     several = [i for i, values in enumerate(layers) if len(values) > 1]
     low, high = ([extreme(layers[i]) for i in several] for extreme in (min, max))
     ax.vlines(several, low, high, color=colour, lw=5, alpha=0.35, zorder=2)
@@ -155,31 +181,35 @@ def _draw_pillar(
         )  # fmt: skip
 
 
-def _draw_total_update(
+def _draw_largest(
     ax: "Axes",
     rows: Sequence[Mapping[str, Any]],
     places: Mapping[str, int],
-    colour: str,
+    *,
+    column: str,
+    order: int,
 ) -> None:
-    """A thin dotted line: the change when all units are updated."""
+    """A thin dotted line: the largest value of a column over the layers of a unit."""
     largest = np.full(len(places), np.nan)
     for row in rows:
-        place, value = places[unit_of_row(row["path"])], row["total_update_rms"]
+        place, value = places[unit_of_row(row["path"])], row[column]
         if np.isfinite(value) and value > 0:
             largest[place] = np.fmax(largest[place], np.log2(value))
-    ax.plot(largest, color=colour, lw=1.1, ls=":", zorder=3, label="_total")
+    colour = TABLE_COLOURS[order % len(TABLE_COLOURS)]
+    ax.plot(largest, color=colour, lw=1.1, ls=":", zorder=3, label="_other")
 
 
-def _add_pillar_legend(figure: "Figure", axes: Sequence["Axes"]) -> None:
-    """What the colours mean, and the bars and marks that occur."""
+def _add_pillar_legend(figure: "Figure", axes: Sequence["Axes"], dotted: str) -> None:
+    """What the colours mean, the band, and the lines, bars and marks that occur."""
     from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
 
     lines, labels = axes[0].get_legend_handles_labels()
     entries: list[tuple[Artist, str]] = [
         (line, label) for line, label in zip(lines, labels, strict=True) if label
     ]
-    dotted = Line2D([], [], color="0.3", ls=":")
-    entries.append((dotted, "update of all units at once"))
+    entries.append((Line2D([], [], color="0.3", ls=":"), dotted))
+    entries.append((Patch(color="0.88"), "due, within a factor of 2"))
     if any(len(bars.get_segments()) for ax in axes for bars in _layer_bars(ax)):
         bar = Line2D([], [], color="0.3", lw=5, alpha=0.35)
         entries.append((bar, "least to most over layers"))

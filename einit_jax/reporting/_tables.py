@@ -1,7 +1,8 @@
-"""Rows of numbers as text: tables to read, and flat names for loggers."""
+"""Rows of numbers as text: tables that fit a console, and flat names for loggers."""
 
 import io
 import re
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,52 +11,177 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-MAX_PRINTED_ROWS = 64
-"""A longer table is printed without its middle."""
+MAX_ROWS = 30
+"""A longer table is printed without some of its rows."""
 
 
-WORD_WIDTH = 40
-"""The widest that a column of words may be, in characters."""
+NAME_WIDTH, LEAST_NAME_WIDTH = 40, 12
+"""The widest that a column of names may be, in characters, and the narrowest that a
+name is cut to, so that numbers fit."""
+
+
+GAP = 2
+"""Blanks between columns."""
+
+
+UNCUT = 100_000
+"""The width of a console that cuts nothing."""
+
+
+Columns = Mapping[str, Sequence[str]]
+"""The text of a table by column; the first one has names."""
 
 
 def format_table(
-    word_columns: Sequence[str],
-    number_columns: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    notes: Iterable[str] = (),
+    columns: Columns,
+    heads: Mapping[str, str],
+    *,
+    words: Iterable[str] = (),
+    width: int,
+    more: Sequence[int] = (),
 ) -> str:
-    """A table as text: columns of words, columns of numbers, and notes below them."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for name in word_columns:
-        table.add_column(name, no_wrap=True, overflow="ellipsis", max_width=WORD_WIDTH)
-    for name in number_columns:
-        table.add_column(name, justify="right", no_wrap=True)
-    omitted = max(0, len(rows) - MAX_PRINTED_ROWS)
-    head = MAX_PRINTED_ROWS // 2 if omitted else len(rows)
-    for row in rows[:head]:
-        table.add_row(shortened(row[0], WORD_WIDTH), *row[1:])
-    if omitted:
-        table.add_row(f"... {omitted} more in rows()")
-    for row in rows[head + omitted :]:
-        table.add_row(shortened(row[0], WORD_WIDTH), *row[1:])
-    return _printed(table, notes)
+    """A table as text. Names are cut to fit the width, and nothing else is.
 
-
-def _printed(table: Table, notes: Iterable[str]) -> str:
-    """What rich prints, without colours; brackets in names are no markup."""
+    Args:
+        columns: the text of each cell.
+        heads: what stands above each column, at most a line for each word.
+        words: the columns of words, which are flush left, besides the first.
+        width: in characters; columns that are too many make the table wider.
+        more: before which rows, and in place of how many, a line says that rows are
+            left out: a number for each row, and one for the end.
+    """
+    first, *_ = columns
+    left_out = left_out_lines(more)
+    room = max(name_room(columns, heads, width), LEAST_NAME_WIDTH)
+    table = Table(
+        box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=0
+    )  # its columns are apart by the one blank of the box, and one of their own
+    for name in columns:
+        side = "left" if name == first or name in words else "right"
+        pad = "" if name == first else " "
+        head = "\n".join(pad + word for word in _head_lines(heads[name]))
+        table.add_column(head, justify=side, vertical="bottom", no_wrap=True)
+    rows = zip(*columns.values(), strict=True)
+    for i, (name, *cells) in enumerate(rows):
+        if left_out[i : i + 1] not in ([], [""]):
+            table.add_row(left_out[i])
+        padded = [textwrap.indent(cell, " ") for cell in cells]
+        table.add_row(shortened(name, room), *padded)
+    if left_out[-1:] not in ([], [""]):
+        table.add_row(left_out[-1])
     stream = io.StringIO()
     console = Console(
         file=stream,
-        width=160,
+        width=UNCUT,
         color_system=None,
         force_jupyter=False,  # else a notebook shows the table, and no text is left
-        markup=False,
+        markup=False,  # brackets in names are none
         emoji=False,
     )
     console.print(table)
-    for line in notes:
-        console.print(line, soft_wrap=True, highlight=False)
-    return stream.getvalue().rstrip()
+    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines())
+
+
+def fitting_columns(
+    columns: Columns,
+    heads: Mapping[str, str],
+    ranked: Iterable[Sequence[str]],
+    width: int,
+) -> list[str]:
+    """The columns for which there is room, in the table's order.
+
+    Args:
+        columns: the text of every column, names first.
+        heads: what stands above each.
+        ranked: groups of columns by rank. Names are cut for those of the first group,
+            of which the last ones are left out if that is not enough. Another group is
+            there as a whole or not at all, and cuts no name.
+        width: of the table.
+    """
+    first, *_ = columns
+    names = [shortened(name, NAME_WIDTH) for name in columns[first]]
+    natural = _column_width(names, heads[first])
+    fits = lambda wanted, least: (
+        least
+        <= name_room(
+            {name: columns[name] for name in columns if name in wanted}, heads, width
+        )
+    )
+    essential, *others = ranked
+    least = min(natural, LEAST_NAME_WIDTH)
+    chosen = {first, *essential}
+    while len(chosen) > 2 and not fits(chosen, least):
+        chosen.remove(next(n for n in reversed(essential) if n in chosen))
+    for group in others:
+        if fits(chosen | set(group), natural):
+            chosen |= set(group)
+    return [name for name in columns if name in chosen]
+
+
+def name_room(columns: Columns, heads: Mapping[str, str], width: int) -> int:
+    """The width that is left for the names, which are the first column."""
+    _, *others = columns
+    taken = sum(GAP + _column_width(columns[name], heads[name]) for name in others)
+    return min(NAME_WIDTH, width - taken)
+
+
+def _column_width(cells: Iterable[str], head: str) -> int:
+    lines = [line for cell in cells for line in cell.split("\n")]
+    return max(map(len, [*_head_lines(head), *lines]))
+
+
+def _head_lines(head: str) -> list[str]:
+    """A line for each word, so that heads are hardly wider than numbers."""
+    return head.split(" ")
+
+
+def folded(
+    scores: Sequence[float], max_rows: int | None
+) -> tuple[list[int], list[int]]:
+    """The rows that are shown of a long table, in order: first, worst, and last.
+
+    Args:
+        scores: of each row; of the rows between the first and the last third those of
+            the largest scores are shown, and none of score 0.
+        max_rows: how many are shown; None: all.
+
+    Returns:
+        The rows, and how many are left out before each and at the end.
+    """
+    count = len(scores)
+    if max_rows is None or count <= max_rows:
+        return list(range(count)), [0] * (count + 1)
+    third = max(max_rows // 3, 1)
+    first, last = set(range(third)), set(range(count - third, count))
+    if max_rows == 1:
+        last = set()
+    middle = [i for i in range(third, count - third) if scores[i] > 0]
+    middle.sort(key=lambda i: -scores[i])
+    worst = set(middle[: max(max_rows - len(first) - len(last), 0)])
+    spare = max_rows - len(first | worst | last)
+    first |= set([i for i in range(count) if i not in first | worst | last][:spare])
+    shown = sorted(first | worst | last)
+    places = zip([-1, *shown], [*shown, count], strict=True)
+    return shown, [after - before - 1 for before, after in places]
+
+
+def left_out_lines(more: Iterable[int]) -> list[str]:
+    """What stands where rows are left out; empty texts where none are."""
+    return [f"… {count} more" if count else "" for count in more]
+
+
+def wrapped(line: str, width: int) -> str:
+    """A sentence in lines that fit; what has no blank is left whole."""
+    indent = " " * (len(line) - len(line.lstrip()))
+    return "\n".join(
+        textwrap.wrap(
+            line,
+            max(width, LEAST_NAME_WIDTH),
+            subsequent_indent=indent + "  ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+    )
 
 
 def format_number(value: float) -> str:

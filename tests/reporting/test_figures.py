@@ -17,10 +17,11 @@ from tests.support.reported import measurement_of
 
 
 def test_lines_are_the_logarithms_of_the_table(before, after):
-    """Each panel has both tables; what is zero is a mark and not a point."""
+    """Each panel has both tables; what is zero is a mark and not a point. The update
+    is the total one, which the rule is about."""
     figure = ei.plot(before, after)
     assert isinstance(figure, Figure)
-    names = ("output_rms", "input_grad_rms", "update_rms")
+    names = ("output_rms", "input_grad_rms", "total_update_rms")
     for ax, name in zip(figure.axes, names, strict=True):
         for label, table in {"before": before, "after": after}.items():
             (line,) = (x for x in ax.get_lines() if x.get_label() == label)
@@ -55,8 +56,8 @@ def test_scanned_layers_are_one_place_with_a_bar():
 @pytest.mark.parametrize("count", [12, 300])
 def test_names_are_readable(count):
     """No more than fit, none on top of its neighbour."""
-    row = {"output_rms": 1.0, "input_grad_rms": 0.5, "update_rms": np.inf,
-           "total_update_rms": 1.0, "flag": "non-finite"}  # fmt: skip
+    row = {"output_rms": 1.0, "input_grad_rms": 0.5, "update_rms": 1.0,
+           "total_update_rms": np.inf, "flag": "non-finite"}  # fmt: skip
     name = "transformer/encoder_block_{}/attention/query"
     figure = pillar_panels(
         {"": [{"path": name.format(i), **row} for i in range(count)]}

@@ -158,8 +158,9 @@ def test_parameters_left_out_are_left_to_their_rate():
     scales = tuned(job, exclude="*/gain")
     table = measured(job, scales=scales)
     assert float(table.loose_update_rms) > 0.1
-    words = str(table).split("not in the total update, and moving outputs by up to")[1]
-    assert "layers_0/gain (raw, without a factor)" in words
+    head = "not in the total update, and moving outputs by up to"
+    (words,) = (line for line in table.notes() if line.startswith(head))
+    assert "layers_0/gain (raw parameter without a factor)" in words
     assert float(untuned_of(CASES["setup_list"]).loose_update_rms) == 0
 
 

@@ -259,7 +259,7 @@ def test_targets_of_zeros_change_nothing(wide):
     scales = jax.jit(tune)(params) if wide else tune(params)
     table = ei.measure(Gated(), params, X, to_signs, scales=scales)
     (row,) = (row for row in table.rows() if row["path"] == "state")
-    assert (row["flag"], row["output"]) == ("zero", 1.0)
+    assert (row["flag"], row["output_factor"]) == ("zero", 1.0)
     np.testing.assert_allclose([row["input_grad_rms"], row["update_rms"]], 1, rtol=1e-5)
 
 
