@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ..reporting import OFF, RULE_NAMES, Judgement, largest_distance
+from ..reporting import RULE_NAMES, Judgement, largest_distance
 from ..units import UnitRow
 
 FLAGS = ("ok", "zero", "non-finite", "unreached", "missed", "out of range")
@@ -43,58 +43,97 @@ def judged(
 ) -> Judgement:
     """The rules that hold, and what those in force make of each row.
 
-    Gradients count as exact where they are, else as those of the rule "unit". Updates
-    are judged by the total rule, unless there are factors and the local one is far
-    nearer.
-
     Args:
         columns: the values that rules are about, `cosine` and `output_target`, float64.
         rows: what is static of each row.
         flags: of each row, as places in `FLAGS`; nothing is asked of what is unreached.
         given: whether a row's updates are given.
         factors: the four of each row, `float64[4, rows]`. Where there are any, nothing
-            is asked of the output and the update of a row without: it was excluded.
+            is asked of the output and the update of a row without: it was left out.
         loss_region: the region in which gradients are given.
     """
     reached = flags != FLAGS.index("unreached")
+    tuned = bool(np.any(factors != 1))
+    left_out = np.all(factors == 1, 0) & reached & tuned
     floats = np.array([row.floats for row in rows]) & reached
     region = np.array([row.region for row in rows])
-    gradients, update = columns["input_grad_rms"], columns["update_rms"]
-    cosine = columns["cosine"][reached]
-    exact = bool(np.all(cosine[~np.isnan(cosine)] > EXACT_COSINE))
-    left_out = np.all(factors == 1, 0) & np.any(factors != 1)
+    if tuned and np.all(factors[1:3] == 1):
+        gradients, gradients_due = ("plain",), np.full(len(rows), np.nan)
+    else:
+        free = floats & (region != loss_region) & ~left_out.any()
+        asked = {"floats": floats, "free": free, "region": region}
+        gradients, gradients_due = _gradients_due(columns, rows, **asked)
     counted = reached & ~given & ~left_out
-    target = np.where(reached & ~left_out, columns["output_target"], np.nan)
-    due = {"output_rms": target}
-    in_force = ("exact",) if exact else ("unit",)
-    due["input_grad_rms"] = np.where(floats, 1.0, np.nan)
-    if exact:
-        ours = _true_shares(gradients, floats, region)
-        due["input_grad_rms"] = np.where(region == loss_region, np.nan, ours)
-    if exact and _near_one(gradients[floats]):
-        in_force = ("exact", "unit")
-    if np.all(factors[1:3] == 1) and np.any(factors != 1):
-        in_force, due["input_grad_rms"] = ("plain",), np.full(len(rows), np.nan)
-    own = _shared_updates(update, rows)
-    shares = np.where(
-        (own > 0) & np.isfinite(update), update / np.where(own > 0, own, 1), 1
-    )
-    local = {"update_rms": np.where(counted, shares, np.nan)}
-    total = _total_due(columns["total_update_rms"], own[counted], local["update_rms"])
-    by_local, by_total = (_distances(columns, each) for each in (local, total))
-    nearer = np.any(factors != 1) and 2 * largest_distance(by_local) < largest_distance(
-        by_total
-    )
-    due |= local if nearer else total
-    rule = "local" if nearer else "total"
-    return Judgement(
-        _rules_that_hold(columns, flags, rows, given=given),
-        _tolerance(rows),
-        in_force,
-        rule,
-        due,
-        _distances(columns, due),
-    )
+    own = _shared_updates(columns["update_rms"], rows)
+    rules = {"local": {"update_rms": _own_due(columns, own, counted)}}
+    rules["total"] = _total_due(columns, own, counted)
+    if left_out.any():  # the total update has their steps, too
+        rules["total"]["total_update_rms"] = np.full(len(rows), np.nan)
+    far = {n: largest_distance(_distances(columns, due)) for n, due in rules.items()}
+    nearer = tuned and 2 * far["local"] < far["total"]  # far nearer, if it is chosen
+    update = "local" if nearer else "total"
+    due = {
+        "output_rms": np.where(reached & ~left_out, columns["output_target"], np.nan),
+        "input_grad_rms": gradients_due,
+        **rules[update],
+    }
+    held = _rules_that_hold(columns, flags, rows, given=given)
+    distances = _distances(columns, due)
+    return Judgement(held, _tolerance(rows), gradients, update, due, distances)
+
+
+def _gradients_due(
+    columns: Mapping[str, np.ndarray],
+    rows: Sequence[UnitRow],
+    *,
+    floats: np.ndarray,
+    free: np.ndarray,
+    region: np.ndarray,
+) -> tuple[tuple[str, ...], np.ndarray]:
+    """The rules about gradients in force, and what they ask for: "exact" where
+    gradients are exact, and "unit" where they are not.
+
+    Args:
+        columns, rows: as in `judged`.
+        floats: which rows have input gradients.
+        free: those whose size an exact rule sets: not in the loss's region, nor tied to
+            others by units without factors.
+        region: of each row's input.
+    """
+    cosine, gradients = columns["cosine"], columns["input_grad_rms"]
+    if not np.all(cosine[~np.isnan(cosine)] > EXACT_COSINE):
+        return ("unit",), np.where(floats, 1.0, np.nan)
+    near_one = np.all(np.abs(gradients[floats] - 1) <= _tolerance(rows))
+    rules = ("exact", "unit") if near_one else ("exact",)
+    due = np.where(free, _true_shares(gradients, floats, region), np.nan)
+    return rules, due
+
+
+def _own_due(
+    columns: Mapping[str, np.ndarray], own: np.ndarray, counted: np.ndarray
+) -> np.ndarray:
+    """Updates whose mean square over rows that share parameters is 1."""
+    update = columns["update_rms"]
+    usable = (own > 0) & np.isfinite(update)
+    shares = np.where(usable, update / np.where(usable, own, 1), 1)
+    return np.where(counted, shares, np.nan)
+
+
+def _total_due(
+    columns: Mapping[str, np.ndarray], own: np.ndarray, counted: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Own updates like the typical one, and the largest total update 1."""
+    usable = own[counted & np.isfinite(own) & (own > 0)]
+    typical = np.median(usable) if usable.size else 1.0
+    total = columns["total_update_rms"]
+    moved = np.isfinite(total) & (total > 0)
+    largest = total[moved].max() if moved.any() else 1.0
+    broken = ~np.isfinite(total) & counted
+    due = np.where(moved, total / largest, np.where(broken, 1.0, np.nan))
+    return {
+        "update_rms": _own_due(columns, own, counted) * typical,
+        "total_update_rms": due,
+    }
 
 
 def _true_shares(
@@ -109,20 +148,6 @@ def _true_shares(
     return np.where(floats, shares, np.nan)
 
 
-def _total_due(
-    total: np.ndarray, own: np.ndarray, local: np.ndarray
-) -> dict[str, np.ndarray]:
-    """What the total rule asks for: own updates like the typical one, and the largest
-    total update 1."""
-    usable = own[np.isfinite(own) & (own > 0)]
-    typical = np.median(usable) if usable.size else 1.0
-    moved = np.isfinite(total) & (total > 0)
-    largest = total[moved].max() if moved.any() else 1.0
-    broken = ~np.isfinite(total) & ~np.isnan(local)
-    due = np.where(moved, total / largest, np.where(broken, 1.0, np.nan))
-    return {"update_rms": local * typical, "total_update_rms": due}
-
-
 def _distances(
     values: Mapping[str, np.ndarray], due: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
@@ -133,11 +158,6 @@ def _distances(
         octaves = np.where(np.isnan(octaves), np.inf, octaves)
         distances[name] = np.where(np.isnan(wanted), np.nan, octaves)
     return distances
-
-
-def _near_one(values: np.ndarray) -> bool:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return bool(np.all(np.abs(np.log(values)) <= OFF))
 
 
 def verdict_on(

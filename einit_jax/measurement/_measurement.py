@@ -267,8 +267,8 @@ class Measurement(Printable):
 
     def _unprintable(self) -> str:
         about = f"Measurement of {len(self.rows_of)} layers"
-        leaves = jax.tree.leaves(self)
-        if not all(hasattr(x, "dtype") and is_concrete(x) for x in leaves):
+        known = [hasattr(x, "dtype") and is_concrete(x) for x in jax.tree.leaves(self)]
+        if not known or not all(known):
             return f"{about} (traced)"
         return "" if np.ndim(self.flag) == 1 else f"{about}, {len(self.flag)} runs"
 

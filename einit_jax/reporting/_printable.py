@@ -212,12 +212,10 @@ def _html_table(
         f"<{tag}{ROW_STYLE.format(side)}>{escape(text)}</{tag}>"
         for side, text in zip(sides, texts, strict=True)
     )
-    left_out = lambda n: f'<tr><td colspan="{len(heads)}">... {n} more</td></tr>'
-    body = []
-    for count, texts in zip(
-        more, [*zip(*cells.values(), strict=True), ()], strict=True
-    ):
-        body += [left_out(count)] if count else []
+    left_out = lambda text: f'<tr><td colspan="{len(heads)}">{text}</td></tr>'
+    body, lines = [], [*zip(*cells.values(), strict=True), ()]
+    for gap, texts in zip(left_out_lines(more), lines, strict=True):
+        body += [left_out(gap)] if gap else []
         body += [f"<tr>{line('td', texts)}</tr>"] if texts else []
     return (
         f'<div style="overflow-x: auto"><table><thead><tr>{line("th", heads)}</tr>'

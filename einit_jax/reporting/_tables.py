@@ -56,11 +56,14 @@ def format_table(
     table = Table(
         box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=0
     )  # its columns are apart by the one blank of the box, and one of their own
+    tallest = max(len(_head_lines(heads[name])) for name in columns)
     for name in columns:
         side = "left" if name == first or name in words else "right"
         pad = "" if name == first else " "
-        head = "\n".join(pad + word for word in _head_lines(heads[name]))
-        table.add_column(head, justify=side, vertical="bottom", no_wrap=True)
+        lines = _head_lines(heads[name])
+        above = [""] * (tallest - len(lines))  # as heads stand on their columns
+        head = "\n".join(pad + line for line in [*above, *lines])
+        table.add_column(head, justify=side, no_wrap=True)
     rows = zip(*columns.values(), strict=True)
     for i, (name, *cells) in enumerate(rows):
         if left_out[i : i + 1] not in ([], [""]):

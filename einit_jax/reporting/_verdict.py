@@ -52,10 +52,16 @@ REMEDIES = {
     "for batches that differ",
     "off": "measure with the inputs, loss and optimizer of tune; ei.tune(..., draws=8) "
     "is for batches that differ",
+    "left out": "it has no factors; hold it still, or give it a learning rate of its "
+    "own",
     "unreached": "no input got there; ei.measure(..., draws=8) tries more",
 }
-"""What to do about layers by their trouble, which is their flag but for "zero output"
-and "off"; in the order in which they are told."""
+"""What to do about layers by their trouble, which is their flag but for "zero output",
+"off" and "left out"; in the order in which they are told."""
+
+
+HARMLESS = ("left out", "unreached")
+"""Troubles of layers of which nothing is asked."""
 
 
 GRADIENT_WORDS = {
@@ -132,8 +138,9 @@ def summary_lines(
     flags, paths = ([row[name] for row in rows] for name in ("flag", "path"))
     tuned = any(np.any(columns[name] != 1) for name in FACTOR_COLUMNS)
     troubles = _troubles(judgement, columns, flags, paths)
-    off = set().union(*troubles.values()) - set(troubles["unreached"])
-    asked, link = len(paths) - len(troubles["unreached"]), "and"
+    idle = set().union(*(troubles[trouble] for trouble in HARMLESS))
+    off = set().union(*troubles.values()) - idle
+    asked, link = len(paths) - len(idle), "and"
     if not off and asked:
         on_target = bool(np.any(columns["output_target"] != 1))
         lines, link = [_ok_line(judgement, asked, on_target)], "but"
@@ -151,10 +158,13 @@ def _ok_line(judgement: Judgement, layers: int, on_target: bool) -> str:
     """That all is well, and how well."""
     largest = largest_distance(judgement.distances)
     percent = max(1, math.ceil(100 * (2**largest - 1)))
+    asked = [name for name, due in judgement.due.items() if not np.isnan(due).all()]
+    exact = "exact" in judgement.gradients and "input_grad_rms" not in asked
+    equal = judgement.update == "total" and "total_update_rms" not in asked
     words = [
         "outputs on target" if on_target else "outputs 1",
-        GRADIENT_WORDS[judgement.gradients],
-        UPDATE_WORDS[judgement.update],
+        "gradients exact" if exact else GRADIENT_WORDS[judgement.gradients],
+        "updates equal" if equal else UPDATE_WORDS[judgement.update],
     ]
     which = {1: "the one layer", 2: "both layers"}.get(layers, f"all {layers} layers")
     return f"OK: {which} within {percent}%: " + ", ".join(words)
@@ -199,22 +209,26 @@ def _troubles(
         trouble = flags[row]
         if trouble == "zero" and columns["output_rms"][row] == 0:
             trouble = "zero output"
+        elif trouble == "ok" and np.isnan(judgement.due["output_rms"][row]):
+            trouble = "left out"
         elif trouble == "ok":
             trouble = "off" if far[row] > 1 else ""
         if trouble:
-            only = "output_rms" if trouble == "missed" else ""
-            seen = _farthest_words(judgement, columns, row, only)
+            seen = _seen(judgement, columns, row, trouble)
             found[trouble].setdefault(row, f"{paths[row]}{seen}")
     return found
 
 
-def _farthest_words(
-    judgement: Judgement, columns: Mapping[str, np.ndarray], row: int, only: str
+def _seen(
+    judgement: Judgement, columns: Mapping[str, np.ndarray], row: int, trouble: str
 ) -> str:
-    """The value of a row that is farthest off, or that of one column, and what is due,
-    in brackets; nothing where none is off."""
+    """The value of a row that is farthest off, or that which its trouble is about, and
+    what is due, in brackets; nothing where none is off."""
+    if trouble == "left out":
+        return f" ({_value_words('update_rms', columns['update_rms'][row])})"
     distances = {n: d[row] for n, d in judgement.distances.items()}
-    names = [only] if only else [n for n in distances if n != "total_update_rms"]
+    names = [n for n in distances if n != "total_update_rms"]
+    names = ["output_rms"] if trouble == "missed" else names
     names = [name for name in names if distances[name] > OFF_OCTAVES[name]]
     if not names:
         return ""

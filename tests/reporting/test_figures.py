@@ -2,11 +2,14 @@
 
 import itertools
 import pickle
+from dataclasses import replace
 
 import flax.linen as nn
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.patches import StepPatch
 
 import einit_jax as ei
 from einit_jax.reporting import LABELS, pillar_panels
@@ -36,6 +39,44 @@ def test_lines_are_the_logarithms_of_the_table(before, after):
     words = [text.get_text() for text in figure.legends[0].get_texts()]
     assert "dead (zero)" in words
     assert "non-finite" not in words
+
+
+def bands(ax) -> np.ndarray:
+    """The least and the largest value of the grey band at each place."""
+    (band,) = (patch for patch in ax.patches if isinstance(patch, StepPatch))
+    values, _, baseline = band.get_data()
+    return np.stack([baseline, values])
+
+
+def test_the_band_is_what_the_rules_in_force_ask_for(before, after):
+    """Within a factor of 2: of 1 or a target, of exact gradients with a mean of 1, of
+    a largest total update of 1; what is tuned lies in the middle."""
+    middles = [bands(ax).mean(0) for ax in ei.plot(before, after).axes]
+    for middle, name in zip(middles, after.judgement.due, strict=False):
+        if name == "output_rms":
+            np.testing.assert_allclose(middle, 0, atol=1e-6)
+    total = np.log2(np.asarray(after.total_update_rms, np.float64))
+    np.testing.assert_allclose(middles[2], total - total.max(), atol=1e-5)
+    untuned = bands(before.plot().axes[2])
+    largest = np.nanmax(np.log2(before.total_update_rms))
+    np.testing.assert_allclose(np.nanmax(untuned.mean(0)), 0, atol=1e-6)
+    assert abs(largest) > 0.5
+    low, high = untuned
+    np.testing.assert_allclose(high - low, 2, rtol=1e-6)
+    target = jnp.array([1.0, 1.0, 0.25])
+    moved = bands(replace(after, output_target=target).plot().axes[0]).mean(0)
+    np.testing.assert_allclose(moved, [0, 0, -2], atol=1e-6)
+
+
+def test_a_local_rule_draws_the_own_update(after):
+    total = jnp.array([1.0, 3.0, 9.0])
+    local = replace(after, update_rms=jnp.ones(3), total_update_rms=total)
+    assert local.judgement.update == "local"
+    ax = local.plot().axes[2]
+    assert ax.get_ylabel().endswith("\nupdate")
+    (other,) = (line for line in ax.get_lines() if line.get_label() == "_other")
+    np.testing.assert_allclose(other.get_ydata(), np.log2(total), rtol=1e-6)
+    assert after.plot().axes[2].get_ylabel().endswith("\ntotal update")
 
 
 def test_scanned_layers_are_one_place_with_a_bar():

@@ -61,10 +61,12 @@ def test_tune_brings_every_pillar_to_one(case: Case):
         np.testing.assert_allclose(phis, phis[0], rtol=0.02)
     assert "exact" in table.modes()["gradients"]
     assert "total" in table.modes()["update"]
+    assert table.summary()[0].startswith("OK: ")
     assert set(table.probed_paths()) >= case.zeros - case.loose
     untuned = untuned_of(case)
     assert max(off(untuned).values()) > 0.1
     assert not untuned.modes()["update"]
+    assert untuned.summary()[0].startswith("NOT TUNED: ")
 
 
 @some(
