@@ -1,5 +1,7 @@
 """Layers and members whose parameters are stacked: scan and vmap."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -9,7 +11,7 @@ from tests.support.nnx_models.dense import Block, Mlp
 from tests.support.nnx_models.parameters import Buffer
 
 
-def stacked(rngs, block=Block):
+def stacked(rngs, block: Callable = Block):
     """Three blocks, stacked along axis 0."""
 
     @nnx.split_rngs(splits=3)
