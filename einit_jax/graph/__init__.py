@@ -22,6 +22,7 @@ from ._parameter_axes import parameter_axes as parameter_axes
 from ._parameter_axes import parameter_use_walk as parameter_use_walk
 from ._parameter_uses import ParameterUseWalk as ParameterUseWalk
 from ._regions import Regions as Regions
+from ._regions import coupled_units as coupled_units
 from ._regions import find_regions as find_regions
 from ._traced_values import Level as Level
 from ._traced_values import TracedValue as TracedValue

@@ -113,6 +113,11 @@ def find_regions(graph: ModelGraph, units: Sequence[Unit]) -> Regions:
     return _number_regions(units, ports, loss, classes, raw=graph.movable)
 
 
+def coupled_units(graph: ModelGraph) -> list[Unit]:
+    """The units of a model whose parameters are used outside of them as well."""
+    return find_regions(graph, graph.units).coupled_units(graph.units)
+
+
 def _join_ports(
     uses: Sequence[PortUse],
     graph: ModelGraph,

@@ -23,6 +23,7 @@ from ..core import (
     static_value,
     user_inputs,
 )
+from ..graph import coupled_units
 from ..objectives import (
     WRITTEN,
     check_call_options,
@@ -39,7 +40,7 @@ from ._hooks import Hook, Run, running
 from ._interception import captured_outputs, hook_modules, intercepted
 from ._loss_of_model import call_loss, wanted_by_loss, with_root
 from ._nodes import is_node
-from ._tracing import marking_hooks, trace_marked
+from ._tracing import check_unread, marking_hooks, passing_hooks, trace_marked
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,21 @@ class NnxObjective:
 
         graph = trace_marked(run, args, lambda args: self._plain_loss(args))
         check_traced(graph, self.model_type)
+        self._check_unread(args, graph)
         return graph
+
+    def _check_unread(self, args: ModelArgs, graph: ModelGraph) -> None:
+        """Looks whether what is carried to units is read, where parameters of units are
+        read outside of them, or where the loss has the model in its hands."""
+        if not (self._calls_model or coupled_units(graph)):
+            return
+        hooks, carried = passing_hooks(self._model, graph.units)
+
+        def run(args: ModelArgs) -> Any:
+            outputs = lambda: self._run_hooked(args, hooks, carried)
+            return self.over_axis(lambda: self.loss(outputs(), args.batch))
+
+        check_unread(run, args, graph.jaxpr, self.model_type)
 
     def trace_run(self, args: ModelArgs) -> ModelGraph:
         run = lambda mark, args: mark(self._run_marked(args, ()))
@@ -156,11 +171,15 @@ class NnxObjective:
         return self.over_axis(lambda: self.loss(self.run(args)[0], args.batch))
 
     def _run_marked(self, args: ModelArgs, estimated: tuple[type, ...]) -> Any:
+        return self._run_hooked(args, marking_hooks(self._model, estimated), {})
+
+    def _run_hooked(
+        self, args: ModelArgs, hooks: dict[Any, Hook], carried: Mapping[Path, Any]
+    ) -> Any:
         module = self._model.filled(args.params, args.collections)
-        hooks = marking_hooks(self._model, estimated)
         if self._calls_model:
             hooks = with_root(hooks, self._model)
-        hook_modules(module, hooks, {})
+        hook_modules(module, hooks, carried)
         with running(Run(lambda key: frozenset())) as run:
             return self._call(module, args.batch, run)
 

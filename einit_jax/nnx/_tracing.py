@@ -2,19 +2,20 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Jaxpr
 
-from ..core import Collections, ModelArgs, Params, flatten, unboxed
+from ..core import Collections, ModelArgs, Params, Path, flatten, unboxed
 from ..graph import Mark, bodies, discover
-from ..units import ModelGraph
+from ..units import ModelGraph, Unit
 from ._functional import ModuleSpec, NnxModel
-from ._hooks import Handler, Hook, HookedCall
+from ._hooks import Handler, Hook, HookedCall, entry_specs
 from ._interception import apart
 from ._nodes import leaves_of, path_of_keys
 
@@ -79,6 +80,52 @@ def _check_alike(marked: Counter[str], plain: Counter[str]) -> None:
             f"{', '.join(lost[:6])}: they are of subclasses of their classes then, and "
             "something asks for a class by type(module) is ...; ask by isinstance"
         )
+
+
+MOVES = {"broadcast_in_dim", "transpose", "reshape", "squeeze", "slice", "concatenate"}
+MOVES |= {"dynamic_slice", "dynamic_update_slice", "stop_gradient"}
+"""Primitives by which transforms hand on what a module holds."""
+
+
+def check_unread(
+    run: Callable[[ModelArgs], Any], args: ModelArgs, seen: Jaxpr, name: str
+) -> None:
+    """Raises a ValueError where a model or its loss computes with what is carried.
+
+    Args:
+        run: runs the model and its loss, its modules hooked by `passing_hooks`.
+        args: what it runs on.
+        seen: the trace of the same with nothing carried.
+        name: of the model's class.
+    """
+    carried = jax.make_jaxpr(lambda *args: run(ModelArgs(*args)))(*args)
+    added = operations(carried.jaxpr) - operations(seen)
+    if added.keys() - MOVES:
+        raise ValueError(
+            f"the loss, or a module of {name}, computes with all parameters of the "
+            "model, by nnx.state(model, nnx.Param) or the like; while verbs run it, "
+            "arrays that are carried to its units are among them; take those that are "
+            "meant by their names: nnx.state(model, nnx.PathContains('kernel'))"
+        )
+
+
+def passing_hooks(
+    model: NnxModel, units: Sequence[Unit]
+) -> tuple[dict[Any, Hook], dict[Path, dict[str, dict[str, Any]]]]:
+    """Hooks by which something is carried to each unit, and nothing done; and that."""
+    own: dict[Path, dict[str, Any]] = {}
+    for unit in units:
+        own.setdefault(unit.path, {})[unit.method] = jnp.ones(unit.carried_shape)
+    hooks = {}
+    for spec in model.modules:
+        if spec.path in own:
+            handler = Handler("passed", _pass, entry_specs("passed", own[spec.path]))
+            hooks[spec.keys] = Hook(spec.path, spec.params, (handler,))
+    return hooks, {path: {"passed": entries} for path, entries in own.items()}
+
+
+def _pass(call: HookedCall) -> Any:
+    return call.proceed(*call.args, **call.kwargs)
 
 
 def marking_hooks(model: NnxModel, estimated: tuple[type, ...] = ()) -> dict[Any, Hook]:

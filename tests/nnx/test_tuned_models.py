@@ -123,6 +123,41 @@ BAD = {
 }  # fmt: skip
 
 
+def decayed(net, x):
+    """A loss with all parameters of the model in it."""
+    own = jax.tree.leaves(nnx.state(net, nnx.Param))
+    return to_one(net(x)) + sum(jnp.sum(jnp.square(p)) for p in own)
+
+
+def decayed_by_name(net, x):
+    """The same, of kernels alone."""
+    own = jax.tree.leaves(nnx.state(net, nnx.PathContains("kernel")))
+    return to_one(net(x)) + sum(jnp.sum(jnp.square(p)) for p in own)
+
+
+class Damped(Two):
+    """Divides by the size of all of its parameters."""
+
+    def __call__(self, x):
+        own = jax.tree.leaves(nnx.state(self, nnx.Param))
+        return super().__call__(x) / sum(jnp.sum(jnp.square(p)) for p in own)
+
+
+@pytest.mark.parametrize(("model", "loss_fn"), [(Two, decayed), (Damped, to_one)])
+def test_what_is_carried_is_not_counted_among_parameters(model, loss_fn):
+    """It cannot be told from them where all are taken: that is refused by name."""
+    for verb in (ei.tune, ei.measure):
+        with refuses(ValueError, "computes with all parameters"):
+            verb(model(nnx.Rngs(0)), None, X, loss_fn)
+
+
+def test_parameters_in_the_loss_are_taken_by_name():
+    model = two()
+    assert ei.tune(model, None, X, decayed_by_name).keys() == {"first", "second"}
+    table = ei.measure(model, None, X, decayed_by_name)
+    np.testing.assert_allclose(table.loss, decayed_by_name(model, X), rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", BAD)
 def test_errors_name_what_is_wrong(name):
     call, exception, words = BAD[name]
