@@ -2,7 +2,8 @@
 
 Writes a line for each as it goes, and goes on where an earlier run of the same file
 ended. At the end it tells each kind of failure once, with an example made simpler, and
-the exit code is 1 if there is one. `--example "Example(...)"` runs that one.
+the exit code is 1 if there is one. `--example "Example(...)"` runs that one. Models are
+of Linen, or with `--library nnx` of NNX: of these in a file of their own.
 """
 
 import argparse
@@ -30,6 +31,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--examples", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("fuzz.jsonl"))
+    parser.add_argument("--library", choices=("linen", "nnx"), default="linen")
     parser.add_argument("--without", default="", help="kinds to leave out, by commas")
     parser.add_argument("--tries", type=int, default=40, help="to make one simpler")
     parser.add_argument("--example", help="one example, as it was printed")
@@ -66,7 +68,7 @@ def run_all(options: argparse.Namespace) -> dict[int, dict[str, Any]]:
         for number in range(options.examples):
             if number in done:
                 continue
-            example = numbered(options.seed, number, without)
+            example = numbered(options.seed, number, without, options.library)
             record = {"number": number, "spec": repr(example), "status": "begun"}
             print(json.dumps(record), file=file, flush=True)
             start = time.monotonic()

@@ -51,6 +51,8 @@ class Example:
     loss_power: int = 0
     options: tuple[tuple[str, Any], ...] = ()
     seed: int = 0
+    library: str = "linen"
+    """Or "nnx"."""
 
     def __repr__(self) -> str:
         told = [(f.name, getattr(self, f.name), f.default) for f in fields(self)]

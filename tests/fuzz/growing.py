@@ -41,6 +41,8 @@ class Kind:
 
 
 KINDS: dict[str, Kind] = {}
+NNX_KINDS: dict[str, Kind] = {}
+"""Those that NNX has; where both have one, its arguments are drawn alike."""
 LEAF, STATE, TIME = "leaf", "state", "time"
 """Tags: nothing is inside; variables besides parameters; shapes that hang on steps."""
 WIDTHS = (4, 8, 1, 3)
@@ -61,9 +63,15 @@ def kind(
     return register
 
 
+def kinds_of(library: str) -> dict[str, Kind]:
+    """The kinds of "linen" or of "nnx"."""
+    return {"linen": KINDS, "nnx": NNX_KINDS}[library]
+
+
 def is_node(value: Any) -> bool:
     """Whether an argument is a node."""
-    return isinstance(value, tuple) and bool(value) and value[0] in KINDS
+    known = isinstance(value, tuple) and bool(value) and isinstance(value[0], str)
+    return known and (value[0] in KINDS or value[0] in NNX_KINDS)
 
 
 def inside(node: Node) -> Iterator[Node]:

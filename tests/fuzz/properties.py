@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import einit_jax as ei
 from einit_jax.core import flatten, is_float, is_under, layer_axes, unboxed
 from einit_jax.graph import parameter_axes
 from einit_jax.units import FACTORS
 from tests.fuzz.examples import Example
+from tests.fuzz.nnx_models.running import run_of
 from tests.fuzz.running import (
     PACKAGE,
     Broken,
@@ -37,6 +37,8 @@ ROUNDED = 1e5
 """Potentials that are further apart are of gradients that are rounding."""
 TRANSFORMED = ("weight_norm", "spectral_norm", "mapped")
 """Kinds whose units see other parameters than the model has."""
+TWO_OWNERS = "one_kernel"
+"""Whose kernel lies in two units: what its step moves in the second is not counted."""
 
 
 def factors_are_positive(run: Run) -> None:
@@ -92,10 +94,10 @@ def outputs_are_at_their_targets(run: Run) -> None:
     for unit in run.graph.units:
         rows, name = run.rows[unit.key], unit.name
         flags = {row["flag"] for row in rows}
-        draws = [each[unit.key] for each in seen]
+        draws = [each[unit.key] for each in seen if each[unit.key]]
         if "'cached'" in run.kinds and "Jit" in name:
             continue  # one trace serves several modules, and calls back for the first
-        if not all(draws):
+        if not draws:
             expect(flags == {"unreached"}, f"{name} is not called and flagged {flags}")
             continue
         if flags == {"unreached"} and any(kind in run.kinds for kind in BLOCKING):
@@ -155,7 +157,8 @@ def rules_hold(run: Run) -> None:
     if options.get("optimizer") and "attention" in run.kinds:
         return  # what an optimizer makes of a key's bias, whose gradient is rounding
     update = options.get("update", "total")
-    expect(update in held["update"], f"updates are not {update}: {held}")
+    known = update in held["update"] or TWO_OWNERS in run.kinds
+    expect(known, f"updates are not {update}: {held}")
 
 
 def carried_gradients_are_true(run: Run) -> None:
@@ -170,7 +173,7 @@ def carried_gradients_are_true(run: Run) -> None:
     worst, path = gradient_deviation(run)
     if worst > EXACT and run.eps > 1e-3:
         wide = {"dtype": "float32", "param_dtype": "float32"}
-        run = Run(replace(run.example, **wide))
+        run = run_of(replace(run.example, **wide))
         worst, path = gradient_deviation(run)
     limit = ROUGH if any(name in run.kinds for name in NARROW) else EXACT
     if worst > limit == EXACT:
@@ -219,7 +222,7 @@ def by_layer(x: Any, layers: tuple[int, ...]) -> np.ndarray:
 
 def widened(run: Run) -> Run:
     """The same with parameters of 64 bits, tuned anew."""
-    again = object.__new__(Run)
+    again = object.__new__(type(run))
     again.example = run.example
     wide = lambda p: p.astype(jnp.result_type(p, jnp.float64)) if is_float(p) else p
     again.job = run.job._replace(params=jax.tree.map(wide, run.job.params))
@@ -253,9 +256,8 @@ def peak(tree: Any) -> float:
 
 def folded_is_the_same(run: Run) -> None:
     """Or it is refused."""
-    job = run.job
     try:
-        folded = ei.fold(job.model, job.params, run.scales, job.input_fn, **job.options)
+        folded = run.fold()
     except ValueError as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
         own = last.filename.startswith(PACKAGE) and "fold" in last.filename + str(error)
@@ -264,7 +266,7 @@ def folded_is_the_same(run: Run) -> None:
     except Exception as error:
         raise judged(error, run) from error
     (batch,) = run.batches()
-    wanted = run.forward(job.params, run.probed, run.scales, batch)[2][0]
+    wanted = run.forward(run.job.params, run.probed, run.scales, batch)[2][0]
     found = run.forward(folded, run.probed, run.scales, batch)[0][0]
     for a, b in zip(jax.tree.leaves(wanted), jax.tree.leaves(found), strict=True):
         a, b = (np.asarray(x).astype(complex) for x in (a, b))
@@ -298,7 +300,7 @@ class Verdict:
 def judge(example: Example) -> Verdict:
     """Runs an example through all properties."""
     try:
-        run = Run(example)
+        run = run_of(example)
         run.scales  # noqa: B018 - all properties are of these
     except Invalid as error:
         return Verdict("invalid", str(error))

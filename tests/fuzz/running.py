@@ -24,12 +24,13 @@ from einit_jax.core import (
 )
 from einit_jax.units import (
     ModelGraph,
+    Objective,
     UnitKey,
     from_tree,
     put_probes,
     zero_candidates,
 )
-from tests.fuzz.captures import Recorder
+from tests.fuzz.captures import LinenRecorder, Recorder
 from tests.fuzz.examples import Example, job_of, tune_options
 from tests.support.cases import QUICK, Job
 from tests.support.checks import objective_of
@@ -40,11 +41,13 @@ DOCUMENTED = (TypeError, ValueError, FloatingPointError, NotImplementedError)
 REFUSALS = (
     "has no units",
     "params are empty",
+    "has no parameters",
     "does not depend on the model's outputs",
     "first step moves no parameter",
     "derivative",
     "no gradient of the loss reaches",
     "run inside of nn.custom_vjp",
+    "computes with all parameters of the model",
 )
 """Words of errors that tell of what the package does not take."""
 UNSETTLED = "are not as large as they were tuned to be"
@@ -84,22 +87,34 @@ class Run:
 
     def __post_init__(self):
         try:
-            self.job = job_of(self.example)
+            self.job = self.make_job()
             jax.eval_shape(self.plain_step, self.job.params)
         except Exception as error:
             raise Invalid(f"{type(error).__name__}: {error}") from error
 
-    # The model, without the package.
+    # What hangs on the library of the model: of Linen here.
+
+    def make_job(self) -> Job:
+        return job_of(self.example)
 
     @property
     def collections(self) -> dict:
         return self.job.options["collections"]
 
-    def batches(self, draws: int = 1) -> tuple[Draw, ...]:
-        return draw_batches(self.job.input_fn, KEY, rngs=("dropout",), draws=draws)
+    @cached_property
+    def objective(self) -> Objective:
+        return objective_of(self.job)
 
-    def applied(self, model: Any, variables: dict, batch: Draw) -> Any:
-        """Outputs and whatever is sown."""
+    def plain(self, params: Any, batch: Draw) -> Any:
+        """The model's outputs, and whatever is sown."""
+        return self._applied(self.job.model, {"params": params}, batch)
+
+    def scaled(self, params: Any, scales: Any, batch: Draw) -> Any:
+        """The same of the scaled model."""
+        variables = {"params": params, "scales": scales}
+        return self._applied(ei.scaled(self.job.model), variables, batch)
+
+    def _applied(self, model: Any, variables: dict, batch: Draw) -> Any:
         return model.apply(
             {**variables, **self.collections},
             *batch.inputs.args,
@@ -108,8 +123,25 @@ class Run:
             **batch.inputs.kwargs,
         )
 
-    def loss(self, outputs: Any, batch: Draw) -> jax.Array:
-        return objective_of(self.job).loss(outputs, batch)
+    def record(self, params: Any, scales: Any, batch: Draw) -> None:
+        """Runs the scaled model for the recorder."""
+        with self.recorder.listening():
+            self.scaled(params, scales, batch)
+
+    def fold(self) -> Any:
+        """The folded parameters."""
+        job = self.job
+        return ei.fold(job.model, job.params, self.scales, job.input_fn, **job.options)
+
+    @cached_property
+    def recorder(self) -> Recorder:
+        return LinenRecorder([u.key for u in self.graph.units], self.job.params)
+
+    # The model, without the package.
+
+    def batches(self, draws: int = 1) -> tuple[Draw, ...]:
+        rngs = self.job.options.get("rngs", ())
+        return draw_batches(self.job.input_fn, KEY, rngs=rngs, draws=draws)
 
     @cached_property
     def plain_step(self) -> Callable:
@@ -117,8 +149,8 @@ class Run:
 
         def loss(params):
             (batch,) = self.batches()
-            outputs, _ = self.applied(self.job.model, {"params": params}, batch)
-            return self.loss(outputs, batch)
+            outputs, _ = self.plain(params, batch)
+            return self.objective.loss(outputs, batch)
 
         step = jax.value_and_grad(loss, allow_int=True)
         return jax.jit(step, compiler_options=QUICK)
@@ -145,7 +177,7 @@ class Run:
     def graph(self) -> ModelGraph:
         (batch,) = self.batches()
         args = ModelArgs(self.job.params, self.collections, batch)
-        return self.called(objective_of(self.job).trace, args)
+        return self.called(self.objective.trace, args)
 
     @cached_property
     def options(self) -> dict[str, Any]:
@@ -224,23 +256,15 @@ class Run:
     # Functions of parameters and factors, each compiled once.
 
     @cached_property
-    def recorder(self) -> Recorder:
-        return Recorder([u.key for u in self.graph.units], self.job.params)
-
-    @cached_property
     def forward(self) -> Callable:
         """Outputs of the plain model, with factors of 1, and with those given."""
-        scaled = ei.scaled(self.job.model)
 
         def run(params, probed, scales, batch):
-            with_scales = lambda p, s: self.applied(
-                scaled, {"params": p, "scales": s}, batch
-            )
             ones = jax.tree.map(jnp.ones_like, scales)
-            plain = self.applied(self.job.model, {"params": params}, batch)
-            tuned = with_scales(params, scales)
-            self.recorder.run(with_scales, probed, scales)
-            return plain, with_scales(params, ones), tuned
+            plain = self.plain(params, batch)
+            tuned = self.scaled(params, scales, batch)
+            self.record(probed, scales, batch)
+            return plain, self.scaled(params, ones, batch), tuned
 
         return jax.jit(run, compiler_options=QUICK)
 
@@ -248,12 +272,10 @@ class Run:
     def gradient(self) -> Callable:
         """Of the loss of the scaled model, a function of its factors."""
         (batch,) = self.batches()
-        scaled = ei.scaled(self.job.model)
 
         def loss(params, scales):
-            variables = {"params": params, "scales": scales}
-            outputs, _ = self.applied(scaled, variables, batch)
-            return self.loss(outputs, batch)
+            outputs, _ = self.scaled(params, scales, batch)
+            return self.objective.loss(outputs, batch)
 
         return jax.jit(jax.grad(loss, allow_int=True), compiler_options=QUICK)
 

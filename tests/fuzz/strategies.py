@@ -2,13 +2,14 @@
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hypothesis import strategies as st
 
 from tests.fuzz.examples import LOSSES, Example
-from tests.fuzz.growing import KINDS, LEAF, WIDTHS, Node, is_node
+from tests.fuzz.growing import KINDS, LEAF, NNX_KINDS, WIDTHS, Node, is_node, kinds_of
+from tests.fuzz.nnx_models import model as _model  # noqa: F401 - registers its kinds
 
 Pick = Callable[[Sequence], Any]
 FEW = frozenset({"extreme"})
@@ -27,6 +28,7 @@ class Drawing:
     bans: frozenset[str]
     without: frozenset[str]
     """Kinds to leave out; with "times" go all sizes that are extreme."""
+    library: str
 
     def pick(self, options: Sequence) -> Any:
         """One of the options."""
@@ -34,28 +36,31 @@ class Drawing:
 
     def node(self) -> Node:
         """A node of at most `depth` levels."""
+        kinds = kinds_of(self.library)
         fits = [
             name
-            for name, kind in KINDS.items()
+            for name, kind in kinds.items()
             if not kind.tags & self.bans
             and name not in self.without
             and (self.depth > 0 or LEAF in kind.tags)
         ]
-        leaves = [name for name in fits if LEAF in KINDS[name].tags]
+        leaves = [name for name in fits if LEAF in kinds[name].tags]
         nested = [name for name in fits if name not in leaves]
         choices = leaves if not nested else self.pick((leaves, nested))
         name = self.pick(choices)
-        kind = KINDS[name]
-        below = Drawing(
-            self.choose, self.depth - 1, self.bans | kind.bans, self.without
-        )
+        kind = kinds[name]
+        bans = self.bans | kind.bans
+        below = replace(self, depth=self.depth - 1, bans=bans)
         return (name, *kind.draw(below))
 
 
-def drawn(pick: Pick, without: frozenset[str] = frozenset()) -> Example:
+def drawn(
+    pick: Pick, without: frozenset[str] = frozenset(), library: str = "linen"
+) -> Example:
     """An example, by picks alone."""
     extreme = "times" not in without and pick((False, False, False, True))
-    drawing = Drawing(pick, pick((1, 2, 3)), frozenset() if extreme else FEW, without)
+    bans = frozenset() if extreme else FEW
+    drawing = Drawing(pick, pick((1, 2, 3)), bans, without, library)
     nodes = _drawn_nodes(drawing)
     power = lambda: pick((0, 0, -3, 6, -12, 12, -20, 20, -30, 30)) if extreme else 0
     tokens = pick((False, False, True))
@@ -83,6 +88,7 @@ def drawn(pick: Pick, without: frozenset[str] = frozenset()) -> Example:
         loss_power=power(),
         options=_options(pick),
         seed=pick((0, 1, 2, 3)),
+        library=library,
     )
 
 
@@ -97,7 +103,7 @@ def _drawn_nodes(drawing: Drawing) -> list[Node]:
 def weight(node: Node) -> int:
     """About how many units there are in a node."""
     name, *arguments = node
-    own = HEAVY.get(name, 1 if LEAF in KINDS[name].tags else 0)
+    own = HEAVY.get(name, 1 if LEAF in (KINDS | NNX_KINDS)[name].tags else 0)
     if name == "rnn":
         own = (8 if arguments[0] in ("gru", "lstm") else 3) * (1 + arguments[2])
     return own + sum(weight(value) for value in arguments if is_node(value))
@@ -125,11 +131,18 @@ def _options(pick: Pick) -> tuple[tuple[str, Any], ...]:
 
 
 @st.composite
-def examples(draw: Callable, without: frozenset[str] = frozenset()) -> Example:
+def examples(
+    draw: Callable, without: frozenset[str] = frozenset(), library: str = "linen"
+) -> Example:
     """Examples, as hypothesis draws and shrinks them."""
-    return drawn(lambda options: draw(st.sampled_from(options)), without)
+    return drawn(lambda options: draw(st.sampled_from(options)), without, library)
 
 
-def numbered(seed: int, number: int, without: frozenset[str] = frozenset()) -> Example:
+def numbered(
+    seed: int,
+    number: int,
+    without: frozenset[str] = frozenset(),
+    library: str = "linen",
+) -> Example:
     """The example of a number, the same each time."""
-    return drawn(random.Random(f"{seed}/{number}").choice, without)
+    return drawn(random.Random(f"{seed}/{number}").choice, without, library)

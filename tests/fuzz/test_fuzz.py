@@ -3,8 +3,10 @@
 `python -m tests.fuzz` runs any number of them.
 """
 
+import hashlib
 import json
 import random
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -12,11 +14,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, assume, given, settings
 
+from einit_jax.units import ones, to_tree
 from tests.fuzz import properties
 from tests.fuzz.__main__ import main, records
-from tests.fuzz.captures import Recorder
 from tests.fuzz.examples import Example, Model
-from tests.fuzz.growing import KINDS, inside
+from tests.fuzz.growing import KINDS, NNX_KINDS, inside
+from tests.fuzz.nnx_models.running import run_of
 from tests.fuzz.properties import Verdict, gradient_deviation, judge
 from tests.fuzz.running import Broken, Invalid, Refused, Run, judged
 from tests.fuzz.shrinking import failure_kind, shrunk
@@ -30,8 +33,11 @@ EVERY = settings(
     suppress_health_check=list(ALL_CHECKS),
     print_blob=False,
 )
+OLD = "ff18aadd6117cecd"
+"""Of the lines of the first models of Linen."""
 PARTS, SIZE = 4, 10
 """Of the models of continuous integration; each part is a test."""
+LIBRARIES = pytest.mark.parametrize("library", ["linen", "nnx"])
 
 
 def holds(example: Example) -> None:
@@ -47,13 +53,20 @@ def test_a_few_models(example):
     holds(example)
 
 
+@given(examples(library="nnx"))
+@settings(EVERY, max_examples=3, phases=[Phase.generate])
+def test_a_few_models_of_nnx(example):
+    holds(example)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(PARTS))
-def test_many_models(part):
+@LIBRARIES
+def test_many_models(library, part):
     """None is shrunk here: `python -m tests.fuzz` does that."""
     failed = {}
     for number in range(part * SIZE, (part + 1) * SIZE):
-        example = numbered(1, number)
+        example = numbered(1, number, library=library)
         verdict = judge(example)
         if verdict.status == "failed":
             failed[repr(example)] = verdict
@@ -64,21 +77,34 @@ def test_many_models(part):
 # The parts: examples are plain data.
 
 MANY = [numbered(0, i) for i in range(1500)]
+MANY_NNX = [numbered(0, i, library="nnx") for i in range(1500)]
 
 
 def test_examples_are_plain_data():
     """The line that is printed makes the same example, and so the same model."""
-    for example in MANY[:100]:
+    for example in (*MANY[:100], *MANY_NNX[:100]):
         again = eval(repr(example), {"Example": Example})
         assert again == example
         assert hash(Model(again)) == hash(Model(example))
     assert numbered(0, 7) == MANY[7] != numbered(1, 7)
+    assert numbered(0, 7, library="nnx") == MANY_NNX[7] != MANY[7]
 
 
-def test_every_kind_is_drawn():
-    assert len(KINDS) > 50
-    found = {node[0] for example in MANY for node in inside(example.body)}
-    assert found == set(KINDS)
+def test_models_of_numbers_stay_what_they_are():
+    """Old records name models of Linen by their numbers."""
+    lines = "".join(map(repr, MANY)).encode()
+    assert hashlib.sha256(lines).hexdigest()[:16] == OLD
+    assert "library" not in lines.decode()
+    assert all("library='nnx'" in repr(example) for example in MANY_NNX)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "many"), [(KINDS, MANY), (NNX_KINDS, MANY_NNX)], ids=["linen", "nnx"]
+)
+def test_every_kind_is_drawn(kinds, many):
+    assert len(kinds) > 50
+    found = {node[0] for example in many for node in inside(example.body)}
+    assert found == set(kinds)
 
 
 def test_kinds_can_be_left_out():
@@ -94,16 +120,16 @@ def test_kinds_can_be_left_out():
 BRANCHED = Example(("residual", ("dense", 4, True)), extra=("vector",))
 
 
-@pytest.fixture(scope="module")
-def tuned() -> Run:
-    run = Run(BRANCHED)
+@pytest.fixture(scope="module", params=["linen", "nnx"])
+def tuned(request) -> Run:
+    run = run_of(replace(BRANCHED, library=request.param))
     run.scales  # noqa: B018
     return run
 
 
 def changed(run: Run, unit: str, **factors: float) -> Run:
     """The run, with some factors of a unit multiplied."""
-    again = Run(run.example)
+    again = run_of(run.example)
     scales = jax.tree.map(lambda s: s, run.scales)
     node: Any = scales
     for name in unit.split("/"):
@@ -113,7 +139,7 @@ def changed(run: Run, unit: str, **factors: float) -> Run:
     return again
 
 
-UNIT = "Net_0/Dense_0"
+UNIT = {"linen": "Net_0/Dense_0", "nnx": "body/net/inner"}
 
 
 @pytest.mark.parametrize(
@@ -131,15 +157,16 @@ def test_what_does_not_hold_is_noticed(name, factors, tuned):
     check = getattr(properties, name)
     check(tuned)
     with pytest.raises(Broken):
-        check(changed(tuned, UNIT, **factors))
+        check(changed(tuned, UNIT[tuned.example.library], **factors))
 
 
 def test_turned_gradients_are_noticed(tuned):
     assert gradient_deviation(tuned)[0] < 1e-5
     properties.carried_gradients_are_true(tuned)
-    worst, path = gradient_deviation(changed(tuned, UNIT, input_grad=3.0))
+    unit = UNIT[tuned.example.library]
+    worst, path = gradient_deviation(changed(tuned, unit, input_grad=3.0))
     assert worst > 1e-3
-    assert path[0] in ("Dense_0", "Embed_0")
+    assert path[0] in ("Dense_0", "Embed_0", "others")
 
 
 def test_outputs_of_other_functions_are_noticed(tuned, monkeypatch):
@@ -190,18 +217,23 @@ def test_models_that_do_not_run_are_no_failures():
     assert judge(Example(("act", "tanh"), outputs="body")).status == "refused"
 
 
-def test_recorder_sees_through_loops():
+@LIBRARIES
+def test_recorder_sees_through_loops(library):
     """Three layers under a scan, and one that is called three times."""
-    layers = Example(("scan", 3, 0, True, ("dense", 4, True)), outputs="body")
-    calls = Example(("shared", 3, ("dense", 4, True)), outputs="body")
-    for example, count in ((layers, 3), (calls, 1)):
-        run = Run(example)
-        seen = Recorder([u.key for u in run.graph.units], run.job.params)
-        variables = {"params": run.job.params}
-        apply = lambda v, run=run: run.applied(run.job.model, v, run.batches()[0])
-        seen.run(jax.jit(apply), variables)
-        ((_, rms),) = seen.rms().items()
+    body = ("dense", 4, True)
+    layers = ("scan", 3, 0, True, body), 3, 3
+    calls = ("shared", 3, body), 1, 3
+    for node, count, total in (layers, calls):
+        run = run_of(Example(node, outputs="body", library=library))
+        scales = to_tree(ones(run.graph.units))
+        record = lambda scales, run=run: run.record(
+            run.job.params, scales, run.batches()[0]
+        )
+        jax.jit(record)(scales)
+        ((_, rms),) = run.recorder.rms().items()
+        ((_, squares),) = run.recorder.squares.items()
         assert len(rms) == count
+        assert sum(map(len, squares.values())) == total
         assert np.all(np.array(rms) > 0)
 
 
@@ -238,6 +270,10 @@ def test_the_command_resumes_and_tells(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(properties, "judge", fake)
     out = tmp_path / "out.jsonl"
+    nnx = ["--library", "nnx", "--examples", "1", "--out", str(tmp_path / "nnx.jsonl")]
+    main(nnx)
+    assert seen[0] == numbered(0, 0, library="nnx")
+    seen.clear()
     given = ["--seed", "3", "--out", str(out), "--tries", "30"]
     assert main(["--examples", "2", "--without", "conv,conv_transpose", *given]) == 0
     assert len(seen) == 2
