@@ -82,8 +82,15 @@ def _check_alike(marked: Counter[str], plain: Counter[str]) -> None:
         )
 
 
-MOVES = {"broadcast_in_dim", "transpose", "reshape", "squeeze", "slice", "concatenate"}
-MOVES |= {"dynamic_slice", "dynamic_update_slice", "stop_gradient"}
+HANDING_ON = {
+    "broadcast_in_dim",
+    "transpose",
+    "reshape",
+    "squeeze",
+    "slice",
+    "concatenate",
+}
+HANDING_ON |= {"dynamic_slice", "dynamic_update_slice", "stop_gradient"}
 """Primitives by which transforms hand on what a module holds."""
 
 
@@ -100,7 +107,7 @@ def check_unread(
     """
     carried = jax.make_jaxpr(lambda *args: run(ModelArgs(*args)))(*args)
     added = operations(carried.jaxpr) - operations(seen)
-    if added.keys() - MOVES:
+    if added.keys() - HANDING_ON:
         raise ValueError(
             f"the loss, or a module of {name}, computes with all parameters of the "
             "model, by nnx.state(model, nnx.Param) or the like; while verbs run it, "
