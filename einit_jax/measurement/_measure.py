@@ -111,6 +111,8 @@ def measure(
         >>> table = ei.measure(model, params, x, loss, scales=scales)
         >>> bool(jnp.allclose(table.output_rms, 1, rtol=1e-4))
         True
+        >>> table.summary()[0].split(": ")[:2]
+        ['OK', 'both layers within 1%']
         >>> [row["path"] for row in table.rows()]
         ['layers_0', 'layers_2']
 

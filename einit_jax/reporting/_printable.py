@@ -67,14 +67,32 @@ class Printable:
                 shown, so many in all; None: all rows.
 
         Raises:
+            TypeError: a width or a number of rows that is no whole number.
             ValueError: a column that is not there, a width or a number of rows that is
                 not positive.
+
+        Example:
+            >>> class Sizes(Printable):
+            ...     HEADS = {"path": "layer", "rms": "output", "grad": "input gradient"}
+            ...     def rows(self):
+            ...         return [{"path": f"Dense_{i}", "rms": 0.5**i, "grad": 1.0}
+            ...                 for i in range(40)]
+            ...     def notes(self):
+            ...         return []
+            >>> print(Sizes().to_string(max_rows=3))
+                                    input
+            layer        output  gradient
+            ─────────────────────────────
+            Dense_0           1         1
+            Dense_1         0.5         1
+            … 37 more
+            Dense_39   1.82e-12         1
         """
         columns = None if columns is None else self._checked_columns(columns)
         size = shutil.get_terminal_size(FALLBACK_SIZE)
-        width = size.columns if width is None else _counted("width", width)
+        width = size.columns if width is None else _whole_number("width", width)
         if max_rows is not None:
-            max_rows = _counted("max_rows", max_rows)
+            max_rows = _whole_number("max_rows", max_rows)
         if self._unprintable():
             return self._unprintable()
         summary, notes = self.summary(), self.notes()
@@ -178,7 +196,7 @@ class Printable:
         return format_number(value) if isinstance(value, float) else str(value)
 
 
-def _counted(name: str, value: SupportsIndex) -> int:
+def _whole_number(name: str, value: SupportsIndex) -> int:
     """A positive number.
 
     Raises:
