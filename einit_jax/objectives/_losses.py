@@ -20,8 +20,8 @@ NAMES = (*OF_DRAW, *OF_BATCH, WRITTEN, "params")
 """What tells a loss of outputs; the last one is refused."""
 NO_PARAMS = (
     "the gradient of a penalty on params reaches each parameter past its unit, where "
-    "no factor multiplies it, so the sum would not be scaled as one; leave it out, and "
-    "decay weights in the optimizer: optax.add_decayed_weights"
+    "no factor scales it along with the rest; leave it out, and decay weights in the "
+    "optimizer: optax.add_decayed_weights"
 )
 
 

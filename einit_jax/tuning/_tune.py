@@ -136,12 +136,14 @@ def tune(
             anything else has to be a `Batch`: of dicts nothing is guessed.
         loss_fn: `loss_fn(outputs)`, a floating scalar; it is traced. It gets what it
             names besides: `labels`; `batch`, the inputs with the labels as they were
-            drawn (both only without a default); `key`; `inputs`. Of an NNX model
-            `loss_fn(model, batch)`, too, on any batch; with a second argument `batch`
-            the first one says which it is, by its name (`model`, `outputs`, `logits`,
-            ...) or annotation. `params` are refused: the gradient of a penalty reaches
-            a parameter past its unit, so no factor scales the sum by one number. Decay
-            weights in the optimizer, `optax.add_decayed_weights`.
+            drawn; `collections`, what a model of Linen wrote in this run, as sown
+            losses (`collections["losses"]`), which count as outputs; all three only
+            without a default; `key`; `inputs`. Of an NNX model `loss_fn(model, batch)`,
+            too, on any batch; with a second argument `batch` the first one says which
+            it is, by its name (`model`, `outputs`, `logits`, ...) or annotation.
+            `params` are refused: the gradient of a penalty reaches a parameter past its
+            unit, where no factor scales it along with the rest. Decay weights in the
+            optimizer, `optax.add_decayed_weights`.
         key: a random key, for the batch, the loss, `rngs` and probe draws; the same key
             gives the same scales. Default `jax.random.key(0)`.
         batch_size: passed on where input_fn accepts it (64 where it demands one).

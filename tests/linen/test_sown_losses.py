@@ -99,10 +99,8 @@ def test_carried_gradients_of_sown_losses_are_true(scanned):
     plain = jax.tree_util.tree_map_with_path(
         lambda path, x: alone.get(path[-1].key, jnp.ones_like)(x), scales
     )
-    carried, true = (
-        jax.jit(jax.grad(loss))(params, scales),
-        jax.grad(loss)(params, plain),
-    )
+    gradient = jax.jit(jax.grad(loss))
+    carried, true = gradient(params, scales), gradient(params, plain)
     for a, b in zip(*map(jax.tree.leaves, (carried, true)), strict=True):
         rows = (2, -1) if scanned and a.shape[0] == 2 else (1, -1)
         a, b = (np.asarray(x, np.float64).reshape(rows) for x in (a, b))

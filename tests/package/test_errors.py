@@ -199,7 +199,7 @@ SHARED = [
         "loss_arguments",
         {"loss_fn": lambda y, weights: to_one(y - weights)},
         TypeError,
-        ["(y, weights)", "named labels, batch, key and inputs", "functools.partial"],
+        ["(y, weights)", "named labels, batch, key, inputs", "functools.partial"],
     ),
     ("loss_no_argument", {"loss_fn": lambda: 1.0}, TypeError, ["loss_fn", "(outputs)"]),
     # draws
