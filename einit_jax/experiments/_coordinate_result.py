@@ -86,19 +86,6 @@ class CoordinateCheck(Printable):
             for i, path in enumerate(self.paths)
         ]
 
-    def verdict(self) -> list[str]:
-        """How many rows are flat, and which ones are not."""
-        by_word: dict[str, list[str]] = {}
-        for path, word in self.verdicts().items():
-            by_word.setdefault(word, []).append(path)
-        told = [
-            f"{word}: {', '.join(paths[:4])}" + (", ..." if len(paths) > 4 else "")
-            for word, paths in by_word.items()
-            if word != "flat"
-        ]
-        flat = len(by_word.get("flat", ()))
-        return ["; ".join([f"{flat} of {len(self.paths)} rows are flat", *told])]
-
     def scalars(self) -> dict[str, float]:
         """`{"unit/change_exponent": value, ...}`, as writers of logs take it."""
         names = [name for name in self.rows()[0] if name.endswith("exponent")]

@@ -10,6 +10,7 @@ GLOSSARY = {
     "calls": "how often the unit is called in one run of the model",
     "region": "the part of the graph between units in which its input gradient lies",
     "output_rms": "root mean square of the unit's output; the aim is 1",
+    "output_target": "what the rms of the output is to be",
     "output_mean": "mean of the output over its rms",
     "output_spread": "share of the output that differs between inputs: 0 where all "
     "look alike",
@@ -31,6 +32,10 @@ GLOSSARY = {
     "input_grad": "the factor b: multiplies the gradient that leaves toward the inputs",
     "output_grad": "the factor c: multiplies the gradient that enters from the output",
     "update": "the factor of the optimizer's updates",
+    "output_factor": "a: multiplies the output, forward",
+    "input_grad_factor": "b: multiplies the gradient that leaves toward the inputs",
+    "output_grad_factor": "c: multiplies the gradient that enters from the output",
+    "update_factor": "multiplies the optimizer's updates",
     "nonfinite": "number of elements that are not finite",
     "flag": "ok, or what is wrong with the unit",
     "output_deviation": "of log rms over draws: output",
@@ -71,8 +76,9 @@ COLUMN_GROUPS = {
         *("input_grad_rms", "update_rms", "total_update_rms", "amplification", "flag"),
     ),
     "factors": (
-        *("output", "input_grad", "output_grad", "update", "cosine", "potential"),
-        "region",
+        *("output", "input_grad", "output_grad", "update"),
+        *("output_factor", "input_grad_factor", "output_grad_factor", "update_factor"),
+        *("output_target", "cosine", "potential", "region"),
     ),
 }
 """Columns of a wide table that are shown together; the others follow as "more"."""

@@ -37,7 +37,7 @@ SHORT_TABLE = 8
 class Reportable(Protocol):
     """What `report` can show.
 
-    A type may have two methods more. `verdict()` returns sentences, what it all comes
+    A type may have two methods more. `summary()` returns sentences, what it all comes
     to: a report begins with them. The static method `joint_figures(parts)` replaces the
     figures of all its parts in a report. It takes these parts by name and returns
     figures by heading; a heading that is the name of a part puts the figure there.
@@ -57,11 +57,11 @@ class Reportable(Protocol):
 
 
 @runtime_checkable
-class Judged(Protocol):
+class Summarized(Protocol):
     """A part that says what it comes to."""
 
-    def verdict(self) -> str | list[str]:
-        """Sentences, or a single one; none where there is nothing to say."""
+    def summary(self) -> list[str]:
+        """Sentences; none where there is nothing to say."""
         ...
 
 
@@ -168,11 +168,9 @@ def _verdicts(parts: Mapping[str, Reportable]) -> list[tuple[str, str]]:
 
 def _verdict_of(part: Reportable) -> list[str]:
     """What a part says of itself; what its rows tell where it says nothing."""
-    said = part.verdict() if isinstance(part, Judged) else ""
-    lines = [said] if isinstance(said, str) else said
-    if isinstance(said, str):
-        lines = [*told_from_rows(part.rows()), *lines]
-    return [line for line in lines if line]
+    return (
+        part.summary() if isinstance(part, Summarized) else told_from_rows(part.rows())
+    )
 
 
 def _all_columns(parts: Mapping[str, Reportable]) -> list[str]:

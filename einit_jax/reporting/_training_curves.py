@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ._figures import TABLE_COLOURS, empty_figure
-from ._tables import format_number, format_table, power_of_two
+from ._tables import format_number, power_of_two
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,7 +39,7 @@ class TrainingCurves:
             for name, curve in self.losses.items()
         ]
 
-    def verdict(self) -> list[str]:
+    def summary(self) -> list[str]:
         """Who ends where, the best one first."""
         ends = {name: _end_loss(curve) for name, curve in self.losses.items()}
         order = sorted(ends, key=lambda name: (not np.isfinite(ends[name]), ends[name]))
@@ -63,13 +63,22 @@ class TrainingCurves:
         return {"": curve_figure(self.losses)}
 
     def __str__(self) -> str:
-        cells = [
-            [row["start"], *(_loss_text(row[n]) for n in ("loss_before", "loss_after"))]
-            + ([power_of_two(row["learning_rate"])] if self.rates else [])
-            for row in self.rows()
+        lines: list[tuple[str, ...]]
+        lines = [("start", "loss before", "loss after", "rate" if self.rates else "")]
+        for row in self.rows():
+            numbers = (_loss_text(row[name]) for name in ("loss_before", "loss_after"))
+            rate = power_of_two(row["learning_rate"]) if "learning_rate" in row else ""
+            lines.append((row["start"], *numbers, rate))
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        table = [
+            first.ljust(widths[0])
+            + "".join(
+                f"  {cell.rjust(width)}"
+                for cell, width in zip(cells, widths[1:], strict=True)
+            ).rstrip()
+            for first, *cells in lines
         ]
-        heads = ("loss before", "after", *(["rate"] if self.rates else []))
-        return format_table(("start",), heads, cells, self.notes())
+        return "\n".join([*table, "", *self.notes()])
 
     @property
     def _steps(self) -> int:

@@ -185,20 +185,34 @@ def test_the_worst_rows_are_shown(tmp_path):
     assert re.findall('<td class="text" data-label="path">(.*?)<', first) == list(far)
 
 
-def test_parts_say_what_they_come_to(tmp_path):
-    """At the top, after their names, in the order of the parts."""
+def test_aims_are_those_of_the_rules():
+    """Targets of outputs; exact gradients are 1 on average over a region."""
+    on_target = measured("a", output=4.0) | {"output_target": 4.0}
+    assert farthest_from_aims([on_target]) == []
+    pair = [measured("a", gradient=4.0), measured("b", gradient=0.25)]
+    exact = [row | {"region": 1, "cosine": 1.0} for row in pair]
+    assert farthest_from_aims(exact) == []
+    assert len(farthest_from_aims([row | {"cosine": 0.9} for row in exact])) == 2
+    apart = [row | {"region": i} for i, row in enumerate(exact)]
+    assert [row["octaves"] for row in farthest_from_aims(apart)] == [2.0, 2.0]
 
-    class Judged(Own):
-        def verdict(self):
+
+def test_parts_say_what_they_come_to(tmp_path):
+    """At the top, after their names, curves first; else what their rows tell."""
+
+    class Summarized(Own):
+        def summary(self):
             return ["is <fine>", "and tuned"]
 
-    parts = {"mine": Judged(*ROWS), "my_ways": comparison()}
+    curves = training_curves("runs", {"a": [2.0, 1.0]})
+    parts = {"mine": Summarized(*ROWS), "my_runs": curves, "other": Own(ROWS[0])}
     text = ei.report(tmp_path / "run.html", **parts).read_text()
     verdict = text.partition("<h2>")[0].partition("</h1>")[2]
     assert re.findall("<b>(.*?)</b> (.*?)</p>", verdict) == [
+        ("my runs", "loss after 2 steps: a 1"),
         ("mine", "is &lt;fine&gt;"),
         ("mine", "and tuned"),
-        ("my ways", "least loss: lsuv [mine], 0.125 at rate 2^-5"),
+        ("other", "1 of 1 rows are within a factor of 2 of every aim"),
     ]
 
 
