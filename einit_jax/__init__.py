@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from .measurement import activation_stats as activation_stats
     from .measurement import measure as measure
     from .measurement import plot as plot
+    from .pages import report as report
     from .reporting import __version__ as __version__
-    from .reporting import report as report
     from .tuning import fold as fold
     from .tuning import scale_updates as scale_updates
     from .tuning import tune as tune
@@ -94,8 +94,8 @@ if not TYPE_CHECKING:
         from importlib import import_module
 
         for room in ("binding", "core", "distinctness", "experiments",
-                     "initializers", "linen", "measurement", "reporting",
-                     "tuning"):  # fmt: skip
+                     "initializers", "linen", "measurement", "pages",
+                     "reporting", "tuning"):  # fmt: skip
             door = import_module(f".{room}", __name__)
             names = vars(door).keys() & set(__all__)
             globals().update({n: getattr(door, n) for n in names})

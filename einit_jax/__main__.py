@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from ._demo import DemoJob, Digits
     from .experiments import Comparison, LearningRates
     from .measurement import Measurement
-    from .reporting import TrainingCurves
+    from .pages import TrainingCurves
 
 INTERRUPTED = 130
 """The exit status after an interrupt from the keyboard: 128 + SIGINT."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..reporting import TrainingCurves
+    from ..pages import TrainingCurves
 
 
 def curves_at_best(found: Mapping[str, Any], advised: str) -> "TrainingCurves":
@@ -14,7 +14,8 @@ def curves_at_best(found: Mapping[str, Any], advised: str) -> "TrainingCurves":
         found: `LearningRates` by start, all of the same rates and steps.
         advised: the start whose rate is advised.
     """
-    from ..reporting import TrainingCurves, power_of_two
+    from ..pages import TrainingCurves
+    from ..reporting import power_of_two
 
     least = {name: int(each.final.mean(0).argmin()) for name, each in found.items()}
     rates = found[advised].rates

@@ -71,7 +71,7 @@ def save_report(
 
     `facts`: keywords of `report` besides the parts: the model, the seed.
     """
-    from ..reporting import report
+    from ..pages import report
 
     write = partial(report, path, **facts, **parts)
     return write_or_complain(path, write, f"report written to {path}", said)

@@ -33,25 +33,14 @@ def farthest_from_aims(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]
     ]
 
 
-def told_from_rows(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """One sentence on a measurement; none on something else."""
-    octaves = _octaves_off(rows)
-    if not octaves.size:
-        return []
-    near = int((octaves <= 1).sum())
-    sentence = f"{near} of {len(octaves)} rows are within a factor of 2 of every aim"
-    worst = int(octaves.argmax())
-    if octaves[worst] <= 1:
-        return [sentence]
-    named = f"farthest is {rows[worst]['path']}, "
-    if np.isinf(octaves[worst]):
-        return [f"{sentence}; {named}which has a zero or what is not finite"]
-    return [f"{sentence}; {named}by a factor of {2 ** octaves[worst]:.3g}"]
+def is_measured(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether rows are those of a measurement."""
+    return bool(rows) and all(name in row for row in rows for name in AIMED_COLUMNS)
 
 
 def _octaves_off(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
     """How far each row is from the aim that it misses by most; 0 where it has none."""
-    if not rows or not all(name in row for row in rows for name in AIMED_COLUMNS):
+    if not is_measured(rows):
         return np.empty(0)
     columns = {n: np.array([row[n] for row in rows], float) for n in AIMED_COLUMNS}
     columns["output_rms"] /= [row.get("output_target", 1.0) for row in rows]

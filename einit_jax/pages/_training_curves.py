@@ -1,13 +1,18 @@
 """Losses over the steps of training, from several starts: a part of a report."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from ._figures import TABLE_COLOURS, empty_figure
-from ._tables import format_number, power_of_two
+from ..reporting import (
+    TABLE_COLOURS,
+    Printable,
+    empty_figure,
+    format_number,
+    power_of_two,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -16,8 +21,8 @@ CURVE_TAIL = 10
 """The loss at the end is the mean over the last steps, one out of so many."""
 
 
-@dataclass(frozen=True)
-class TrainingCurves:
+@dataclass(frozen=True, repr=False)
+class TrainingCurves(Printable):
     """The loss before each step of training, by the name of the start."""
 
     losses: Mapping[str, np.ndarray]
@@ -26,6 +31,13 @@ class TrainingCurves:
     """The learning rate of each start, where it is known."""
     about: tuple[str, ...] = ()
     """Further sentences."""
+
+    HEADS: ClassVar[Mapping[str, str]] = {
+        "start": "start",
+        "loss_before": "loss before",
+        "loss_after": "loss after",
+        "learning_rate": "learning rate",
+    }
 
     def rows(self) -> list[dict[str, Any]]:
         """A row per start: the loss before and after, and the learning rate."""
@@ -52,7 +64,7 @@ class TrainingCurves:
         if _tail_length(self._steps) > 1:
             count = _tail_length(self._steps)
             tail = f"loss after: the mean over the last {count} of {self._steps} steps"
-        return [tail, *self.about]
+        return [*self.summary(), tail, *self.about]
 
     def figures(self) -> "dict[str, Figure]":
         """Losses over steps.
@@ -62,23 +74,18 @@ class TrainingCurves:
         """
         return {"": curve_figure(self.losses)}
 
-    def __str__(self) -> str:
-        lines: list[tuple[str, ...]]
-        lines = [("start", "loss before", "loss after", "rate" if self.rates else "")]
-        for row in self.rows():
-            numbers = (_loss_text(row[name]) for name in ("loss_before", "loss_after"))
-            rate = power_of_two(row["learning_rate"]) if "learning_rate" in row else ""
-            lines.append((row["start"], *numbers, rate))
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        table = [
-            first.ljust(widths[0])
-            + "".join(
-                f"  {cell.rjust(width)}"
-                for cell, width in zip(cells, widths[1:], strict=True)
-            ).rstrip()
-            for first, *cells in lines
-        ]
-        return "\n".join([*table, "", *self.notes()])
+    def _heads(self, rows: Sequence[Mapping[str, Any]]) -> Mapping[str, str]:
+        """Learning rates only where all are known."""
+        return {n: head for n, head in self.HEADS.items() if all(n in r for r in rows)}
+
+    def _ranked(self, rows: Sequence[Mapping[str, Any]]) -> list[Sequence[str]]:
+        return [[name] for name in self._heads(rows)]
+
+    def _cell(self, row: Mapping[str, Any], name: str) -> str:
+        """Losses may be of runs that diverged; rates are powers of two."""
+        if name == "learning_rate":
+            return power_of_two(row[name])
+        return row[name] if name == "start" else _loss_text(row[name])
 
     @property
     def _steps(self) -> int:

@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from ._files import check_writable, write_atomically
+from ..reporting import check_writable, write_atomically
 from ._html import (
     column_names,
     html_block,
@@ -23,7 +23,7 @@ from ._html import (
     html_verdict,
 )
 from ._training_curves import TrainingCurves, training_curves
-from ._worst_rows import WORST_COLUMNS, farthest_from_aims, told_from_rows
+from ._worst_rows import WORST_COLUMNS, farthest_from_aims, is_measured
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -167,10 +167,8 @@ def _verdicts(parts: Mapping[str, Reportable]) -> list[tuple[str, str]]:
 
 
 def _verdict_of(part: Reportable) -> list[str]:
-    """What a part says of itself; what its rows tell where it says nothing."""
-    return (
-        part.summary() if isinstance(part, Summarized) else told_from_rows(part.rows())
-    )
+    """What a part says of itself, if it does."""
+    return part.summary() if isinstance(part, Summarized) else []
 
 
 def _all_columns(parts: Mapping[str, Reportable]) -> list[str]:
@@ -242,13 +240,12 @@ def _part_section(
     ]
     said = f'<div class="notes">{html_paragraphs(notes)}</div>' if notes else ""
     worst = farthest_from_aims(rows)
-    is_measured = bool(told_from_rows(rows))
     if worst:
         section += [html_paragraphs(["farthest from what is aimed at:"])]
         section += [html_table(worst)]
-    elif is_measured:
+    elif is_measured(rows):
         section += [html_paragraphs(["every row is within half an octave of its aims"])]
-    if len(rows) <= SHORT_TABLE and not is_measured:
+    if len(rows) <= SHORT_TABLE and not is_measured(rows):
         return [*section, html_tables(rows), said]
     count = f"all {len(rows)} rows"
     return [
