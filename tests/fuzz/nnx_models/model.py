@@ -74,7 +74,7 @@ def nnx_job_of(example: Example) -> Job:
     """
     input_fn = partial(drawn_inputs, example)
     inputs = input_fn(jax.random.key(example.seed + 1))
-    rngs = nnx.Rngs(params=example.seed, dropout=example.seed + 1)
+    rngs = nnx.Rngs(example.seed, params=example.seed, dropout=example.seed + 1)
     model: Any = GrownModel(example, inputs, rngs)
     power = 10.0**example.param_power
     if power != 1:
