@@ -12,13 +12,7 @@ import optax
 from jaxtyping import Float, PyTree
 
 from ..binding import Model, any_library, setup, unscaled
-from ..core import (
-    begun_again,
-    check_not_zero,
-    optimizer_at_one,
-    unboxed,
-    usual_rules,
-)
+from ..core import begun_again, check_not_zero, optimizer_at_one, unboxed, usual_rules
 from ..reporting import Printable, power_of_two, rate_figure
 from ..units import UPDATE, from_tree
 from ._strategies import StartPoint
@@ -56,9 +50,7 @@ class LearningRates(Printable):
     """Whether rates are in units of `scale_updates`."""
 
     HEADS: ClassVar[Mapping[str, str]] = {
-        "learning_rate": "learning rate",
-        "loss": "loss",
-        "spread": "spread",
+        name: name.replace("_", " ") for name in ("learning_rate", "loss", "spread")
     }
 
     @property
@@ -145,6 +137,10 @@ class LearningRates(Printable):
         """
         marks = {"best": self.best, "stable": self.stable}
         return rate_figure(self.rates, self.final, marks, steps=self.losses.shape[-1])
+
+    def figures(self) -> "dict[str, Figure]":
+        """The figures of a report, by what they show."""
+        return {"": self.plot()}
 
     def summary(self) -> list[str]:
         """The best rate, and how far it is from the edge."""
