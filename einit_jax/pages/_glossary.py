@@ -28,10 +28,6 @@ GLOSSARY = {
     "loose_update_rms": "change by all that the total update leaves out",
     "param_rms": "root mean square of the unit's parameters",
     "param_grad_rms": "root mean square of their gradients",
-    "output": "the factor a: multiplies the output, forward",
-    "input_grad": "the factor b: multiplies the gradient that leaves toward the inputs",
-    "output_grad": "the factor c: multiplies the gradient that enters from the output",
-    "update": "the factor of the optimizer's updates",
     "output_factor": "a: multiplies the output, forward",
     "input_grad_factor": "b: multiplies the gradient that leaves toward the inputs",
     "output_grad_factor": "c: multiplies the gradient that enters from the output",
@@ -76,7 +72,6 @@ COLUMN_GROUPS = {
         *("input_grad_rms", "update_rms", "total_update_rms", "amplification", "flag"),
     ),
     "factors": (
-        *("output", "input_grad", "output_grad", "update"),
         *("output_factor", "input_grad_factor", "output_grad_factor", "update_factor"),
         *("output_target", "cosine", "potential", "region"),
     ),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..reporting import PILLAR_HEADS
 from ._glossary import GLOSSARY, column_groups
 from ._page_style import SCRIPT, STYLE
 
@@ -137,8 +138,8 @@ def _table_cell(value: Any, name: str) -> str:
 
 
 def _column_title(name: str) -> str:
-    """A column's name as it is read."""
-    return name.replace("_", " ")
+    """A column's name as it is read, the same as in printed tables."""
+    return PILLAR_HEADS.get(name, name.replace("_", " "))
 
 
 def _is_number(value: Any) -> bool:

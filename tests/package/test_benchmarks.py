@@ -72,3 +72,7 @@ def test_benchmark_runs(name, tmp_path, capsys):
     if '"--read"' in SCRIPTS[name]:
         main(["--read", str(records)])
         assert capsys.readouterr().out == shown
+    if '"--figure"' in SCRIPTS[name]:
+        figure = tmp_path / "figure.svg"
+        main(["--read", str(records), "--figure", str(figure)])
+        assert "<svg" in figure.read_text()

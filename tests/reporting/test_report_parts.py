@@ -181,7 +181,7 @@ def test_the_worst_rows_are_shown(tmp_path):
     assert not is_measured([{"path": "a"}])
     text = ei.report(tmp_path / "run.html", mine=Own(*ROWS)).read_text()
     first, *_ = text.split('class="wide rows">')[1:]
-    assert re.findall('<td class="text" data-label="path">(.*?)<', first) == list(far)
+    assert re.findall('<td class="text" data-label="layer">(.*?)<', first) == list(far)
 
 
 def test_aims_are_those_of_the_rules():
@@ -222,7 +222,7 @@ def test_every_column_of_ours_is_explained(before, tmp_path):
     assert names - GLOSSARY.keys() == {"error"}
     text = ei.report(tmp_path / "run.html", before=before).read_text()
     meaning = escape(GLOSSARY["output_rms"])
-    assert f'title="{meaning}">output rms</button>' in text
+    assert f'title="{meaning}">output</button>' in text
     assert f"<dt>output rms</dt><dd>{meaning}</dd>" in text
 
 
