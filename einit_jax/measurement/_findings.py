@@ -60,7 +60,8 @@ def judged(
     if tuned and np.all(factors[1:3] == 1):
         gradients, gradients_due = ("plain",), np.full(len(rows), np.nan)
     else:
-        free = floats & (region != loss_region) & ~left_out.any()
+        by_update = np.isin(region, [loss_region, *(row.inside for row in rows)])
+        free = floats & ~by_update & ~left_out.any()
         asked = {"floats": floats, "free": free, "region": region}
         gradients, gradients_due = _gradients_due(columns, rows, **asked)
     counted = reached & ~given & ~left_out
@@ -96,8 +97,9 @@ def _gradients_due(
     Args:
         columns, rows: as in `judged`.
         floats: which rows have input gradients.
-        free: those whose size an exact rule sets: not in the loss's region, nor tied to
-            others by units without factors.
+        free: those whose size an exact rule sets: not in the loss's region, nor in one
+            in which a unit's parameters are used outside of it, nor tied to others by
+            units without factors.
         region: of each row's input.
     """
     cosine, gradients = columns["cosine"], columns["input_grad_rms"]

@@ -33,7 +33,7 @@ STARTS = ("as Flax draws it", "He normal", "orthogonal", "looks_linear, tuned")
 
 def losses_shown(out: str) -> dict[str, float]:
     """The final loss of each start, in the table of the conclusion."""
-    rows = [line.strip() for line in out.rpartition("loss before")[2].splitlines()]
+    rows = [line.strip() for line in out.rpartition("─\n")[2].splitlines()]
     found = {name: row for name in STARTS for row in rows if row.startswith(name)}
     return {name: float(found[name].split()[-2]) for name in STARTS}
 
@@ -62,7 +62,8 @@ def test_conclusion_of_the_embedded_job(words, small_example, capsys):
     """Comes last, after both tables, within a screen; what takes long is told."""
     assert main([*words, "--steps", "20", "--seed", "1"]) == 0
     out, err = capsys.readouterr()
-    before, after, conclusion = re.split("^after.*|.*loss before.*", out, flags=re.M)
+    titles = "^after.*|^loss after 20 steps.*"
+    before, after, conclusion = re.split(titles, out, flags=re.M)
     assert "Dense_2" in before and "Dense_2" in after and "Dense_2" not in conclusion
     assert max(losses_shown(out).values()) < 2.3  # log 10 is chance
     count = len(_demo.QUICK_RATES if words else _demo.DEMO_RATES)
