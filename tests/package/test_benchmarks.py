@@ -41,13 +41,20 @@ def test_every_benchmark_is_known():
 
 
 def test_what_is_written_of_benchmarks_and_tests_is_there():
-    """In the README and the notebooks."""
-    files = [ROOT / "README.md", *(ROOT / "notebooks").glob("*.ipynb")]
+    """In the pages and the notebooks."""
+    folders = (
+        ROOT,
+        ROOT / "notebooks",
+        ROOT / ".github",
+        ROOT / "tests" / "benchmarks",
+    )
+    files = [f for folder in folders for f in folder.glob("*.md")]
+    files += (ROOT / "notebooks").glob("*.ipynb")
     text = "".join(file.read_text() for file in files)
     named = set(re.findall(r"tests\.benchmarks\.([a-z_.]*[a-z_])", text))
     assert named
     assert named <= SCRIPTS.keys(), named - SCRIPTS.keys()
-    paths = set(re.findall(r"\btests/[\w/]+(?:\.py)?", text))
+    paths = set(re.findall(r"\btests/[\w/]+(?:\.(?:py|md))?", text))
     assert not [path for path in paths if not (ROOT / path).exists()]
 
 
