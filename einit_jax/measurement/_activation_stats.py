@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from operator import index
-from typing import Any, SupportsIndex
+from typing import Any, Literal, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ from ._taps import SIGNALS, TAP_FACTS, TapSpec, check_stats_options, tapping
 def activation_stats(
     model: Model,
     *,
-    of: str = "output",
+    of: Literal["output", "input"] = "output",
     every: SupportsIndex = 1,
     slots: SupportsIndex = 128,
     octaves: Sequence[SupportsIndex] = (-48, 8),

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, SupportsIndex
+from typing import Any, Literal, SupportsIndex
 
 import jax
 import optax
@@ -59,9 +59,9 @@ def tune(
     tolerance: float = 0.01,
     targets: ArrayLike | Mapping[str, ArrayLike] = 1.0,
     optimizer: optax.GradientTransformation | Callable | None = None,
-    gradients: str = "exact",
-    update: str = "total",
-    like: str | None = None,
+    gradients: Literal["exact", "unit", "plain"] = "exact",
+    update: Literal["total", "local"] = "total",
+    like: Literal["original"] | None = None,
     verify: bool = True,
 ) -> dict:
     r"""The scale factors that make every layer of a model trainable from step one.

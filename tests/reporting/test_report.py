@@ -146,11 +146,11 @@ def test_report_in_a_browser(width, scheme, chromium, before, after, history, tm
     assert page.eval_on_selector_all(".wide", OVERFLOW) == 0
     table = page.locator("details .rows table").first  # of before
     heads = table.locator("th button").all_text_contents()
-    column = f"td:nth-child({heads.index('output rms') + 1})"
+    column = f"td:nth-child({heads.index('output') + 1})"
     names = [row["path"] for row in before.rows()]
     order = np.argsort(np.array(before.output_rms))
     for want in (order, order[::-1]):
-        table.locator("th button").nth(heads.index("output rms")).click()
+        table.locator("th button").nth(heads.index("output")).click()
         shown = table.locator("td:first-child").all_text_contents()
         assert shown == [names[i] for i in want]
         values = [float(v) for v in table.locator(column).all_text_contents()]

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, SupportsIndex
+from typing import Literal, NamedTuple, SupportsIndex
 
 from ...core import as_integer, describe
 
@@ -20,7 +20,7 @@ class Fans(NamedTuple):
 
 def fans(
     shape: Sequence[SupportsIndex],
-    kind: str | None = None,
+    kind: Literal["dense", "conv", "conv_transpose", "embed"] | None = None,
     *,
     contracted: SupportsIndex = 1,
     batched: SupportsIndex = 0,

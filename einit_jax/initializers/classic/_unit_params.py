@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +46,7 @@ def unit_params(
     params: PyTree,
     key: jax.Array | None = None,
     *,
-    draw: str = "normal",
+    draw: Literal["normal", "truncated_normal", "uniform", "orthogonal"] = "normal",
     keep: bool = False,
     gains: bool = False,
     exclude: str | Sequence[str] = (),

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from operator import index
-from typing import Any, SupportsIndex
+from typing import Any, Literal, SupportsIndex, get_args
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,8 @@ from ._prediction import (
 )
 from ._values import WeightRef
 
-DISTRIBUTIONS = ("truncated_normal", "normal", "uniform", "orthogonal")
+Distribution = Literal["truncated_normal", "normal", "uniform", "orthogonal"]
+DISTRIBUTIONS = get_args(Distribution)
 
 
 @any_library("params")
@@ -49,7 +50,7 @@ def autoinit(
     signal_variance: float = 1.0,
     input_mean: float | None = None,
     input_var: float | None = None,
-    distribution: str | None = "truncated_normal",
+    distribution: Distribution | None = "truncated_normal",
     zero_mean: bool = False,
     samples: SupportsIndex = 8192,
     along: SupportsIndex = 16,
