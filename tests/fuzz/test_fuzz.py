@@ -35,7 +35,7 @@ EVERY = settings(
 )
 OLD = "ff18aadd6117cecd"
 """Of the lines of the first models of Linen."""
-PARTS, SIZE = 4, 10
+PARTS, SIZE = 4, 6
 """Of the models of continuous integration; each part is a test."""
 LIBRARIES = pytest.mark.parametrize("library", ["linen", "nnx"])
 

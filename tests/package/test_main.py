@@ -41,9 +41,9 @@ def losses_shown(out: str) -> dict[str, float]:
 @pytest.mark.slow
 def test_embedded_job_is_best_tuned(capsys):
     """Each at its own best rate: tuned it ends lowest, as Flax draws it highest."""
-    assert main([]) == 0
+    assert main(["--quick"]) == 0
     out = capsys.readouterr().out
-    assert out.count("Dense_31") >= 2
+    assert out.count("Dense_15") >= 2
     losses = losses_shown(out)
     assert min(losses, key=losses.__getitem__) == "looks_linear, tuned"
     assert max(losses, key=losses.__getitem__) == "as Flax draws it"

@@ -155,10 +155,12 @@ def row(name: str, optimizer: str, method: str, given: Any) -> dict:
         TUNED_GRID if method.startswith(TUNED) else GRID,
         transfer.SHIFT[optimizer],
     )
-    best, found, edge = transfer.search(run, range(*(end + shift for end in ends)))
+    found = transfer.search(run, range(*(end + shift for end in ends)))
+    losses = found.known[found.best]
     record = {"network": name, "optimizer": optimizer, "method": method}
-    record |= {"best": best, "edge": edge, "accuracy": float(right[best])}
-    return record | {"loss": float(np.mean(found)), "spread": float(np.std(found))}
+    record |= {"best": found.best, "edge": found.edge}
+    record |= {"accuracy": float(right[found.best])}
+    return record | {"loss": float(np.mean(losses)), "spread": float(np.std(losses))}
 
 
 def ranked(records: list[dict]) -> Iterator[dict[str, str]]:
