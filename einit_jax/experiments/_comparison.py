@@ -131,10 +131,6 @@ class Comparison(Printable):
         losses = {trial.name: trial.losses for trial in self.trials}
         return comparison_figure(self.rows(), losses, self.learning_rates, self.steps)
 
-    def figures(self) -> dict[str, "Figure"]:
-        """The figures of a report, by what they show."""
-        return {"": self.plot()}
-
     def summary(self) -> list[str]:
         """What learns best."""
         rows = [row for row in self.rows() if np.isfinite(row["loss"])]
@@ -147,13 +143,12 @@ class Comparison(Printable):
             f"{rate}"
         ]
 
-    def notes(self) -> list[str]:
+    def _remarks(self) -> list[str]:
         """How the numbers are to be read, and what failed."""
         lowest, highest = min(self.learning_rates), max(self.learning_rates)
         rates = f"{power_of_two(lowest)} to {power_of_two(highest)}"
         failed = [trial for trial in self.trials if trial.error]
         lines = [
-            *self.summary(),
             *(f"{trial.name} failed: {trial.error}" for trial in failed),
             f"loss: mean over the last {self.tail} of {self.steps} step(s) and "
             f"{self.seeds} seed(s), at the best learning rate of {rates} (*, at_end: "

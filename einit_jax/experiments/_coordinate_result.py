@@ -99,10 +99,6 @@ class CoordinateCheck(Printable):
         """
         return width_figure(self.sizes, self.changes, self.widths, self.paths)
 
-    def figures(self) -> dict[str, "Figure"]:
-        """The figures of a report, by what they show."""
-        return {"": self.plot()}
-
     def summary(self) -> list[str]:
         """Whether all layers are flat, else the worst of those that are not."""
         off = {verdict: [] for verdict in ("breaks", "grows", "shrinks", "still")}
@@ -126,11 +122,10 @@ class CoordinateCheck(Printable):
         name = "size_exponent" if still else "last_change_exponent"
         return float(np.nan_to_num(abs(row[name]), nan=np.inf))
 
-    def notes(self) -> list[str]:
-        """The summary, and what the numbers of `rows` are of."""
+    def _remarks(self) -> list[str]:
+        """What the numbers of `rows` are of."""
         still = self.changes.shape[1] == 1
         return [
-            *self.summary(),
             f"exponents over widths {', '.join(map(str, self.widths))}; "
             f"{self.changes.shape[1] - 1} step(s), {self.seeds} seed(s); flat: at most "
             f"{self.flat:g}" + "; verdicts on sizes, as there are no steps" * still,

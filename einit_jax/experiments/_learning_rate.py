@@ -138,10 +138,6 @@ class LearningRates(Printable):
         marks = {"best": self.best, "stable": self.stable}
         return rate_figure(self.rates, self.final, marks, steps=self.losses.shape[-1])
 
-    def figures(self) -> "dict[str, Figure]":
-        """The figures of a report, by what they show."""
-        return {"": self.plot()}
-
     def summary(self) -> list[str]:
         """The best rate, and how far it is from the edge."""
         try:
@@ -155,11 +151,10 @@ class LearningRates(Printable):
             lines.append(f"the least loss is at an end: try {where} learning_rates")
         return lines
 
-    def notes(self) -> list[str]:
-        """The summary, what losses are, and what it cost to find them."""
+    def _remarks(self) -> list[str]:
+        """What losses are, and what it cost to find them."""
         seeds, _, steps = self.losses.shape
         return [
-            *self.summary(),
             f"loss: mean over the last {self.tail} of {steps} step(s) and {seeds} "
             f"seed(s); {self._start:.4g} before training",
             f"cost: {self.gradient_steps} gradient steps",

@@ -164,11 +164,10 @@ class History(Printable):
         most = f"at most {dead['dead']:.2g} of the {self.of}s dead, at {dead['path']}"
         return lines or [f"OK: all finite; {most}"]
 
-    def notes(self) -> list[str]:
-        """The summary, and what the numbers of `rows` are of."""
+    def _remarks(self) -> list[str]:
+        """What the numbers of `rows` are of."""
         steps = np.asarray(self.steps)[self._used_slots()]
         return [
-            *self.summary(),
             f"{self.of}s of layers in the slot from step {steps[-1]} on; {len(steps)} "
             f"slots from step {steps[0]} on",
         ]

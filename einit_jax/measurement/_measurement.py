@@ -160,10 +160,6 @@ class Measurement(Printable):
         """
         return pillar_figure({"": self})
 
-    def figures(self) -> dict[str, "Figure"]:
-        """The figures of a report, by what they show."""
-        return {"": self.plot()}
-
     @staticmethod
     def joint_figures(named: Mapping[str, "Measurement"]) -> dict[str, "Figure"]:
         """The figures of several measurements in one report, by heading.
@@ -250,11 +246,10 @@ class Measurement(Printable):
         """The arrays of zeros that were replaced by a probe draw while measuring."""
         return [self.probes[i] for i in np.flatnonzero(np.asarray(self.probed))]
 
-    def notes(self) -> list[str]:
-        """The summary, and sentences about the whole: epsilon, rules, loss, ..."""
+    def _remarks(self) -> list[str]:
+        """Sentences about the whole: epsilon, rules, loss, ..."""
         rows, of_outputs = self.rows(), float(self.outputs_amplification)
         return [
-            *self.summary(),
             *epsilon_note(rows),
             total_note(rows, self.by),
             rules_note(self.modes(), self.judgement.tolerance),

@@ -158,17 +158,13 @@ def _reportable(name: str, part: Any) -> Reportable:
 
 
 def _verdicts(parts: Mapping[str, Reportable]) -> list[tuple[str, str]]:
-    """What each part comes to, after its name."""
+    """What each part says of itself, if it does, after its name."""
     return [
         (_heading_of(name), line)
         for name, part in parts.items()
-        for line in _verdict_of(part)
+        if isinstance(part, Summarized)
+        for line in part.summary()
     ]
-
-
-def _verdict_of(part: Reportable) -> list[str]:
-    """What a part says of itself, if it does."""
-    return part.summary() if isinstance(part, Summarized) else []
 
 
 def _all_columns(parts: Mapping[str, Reportable]) -> list[str]:

@@ -58,28 +58,25 @@ class TrainingCurves(Printable):
         listed = "; ".join(f"{name} {_loss_text(ends[name])}" for name in order)
         return [f"loss after {self._steps} steps: {listed}"]
 
-    def notes(self) -> list[str]:
+    def _remarks(self) -> list[str]:
         """Over which steps the losses are means, and what else there is to say."""
         tail = f"loss after: the mean over the last step of {self._steps}"
         if _tail_length(self._steps) > 1:
             count = _tail_length(self._steps)
             tail = f"loss after: the mean over the last {count} of {self._steps} steps"
-        return [*self.summary(), tail, *self.about]
+        return [tail, *self.about]
 
-    def figures(self) -> "dict[str, Figure]":
+    def plot(self) -> "Figure":
         """Losses over steps.
 
         Raises:
             ImportError: matplotlib is not installed.
         """
-        return {"": curve_figure(self.losses)}
+        return curve_figure(self.losses)
 
     def _heads(self, rows: Sequence[Mapping[str, Any]]) -> Mapping[str, str]:
         """Learning rates only where all are known."""
         return {n: head for n, head in self.HEADS.items() if all(n in r for r in rows)}
-
-    def _ranked(self, rows: Sequence[Mapping[str, Any]]) -> list[Sequence[str]]:
-        return [[name] for name in self._heads(rows)]
 
     def _cell(self, row: Mapping[str, Any], name: str) -> str:
         """Losses may be of runs that diverged; rates are powers of two."""

@@ -17,6 +17,7 @@ from ._tables import (
 )
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from pandas import DataFrame
 
 
@@ -47,7 +48,19 @@ class Printable:
 
     def notes(self) -> list[str]:
         """The summary, and what else there is to say of the whole."""
+        return [*self.summary(), *self._remarks()]
+
+    def plot(self) -> "Figure":
+        """The picture of it.
+
+        Raises:
+            ImportError: matplotlib is not installed.
+        """
         raise NotImplementedError
+
+    def figures(self) -> "dict[str, Figure]":
+        """The figures of a report, by what they show."""
+        return {"": self.plot()}
 
     def to_string(
         self,
@@ -77,8 +90,6 @@ class Printable:
             ...     def rows(self):
             ...         return [{"path": f"Dense_{i}", "rms": 0.5**i, "grad": 1.0}
             ...                 for i in range(40)]
-            ...     def notes(self):
-            ...         return []
             >>> print(Sizes().to_string(max_rows=3))
                                     input
             layer        output  gradient
@@ -95,8 +106,7 @@ class Printable:
             max_rows = _whole_number("max_rows", max_rows)
         if self._unprintable():
             return self._unprintable()
-        summary, notes = self.summary(), self.notes()
-        rows = self.rows()
+        summary, remarks, rows = self.summary(), self._remarks(), self.rows()
         shown, more = folded(self._scores(), max_rows)
         heads = self._heads(rows)
         names = list(heads) if columns is None else columns
@@ -112,9 +122,8 @@ class Printable:
             width=width,
             more=more,
         )
-        below = notes[len(summary) :]
         parts = ["\n".join(wrapped(line, width) for line in summary), table]
-        parts.append("\n".join(wrapped(line, width) for line in below))
+        parts.append("\n".join(wrapped(line, width) for line in remarks))
         return "\n\n".join(part for part in parts if part)
 
     def to_pandas(self) -> "DataFrame":
@@ -141,7 +150,7 @@ class Printable:
         """What notebooks show: all columns, long tables without some of their rows."""
         if self._unprintable():
             return f"<p>{escape(self._unprintable())}</p>"
-        summary, notes, rows = self.summary(), self.notes(), self.rows()
+        summary, remarks, rows = self.summary(), self._remarks(), self.rows()
         shown, more = folded(self._scores(), MAX_ROWS)
         heads = self._heads(rows)
         ranked = {name for group in self._ranked(rows) for name in group}
@@ -151,7 +160,7 @@ class Printable:
         sides = ["left" if name in self.WORDS else "right" for name in names]
         sides[0] = "left"
         table = _html_table([heads[n] for n in names], cells, sides=sides, more=more)
-        return _paragraphs(summary) + table + _paragraphs(notes[len(summary) :])
+        return _paragraphs(summary) + table + _paragraphs(remarks)
 
     def _checked_columns(self, columns: Iterable[str]) -> list[str]:
         """The columns that a user asks for, behind the names of rows."""
@@ -166,6 +175,10 @@ class Printable:
                 f"of {', '.join(self.HEADS)}"
             )
         return names
+
+    def _remarks(self) -> list[str]:
+        """What there is to say of the whole besides the summary."""
+        return []
 
     def _unprintable(self) -> str:
         """What is printed in place of all where there are no plain numbers."""
@@ -182,8 +195,7 @@ class Printable:
 
     def _ranked(self, rows: Sequence[Mapping[str, Any]]) -> Iterable[Sequence[str]]:
         """Columns by rank, in groups of which a table has all or none."""
-        del rows
-        return [[name] for name in self.HEADS]
+        return [[name] for name in self._heads(rows)]
 
     def _cells(
         self, rows: Sequence[Mapping[str, Any]], names: Iterable[str]
