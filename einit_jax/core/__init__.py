@@ -22,6 +22,7 @@ from ._cotangents import float_leaves as float_leaves
 from ._cotangents import link_cotangents as link_cotangents
 from ._cotangents import per_call as per_call
 from ._cotangents import scale_gradient as scale_gradient
+from ._drawn import OF_BATCH as OF_BATCH
 from ._drawn import OF_MODEL as OF_MODEL
 from ._drawn import Split as Split
 from ._drawn import begun_again as begun_again

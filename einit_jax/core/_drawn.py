@@ -9,6 +9,8 @@ import numpy as np
 
 from ._types import Batch, Inputs, as_inputs, describe, is_array
 
+OF_BATCH = ("labels", "batch")
+"""What a loss may take of a batch, besides inputs."""
 OF_MODEL = "model"
 """Among the names of what a loss takes: it calls the model itself, on the batch."""
 Split = Callable[[Any, str], tuple[Inputs, Inputs]]
@@ -199,7 +201,7 @@ def split_batch(
     Raises:
         TypeError: the loss wants labels, and the batch does not tell which they are.
     """
-    wanted = [name for name in ("labels", "batch") if name in names]
+    wanted = [name for name in OF_BATCH if name in names]
     if OF_MODEL in names:
         is_whole = isinstance(drawn, Batch)
         return Inputs(drawn) if is_whole else as_inputs(drawn), Inputs()
@@ -220,7 +222,7 @@ def split_batch(
 
 def _missing_labels(drawn: Any, names: tuple[str, ...], said: str) -> TypeError:
     """The error of a batch that cannot be told apart into inputs and labels."""
-    wanted = next(name for name in ("labels", "batch") if name in names)
+    wanted = next(name for name in OF_BATCH if name in names)
     hint = "pass ei.Batch(inputs=x, labels=y), or bind labels with functools.partial"
     if isinstance(drawn, Mapping):
         first, second, *_ = [*map(repr, drawn), "'image'", "'label'"]

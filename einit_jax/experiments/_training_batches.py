@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, SupportsIndex
 import jax
 
 from ..core import (
+    OF_BATCH,
     OF_MODEL,
     Batch,
     Draw,
@@ -20,8 +21,8 @@ from ..core import (
 )
 from ..units import Objective
 
-DATA_NAMES = {"labels", "batch", OF_MODEL}
-"""What a loss takes of a batch, besides inputs."""
+DATA_NAMES = {*OF_BATCH, OF_MODEL}
+"""What tells a loss of labels, or of a whole batch."""
 
 
 class TrainingBatch(NamedTuple):

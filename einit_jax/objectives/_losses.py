@@ -8,12 +8,11 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..core import OF_MODEL, Draw, describe, user_inputs
+from ..core import OF_BATCH, OF_MODEL, Draw, describe, user_inputs
 from ._explanations import add_note
 
 OF_DRAW = ("key", "inputs")
-OF_BATCH = ("labels", "batch")
-"""What a loss may take besides the outputs."""
+"""What a loss may take besides the outputs; of the batch, `OF_BATCH`."""
 WRITTEN = "collections"
 """What the run of a model of Linen has written, by collection."""
 NAMES = (*OF_DRAW, *OF_BATCH, WRITTEN, "params")

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from tests.support import processes
-from tests.support.nnx_models.lifted import stacked
+from tests.support.nnx_models.lifted import stacked, through
 
 
 class Layer(nnx.Module):
@@ -35,10 +35,6 @@ class Mlp(nnx.Module):
         self.head = nnx.Linear(16, 3, rngs=rngs)
 
     def __call__(self, x):
-        @nnx.scan(in_axes=(0, nnx.Carry), out_axes=nnx.Carry)
-        def through(layer, x):
-            return layer(x)
-
         return self.head(through(self.layers, nnx.tanh(self.stem(self.norm(x)))))
 
 

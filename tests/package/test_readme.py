@@ -80,7 +80,7 @@ def test_links_lead_somewhere(page):
     """To files that are there, and to headings that they have."""
     folder = (ROOT / page).parent
     links = re.findall(
-        r"\]\(([^)\s]+)\)", re.sub(r"\s*\n\s*", " ", text_of(ROOT / page))
+        r"\]\(([^)\s]+)\)", re.sub(r"\s*\n\s*", " ", (ROOT / page).read_text())
     )
     local = [link for link in links if not link.startswith("http")]
     assert local
@@ -89,11 +89,7 @@ def test_links_lead_somewhere(page):
         target = folder / name if name else ROOT / page
         assert target.exists(), link
         if heading:
-            assert heading in headings(text_of(target)), link
-
-
-def text_of(path: Path) -> str:
-    return path.read_text()
+            assert heading in headings(target.read_text()), link
 
 
 def headings(text: str) -> set[str]:

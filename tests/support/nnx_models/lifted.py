@@ -22,6 +22,16 @@ def stacked(rngs, block: Callable = Block):
     return stack(rngs)
 
 
+def through(layers, x, axes=0):
+    """What becomes of x in one layer after the other, under `nnx.scan`."""
+
+    @nnx.scan(in_axes=(axes, nnx.Carry), out_axes=nnx.Carry)
+    def one(layer, x):
+        return layer(x)
+
+    return one(layers, x)
+
+
 class Layers(nnx.Module):
     """Layers under `nnx.scan`."""
 
@@ -30,10 +40,6 @@ class Layers(nnx.Module):
         self.head = nnx.Linear(8, 4, rngs=rngs)
 
     def __call__(self, x):
-        @nnx.scan(in_axes=(0, nnx.Carry), out_axes=nnx.Carry)
-        def through(layer, x):
-            return layer(x)
-
         return self.head(through(self.layers, x))
 
 
@@ -81,11 +87,7 @@ class Steps(nnx.Module):
         self.head = nnx.Linear(8, 4, rngs=rngs)
 
     def __call__(self, x):
-        @nnx.scan(in_axes=(self.axes, nnx.Carry), out_axes=nnx.Carry)
-        def through(layer, x):
-            return layer(x)
-
-        return self.head(through(self.layers, x))
+        return self.head(through(self.layers, x, self.axes))
 
 
 class LaxScan(nnx.Module):
