@@ -15,23 +15,22 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..core import (
-    WINDOWS,
     ModelArgs,
     Partition,
     anchor,
     float_leaves,
-    from_windows,
     gathered,
     inverse_rms,
     multiply,
     rms,
+    rms_of_calls,
     shaped_like,
     squares,
     vary_with,
 )
 from ..graph import derivative_along
 from ..units import Interception, Objective, Unit, UnitCall, UnitKey
-from ._output_changes import sure_spread, tap_changes
+from ._output_changes import empty_changes, sure_spread, tap_changes
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ def amplifications(
     if not sources and not any(x.ndim for x in leaves.floats):
         sources = {units[0].key}
     read = {units[-1].key, *sources} if whole else {unit.key for unit in units}
-    zeros = {u.key: _empty_sums(carried[u.key]) for u in units if u.key in read}
+    zeros = {u.key: _empty_sums(u, carried[u.key]) for u in units if u.key in read}
     zeros = vary_with(zeros, args)
     arrays = [x for x in leaves.floats if x.ndim]
     batched = (*arrays, *(x for x in leaves.arrays if jnp.ndim(x)))
@@ -113,7 +112,7 @@ def amplifications(
     sums, (of_outputs, share) = objective.over_axis(run)
     ratios = {}
     for key, own in sums.items():
-        sizes = [from_windows(each, own["calls"]) for each in (own, own["spread"])]
+        sizes = [rms_of_calls(own[name], own["calls"]) for name in ("size", "spread")]
         ratios[key] = _quotient(*sizes)
     starts = [jnp.atleast_1d(_ratio([_towards_next(x)], [x])) for x in arrays]
     starts += [ratios[key].ravel() for key in sources]
@@ -127,11 +126,10 @@ def amplifications(
     )
 
 
-def _empty_sums(like: Array) -> dict[str, Any]:
+def _empty_sums(unit: Unit, like: Array) -> dict[str, Any]:
     """Zeros in a shape, whose cotangents are the statistics of one unit."""
-    zero = jnp.zeros_like(like)
-    sizes = dict.fromkeys(WINDOWS, zero)
-    return {"calls": zero, **sizes, "spread": sizes}
+    sums = empty_changes(unit, like, wide=True)
+    return {**sums, "spread": sums["size"]}
 
 
 def _towards_next(x: Array) -> Array:
@@ -178,6 +176,6 @@ def _tap_difference(
         way = entry["way"].reshape(())
         here = lambda t: t.ndim and t.shape[0] in batch_sizes  # not those of positions
         outputs = [_on_the_way(t, way) if here(t) else t for t in outputs]
-    sums = {n: t for n, t in entry.items() if n in ("calls", *WINDOWS, "spread")}
+    sums = {n: t for n, t in entry.items() if n in ("calls", "size", "spread")}
     outputs = tap_changes(outputs, call.inputs, sums) if sums else outputs
     return call.finish(outputs)

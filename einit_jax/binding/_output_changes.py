@@ -17,23 +17,22 @@ import jax.numpy as jnp
 
 from ..core import (
     FLOOR,
-    WINDOWS,
     ArrayType,
     ModelArgs,
     Partition,
     anchor,
+    as_summed,
     float_leaves,
-    from_windows,
     multiply,
     per_call,
     plain,
     rms,
+    rms_of_calls,
     shaped_like,
     squares,
     type_of,
     vary_with,
     widen,
-    windows,
     zeros_of,
 )
 from ..graph import derivative_along
@@ -72,12 +71,7 @@ def output_changes(
     leaves = Partition(plain(args.params))
     shrink = 1.0 if wide or any(unit.narrow for unit in units) else SHRINK
     step = [(shrink * widen(t)).astype(t.dtype) for t in step]
-    names = ("calls", *WINDOWS) if wide else ("calls", "power")
-    zeros = {
-        unit.key: dict.fromkeys(names, jnp.zeros_like(outputs[unit.key]))
-        for unit in units
-    }
-
+    zeros = {u.key: empty_changes(u, outputs[u.key], wide=wide) for u in units}
     zeros = vary_with(zeros, args)
 
     def moved(sums):
@@ -98,11 +92,19 @@ def output_changes(
 
     sums = objective.over_axis(lambda: jax.grad(moved)(zeros))
     if wide:
-        return {key: from_windows(own, own["calls"]) for key, own in sums.items()}
+        return {k: rms_of_calls(own["size"], own["calls"]) for k, own in sums.items()}
     return {
         key: jnp.sqrt(own["power"] / jnp.maximum(own["calls"], 1)) / shrink
         for key, own in sums.items()
     }
+
+
+def empty_changes(unit: Unit, like: jax.Array, *, wide: bool) -> dict[str, Any]:
+    """Zeros in a shape, whose cotangents are what `tap_changes` finds of a unit."""
+    zero = jnp.zeros_like(like)
+    if not wide:
+        return {"calls": zero, "power": zero}
+    return {"calls": zero, "size": as_summed(zero, several=unit.calls > 1)}
 
 
 def _tap_call(call: UnitCall, entry: Mapping[str, Any]) -> Any:
@@ -111,7 +113,7 @@ def _tap_call(call: UnitCall, entry: Mapping[str, Any]) -> Any:
     raw = call.proceed([still(x) for x in call.inputs])
     a = entry["output"].reshape(())
     outputs = [multiply(t, a) for t in raw]
-    sums = {n: t for n, t in entry.items() if n in ("calls", "power", *WINDOWS)}
+    sums = {n: t for n, t in entry.items() if n in ("calls", "power", "size")}
     return call.finish(tap_changes(outputs, call.inputs, sums))
 
 
@@ -119,8 +121,9 @@ def _tap_call(call: UnitCall, entry: Mapping[str, Any]) -> Any:
 def tap_changes(outputs, inputs, sums):
     """The outputs; statistics of what they move by are the cotangents of `sums`.
 
-    These are "calls" and the mean square, by `core.WINDOWS` or as "power"; in "spread",
-    by windows too, that of the outputs around their mean over the batch.
+    These are "calls" and either "power", the mean square, or "size", the rms, as
+    `core.as_summed`; in "spread", alike, that of the outputs around their mean over the
+    batch.
     """
     return outputs
 
@@ -153,9 +156,11 @@ def _note_forward(moved, values, along, sums):
         power, size = squares(moved, FLOOR)
         statistics = {"power": power / size}
     else:
-        statistics = windows(rms(moved))
-    if "spread" in sums:
-        statistics["spread"] = windows(sure_spread(values))
+        several = isinstance(sums["size"], Mapping)
+        statistics = {"size": as_summed(rms(moved), several=several)}
+        if "spread" in sums:
+            spread = sure_spread(values)
+            statistics["spread"] = as_summed(spread, several=several)
     types = [Types(tuple(map(type_of, arrays))) for arrays in (values, along)]
     return moved, (with_calls(statistics, sums), *types)
 
@@ -165,7 +170,7 @@ def with_calls(statistics: dict[str, Any], sums: Mapping[str, Any]) -> dict[str,
 
     Each call counts the same, whatever its size.
     """
-    some, *_ = statistics.values()
+    some, *_ = jax.tree.leaves(statistics)
     statistics = {**statistics, "calls": per_call(1, some)}
     return jax.tree.map(shaped_like, {n: statistics[n] for n in sums}, dict(sums))
 

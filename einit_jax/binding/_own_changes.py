@@ -19,21 +19,20 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ..core import (
-    WINDOWS,
     ModelArgs,
     Partition,
     Path,
     anchor,
+    as_summed,
     broadcast_per_layer,
     float_leaves,
-    from_windows,
     multiply,
     plain,
     rms,
+    rms_of_calls,
     type_of,
     varies,
     vary_with,
-    windows,
     zeros_of,
 )
 from ..graph import derivative_along
@@ -45,7 +44,7 @@ from ..units import (
     UnitCall,
     UnitKey,
 )
-from ._output_changes import Types, with_calls
+from ._output_changes import Types, empty_changes, with_calls
 
 SIDE_BY_SIDE = 8
 """Passes that run at once: they share what does not depend on the step."""
@@ -77,8 +76,7 @@ def own_changes(
     """
     raw = [mover for mover in movers if isinstance(mover, RawParameter)]
     leaves = Partition(plain(args.params))
-    names = ("calls", *WINDOWS)
-    zeros = {u.key: dict.fromkeys(names, jnp.zeros_like(outputs[u.key])) for u in units}
+    zeros = {u.key: empty_changes(u, outputs[u.key], wide=True) for u in units}
     zeros = vary_with(zeros, args)
 
     def changed(turn: _Turns) -> tuple[dict[UnitKey, Array], Float[Array, ""]]:
@@ -108,7 +106,7 @@ def own_changes(
 
         run = lambda: jax.grad(moved, has_aux=True)(zeros)
         sums, of_outputs = objective.over_axis(run)
-        of_units = {key: from_windows(own, own["calls"]) for key, own in sums.items()}
+        of_units = {k: rms_of_calls(s["size"], s["calls"]) for k, s in sums.items()}
         return of_units, of_outputs
 
     turns = _turns(raw, any(isinstance(mover, Unit) for mover in movers))
@@ -159,7 +157,7 @@ def _read_inputs(call: UnitCall, entry: Mapping[str, Any]) -> Any:
     inputs do, is noted."""
     raw = call.proceed([jax.lax.stop_gradient(x) for x in call.inputs])
     outputs = [multiply(t, entry["output"].reshape(())) for t in raw]
-    sums = {name: t for name, t in entry.items() if name in ("calls", *WINDOWS)}
+    sums = {name: t for name, t in entry.items() if name in ("calls", "size")}
     return call.finish(_stop_changes(outputs, call.inputs, sums))
 
 
@@ -183,7 +181,9 @@ def _note_reads(moved, along, sums):
 
 def _reads_forward(moved, along, sums):
     sizes = [rms([t]) for t in along] + [rms(moved)]
-    statistics = windows(reduce(jnp.maximum, sizes, jnp.zeros((), jnp.float32)))
+    size = reduce(jnp.maximum, sizes, jnp.zeros((), jnp.float32))
+    several = isinstance(sums["size"], Mapping)
+    statistics = {"size": as_summed(size, several=several)}
     types = Types(tuple(map(type_of, along)))
     return list(map(jnp.zeros_like, moved)), (with_calls(statistics, sums), types)
 

@@ -44,6 +44,7 @@ from ._numerics import LEAST_RMS as LEAST_RMS
 from ._numerics import MOST_RMS as MOST_RMS
 from ._numerics import SMALLEST as SMALLEST
 from ._numerics import WINDOWS as WINDOWS
+from ._numerics import as_summed as as_summed
 from ._numerics import at_peak as at_peak
 from ._numerics import from_windows as from_windows
 from ._numerics import geometric_mean as geometric_mean
@@ -56,6 +57,7 @@ from ._numerics import log_deviation as log_deviation
 from ._numerics import multiply as multiply
 from ._numerics import or_all as or_all
 from ._numerics import rms as rms
+from ._numerics import rms_of_calls as rms_of_calls
 from ._numerics import squares as squares
 from ._numerics import times as times
 from ._numerics import unforeseen as unforeseen
@@ -112,4 +114,5 @@ from ._types import as_integer as as_integer
 from ._types import as_number as as_number
 from ._types import checked_key as checked_key
 from ._types import describe as describe
+from ._types import is_array as is_array
 from ._types import user_inputs as user_inputs

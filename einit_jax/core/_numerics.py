@@ -7,6 +7,7 @@ for all of it, `squares` for the middle.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial, reduce
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -214,7 +215,7 @@ def times(*sizes: Float[Array, "..."] | float) -> Float[Array, "..."]:
     parts = [_split(jnp.asarray(size, jnp.float32)) for size in sizes]
     mantissa, carry = _split(reduce(jnp.multiply, [m for m, _ in parts]))
     exponent = jnp.clip(carry + sum(e for _, e in parts), -125, 128)
-    half = exponent // 2
+    half = exponent >> 1
     return mantissa * _two_to(half) * _two_to(exponent - half)
 
 
@@ -249,10 +250,11 @@ def at_peak(
     """The arrays over a power of two near the largest magnitude, and that power."""
     peaks = [jnp.max(jnp.abs(widen(t))) for t in leaves if t.size]
     peak = (_largest_of(peaks) if peaks else jnp.zeros(())).astype(jnp.float32)
-    _, exponent = _split(jnp.where(usable(peak), peak, 1))
-    exponent = jnp.clip(exponent, -126, 126)
-    back = _two_to(-exponent)
-    return [multiply(t, back) for t in leaves], _two_to(exponent)
+    peak = jnp.clip(jnp.where(usable(peak), peak, 1), SMALLEST, LARGEST / 2)
+    power = jax.lax.bitcast_convert_type(peak, jnp.int32) & (255 << 23)
+    sizes = [(254 << 23) - power, power]  # exponents are counted from 127
+    back, there = (jax.lax.bitcast_convert_type(n, jnp.float32) for n in sizes)
+    return [multiply(t, back) for t in leaves], there
 
 
 @jax.jit
@@ -280,3 +282,18 @@ def from_windows(sums: Mapping[str, Array], count: Array) -> Float[Array, "..."]
     )
     upper = jnp.where(mean["middle"] <= 1 / FLOOR, middle, high)
     return jnp.where(mean["middle"] < FLOOR, low, upper)
+
+
+def as_summed(size: Float[Array, "..."], *, several: bool) -> Any:
+    """A size of one call, as it is summed over calls: squared where there are several.
+
+    One that is all there is stays as it is, which is cheaper.
+    """
+    return windows(size) if several else size
+
+
+def rms_of_calls(sums: Any, count: Array) -> Float[Array, "..."]:
+    """The root mean square over calls, from sums of what `as_summed` gives."""
+    if isinstance(sums, Mapping):
+        return from_windows(sums, count)
+    return sums / jnp.maximum(count, 1)

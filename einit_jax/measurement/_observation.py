@@ -23,6 +23,7 @@ from ..core import (
     multiply,
     plain,
     rms,
+    times,
     vary_with,
 )
 from ..units import (
@@ -118,7 +119,9 @@ class Observer:
         owned = owners(args.params, self.units)
         moving = owners(args.params, (*self.units, *self.raw))
         columns = {name: column[1] for name, column in looks.outputs.items()}
-        columns["update"] = looks.outputs["update"][2]
+        factor = {key: own["output"] for key, own in self.factors.items()}
+        factor = concat_units(self.units, factor)
+        columns["update"] = times(factor, looks.outputs["update"][2])
         columns["input_rms"] = looks.inputs["rms"][1]
         columns["bad"] += looks.inputs["bad"][1]
         columns["true_rms"] = looks.inputs["rms"][0]

@@ -25,7 +25,6 @@ from ..core import (
     scale_gradient,
     shaped_like,
     squares,
-    times,
     widen,
     windows,
 )
@@ -35,8 +34,8 @@ READINGS = ("calls", "mean", "bad", "rms", "varying")
 """What is read off outputs and summed over calls: their number, the mean, the number of
 elements that are not finite, the rms, and that around the mean of the batch."""
 SIZES = ("rms", "varying", "update")
-"""Root mean squares; `update` is that of the change by an update. Of units that are
-called several times squares are summed, by `core.WINDOWS`."""
+"""Root mean squares; `update` is that of the change by an update, at a = 1. Of units
+that are called several times squares are summed, by `core.WINDOWS`."""
 
 UnitSums = Mapping[UnitKey, Mapping[str, Any]]
 
@@ -127,8 +126,7 @@ def _observe_call(call: UnitCall, entry: Mapping[str, Any]) -> Any:
     )
     outputs = [multiply(t, a) for t in _moving_along(outputs, moved)]
     sums = entry["sums"]["output"]
-    change = rms([jax.lax.stop_gradient(t) for t in moved])
-    statistics = {"update": times(a, change)}
+    statistics = {"update": rms([jax.lax.stop_gradient(t) for t in moved])}
     if "rms" in sums:
         still = [jax.lax.stop_gradient(t) for t in outputs]
         statistics |= output_statistics(still)

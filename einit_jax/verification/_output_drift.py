@@ -16,14 +16,14 @@ from ..core import (
     Params,
     Partition,
     anchor,
+    as_summed,
     emit,
     float_leaves,
-    from_windows,
     per_call,
     rms,
+    rms_of_calls,
     vary_with,
     widen,
-    windows,
 )
 from ..units import Interception, Objective, Unit, UnitCall, UnitKey, scaling
 
@@ -33,7 +33,7 @@ DRIFT_SIZES = ("size", "change")
 
 DriftSums = Mapping[UnitKey, Mapping[str, Any]]
 """Sums over calls for each unit: their number, that of elements that are not finite,
-and by `core.WINDOWS` the squares of each of these sizes."""
+and each of these sizes as `core.as_summed` gives it."""
 
 
 def output_drift(
@@ -76,15 +76,15 @@ def output_drift(
 def _empty_drift(unit: Unit) -> dict[str, Any]:
     """Zeros, whose cotangents are the sums, for both sets of parameters."""
     zero = jnp.zeros((2, *unit.carried_shape), jnp.float32)
-    squared = dict.fromkeys(DRIFT_SIZES, windows(zero))
-    return {"calls": zero, "bad": zero, **squared}
+    summed = dict.fromkeys(DRIFT_SIZES, as_summed(zero, several=unit.calls > 1))
+    return {"calls": zero, "bad": zero, **summed}
 
 
 def _rms_over_calls(sums: Mapping[str, Any]) -> dict[str, Array]:
     """Root mean squares over calls; NaN where outputs are not finite."""
 
     def root(name: str) -> Array:
-        size = from_windows(sums[name], sums["calls"])
+        size = rms_of_calls(sums[name], sums["calls"])
         return jnp.where(sums["bad"] > 0, jnp.nan, size)
 
     return {name: root(name) for name in DRIFT_SIZES}
@@ -98,10 +98,11 @@ def _compare_call(call: UnitCall, sums: Mapping[str, Any]) -> Any:
     apart = [2 * (t - jnp.mean(jax.lax.all_gather(t, BOTH), 0)) for t in wide]
     bad = sum((jnp.sum(~jnp.isfinite(t)) for t in wide), jnp.zeros((), jnp.int32))
     size = rms(wide)
+    several = isinstance(sums["size"], Mapping)
     statistics = {
         "calls": per_call(1, size),
-        "size": windows(size),
-        "change": windows(rms(apart)),
+        "size": as_summed(size, several=several),
+        "change": as_summed(rms(apart), several=several),
         "bad": bad.astype(jnp.float32),
     }
     return call.finish(emit(outputs, statistics, dict(sums)))

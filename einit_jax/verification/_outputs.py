@@ -17,16 +17,16 @@ from jaxtyping import Array
 from ..core import (
     ModelArgs,
     anchor,
+    as_summed,
     emit,
     float_leaves,
-    from_windows,
     is_concrete,
     link_cotangents,
     per_call,
     rms,
+    rms_of_calls,
     vary_with,
     widen,
-    windows,
 )
 from ..units import Interception, Objective, Unit, UnitCall, UnitKey, scaling
 
@@ -168,16 +168,28 @@ def _sizes(
     if not hidden:
         return objective.over_axis(lambda: run({})[1])
     nothing = {unit.key: jnp.zeros(unit.carried_shape, jnp.float32) for unit in hidden}
-    zeros = {key: {**windows(zero), "calls": zero} for key, zero in nothing.items()}
+    zeros = {
+        unit.key: {
+            "calls": nothing[unit.key],
+            "size": as_summed(nothing[unit.key], several=unit.calls > 1),
+        }
+        for unit in hidden
+    }
     zeros = vary_with(zeros, args)
     sums, sizes = objective.over_axis(lambda: jax.grad(run, has_aux=True)(zeros))
-    return sizes | {key: from_windows(own, own["calls"]) for key, own in sums.items()}
+    return sizes | {
+        key: rms_of_calls(own["size"], own["calls"]) for key, own in sums.items()
+    }
 
 
-def _read_call(call: UnitCall, sums: Mapping[str, Array]) -> Any:
+def _read_call(call: UnitCall, sums: Mapping[str, Any]) -> Any:
     outputs = call.proceed(call.inputs)
     still = [widen(jax.lax.stop_gradient(t)) for t in outputs]
     size = rms(still)
-    statistics = {**windows(size), "calls": per_call(1, size)}
+    several = isinstance(sums["size"], Mapping)
+    statistics = {
+        "calls": per_call(1, size),
+        "size": as_summed(size, several=several),
+    }
     linked = link_cotangents(call.inputs, emit(outputs, statistics, sums))
     return call.finish(linked)

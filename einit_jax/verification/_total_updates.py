@@ -29,7 +29,15 @@ from ..core import (
     widen,
 )
 from ..graph import derivative_along
-from ..units import Objective, Unit, UnitKey, outputs_alone, scaling
+from ..units import (
+    Objective,
+    Unit,
+    UnitKey,
+    concat_units,
+    outputs_alone,
+    scaling,
+    split_units,
+)
 from ._output_drift import output_drift
 from ._outputs import captured_sizes
 
@@ -62,7 +70,9 @@ class TotalUpdates:
         step, size = at_peak(step)
         inside = lambda: self._along_step_near_one(args, step)
         changes = self.objective.over_axis(inside)
-        return {key: times(size, change) for key, change in changes.items()}
+        column = times(size, concat_units(self.units, changes))  # in one kernel
+        found = split_units(self.units, {"change": column})
+        return {key: own["change"] for key, own in found.items()}
 
     def _along_step_near_one(
         self, args: ModelArgs, step: list[Array]
