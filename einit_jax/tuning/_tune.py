@@ -9,7 +9,7 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
-from ..binding import Arrays, Model, any_library, setup
+from ..binding import Arrays, Model, any_library, compiled_once, setup
 from ..core import (
     Draw,
     ModelArgs,
@@ -203,6 +203,9 @@ def tune(
         >>> sorted(scales["layers_0"])
         ['input_grad', 'output', 'output_grad']
 
+    Compilation: on a CPU with little effort where that takes longer than the run, but
+    under `jax.jit` as usual; long sums are rounded by some 1e-4 then, in place of 1e-6.
+
     Source: P. Bement, empirical_init 0.0.2 (2023): the three scalars and their fixed
     point. There, weights are drawn anew and tuned in about 10 L + 22 model runs for L
     layers; here, one pass solves the same equations for the weights one has. Exact
@@ -242,7 +245,7 @@ def tune(
     return scales
 
 
-@partial(jax.jit, static_argnames=("objective", "options", "zeros"))
+@compiled_once("objective", "options", "zeros")
 def _tune_compiled(
     arrays: Arrays,
     *,

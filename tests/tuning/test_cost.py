@@ -5,9 +5,12 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import optax
 import pytest
 
+from einit_jax.binding import _compilation
+from einit_jax.binding._compilation import is_worth_it
 from einit_jax.measurement import _measure
 from einit_jax.tuning import _tune
 from tests.benchmarks.cost.networks import gradient_step
@@ -40,7 +43,7 @@ def deep(depth: int = 16) -> Job:
 
 
 JOBS = {"deep": deep, "vit": CASES["vit"].build, "scanned": CASES["scan_layers"].build}
-MOST = {"deep": (7, 21), "vit": (7, 10.4), "scanned": (4.5, 9.8)}
+MOST = {"deep": (6.8, 17), "vit": (5.3, 9), "scanned": (4, 7.6)}
 """How many times the instructions of a gradient step `tune` and `measure` may have: a
 seventh more than they have. The ViT has raw parameters, each with a pass of its own."""
 
@@ -81,3 +84,39 @@ def test_models_are_traced_once_for_each_thing_to_find():
             TRACES.clear()
             tuned(job, **keywords)
             assert len(TRACES) == times
+
+
+# What runs once is compiled quickly.
+
+
+def test_small_programs_are_compiled_quickly_where_nothing_is_traced():
+    """By shapes alone; under a `jit` of the user's own, as that is compiled."""
+    small, large = jnp.zeros((8, 8)), jax.ShapeDtypeStruct((1024, 1024), jnp.float32)
+    assert is_worth_it([small, "static", None])
+    assert is_worth_it([large, *[small] * 7])
+    assert not is_worth_it([large])
+    seen = []
+    jax.jit(lambda x: seen.append(is_worth_it([x])) or x)(small)
+    jax.jit(lambda x: seen.append(is_worth_it([small])) or x)(small)
+    assert seen == [False, False]
+
+
+def test_options_that_xla_does_not_know_are_left_out(monkeypatch):
+    known = {"xla_backend_optimization_level": 0}
+    monkeypatch.setattr(_compilation, "QUICK", {**known, "xla_no_such_option": 1})
+    assert dict(_compilation.quick_options.__wrapped__()) == known
+
+
+@pytest.mark.parametrize("name", ["masked_attention", "mnist_cnn", "scan_layers"])
+def test_both_ways_to_compile_agree(name):
+    """Sums of what is short here are in another order; so 20 roundings."""
+    job = CASES[name].build()
+    given = arguments_of(_tune, "_tune_compiled", lambda: tuned(job))
+    lowered = _tune._tune_compiled.lower(*given.args, **given.kwargs)
+    full = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}
+    both = [
+        lowered.compile(compiler_options=how)(*given.args)[0]
+        for how in (full, _compilation.QUICK)
+    ]
+    off = jax.tree.map(lambda a, b: abs(a / b - 1).max(), *both)
+    assert max(jax.tree.leaves(off)) < 20 * jnp.finfo(jnp.float32).eps

@@ -1,0 +1,85 @@
+"""Programs that most people run once, compiled with little effort.
+
+On a CPU a first call of `tune` spends most of its time in the compiler, and half of
+that on making fast what then runs for milliseconds. So a program that is called as it
+is, outside of any `jax.jit`, is compiled quickly there if its arrays are small for how
+many they are. That hangs on shapes alone: the same call gives the same bits at any
+time. Under a `jax.jit` of the user's own, the whole is compiled as all else there.
+"""
+
+from collections.abc import Callable
+from functools import cache, cached_property, update_wrapper
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ..core import is_array, is_concrete
+
+QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+"""Options of XLA: no optimization of machine code, and the older way to make it."""
+LARGE = 2**18
+"""Elements per array from which on a run counts for more than its compilation: as many
+arrays as a model has, so long is its program, and as many elements, so long it runs."""
+
+
+class OnceCompiled:
+    """A jitted function that is compiled quickly where that is worth it.
+
+    `lower` and `trace` are those of the function that such a call would run.
+    """
+
+    def __init__(self, function: Callable, static: tuple[str, ...]):
+        update_wrapper(self, function)
+        self._function, self._static = function, static
+        self._usual = jax.jit(function, static_argnames=static)
+
+    @cached_property
+    def _quick(self) -> Any:
+        how = dict(quick_options())
+        return jax.jit(
+            self._function, static_argnames=self._static, compiler_options=how
+        )
+
+    def _chosen(self, args: Any, kwargs: Any) -> Any:
+        quickly = is_worth_it(jax.tree.leaves((args, kwargs)))
+        return self._quick if quickly else self._usual
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._chosen(args, kwargs)(*args, **kwargs)
+
+    def lower(self, *args: Any, **kwargs: Any) -> Any:
+        return self._chosen(args, kwargs).lower(*args, **kwargs)
+
+    def trace(self, *args: Any, **kwargs: Any) -> Any:
+        return self._chosen(args, kwargs).trace(*args, **kwargs)
+
+
+def compiled_once(*static: str) -> Callable[[Callable], OnceCompiled]:
+    """Decorates a function whose arguments of these names are static."""
+    return lambda function: OnceCompiled(function, static)
+
+
+def is_worth_it(leaves: list[Any]) -> bool:
+    """Whether what runs on such arrays is to be compiled quickly."""
+    arrays = [x for x in leaves if is_array(x)]
+    if jax.default_backend() != "cpu" or not all(map(is_concrete, arrays)):
+        return False
+    if not is_concrete(jnp.zeros(())):  # inside of a trace, though on known arrays
+        return False
+    return sum(x.size for x in arrays) <= LARGE * max(len(arrays), 1)
+
+
+@cache
+def quick_options() -> tuple[tuple[str, Any], ...]:
+    """Those of `QUICK` that this version of XLA knows."""
+    trivial = jax.jit(lambda: 0).lower()
+
+    def is_known(name: str) -> bool:
+        try:
+            trivial.compile(compiler_options={name: QUICK[name]})
+        except Exception:
+            return False
+        return True
+
+    return tuple((name, value) for name, value in QUICK.items() if is_known(name))
