@@ -14,7 +14,6 @@ from ..core import (
     Path,
     check_not_zero,
     flatten,
-    float_leaves,
     is_concrete,
     is_float,
     path_str,
@@ -32,7 +31,7 @@ from ..units import (
     owners,
     scale_by_owner,
 )
-from ._homogeneity import Homogeneity, fold_tolerance, relative_gap, run_tuned
+from ._homogeneity import Homogeneity, fold_tolerance, judge_units, relative_gap
 
 DEEPER, NO_ROUNDING = 100, 0.25
 """By how much rounding may grow from a unit to the outputs of a deep model, and what is
@@ -162,25 +161,24 @@ def _fold_compiled(
     check_foreign(graph, factors)
     outputs = {unit.key: factors[unit.key]["output"] for unit in graph.units}
 
-    def plain_outputs(params: PyTree) -> list[Array]:
-        run = lambda: objective.run(args._replace(params=params))[0]
-        return float_leaves(objective.over_axis(run))
-
     with jax.default_matmul_precision("highest"):
-        statistics, tuned = run_tuned(objective, graph.units, args, outputs)
+        judged = partial(judge_units, objective, graph.units, args, outputs)
+        tuned = judged()
         flat = flatten(unboxed(args.params)).items()
         leaves = {path: leaf for path, leaf in flat if is_float(leaf)}
         by_path = {path: factor for (path, _), factor in outputs.items()}
         owned = owners(args.params, graph.units)
         scaled = scale_by_owner(leaves.values(), owned, by_path)
         folded = dict(zip(leaves, scaled, strict=True))
-        plainly = plain_outputs(with_leaves(args.params, folded))
-    rounding = DEEPER * fold_tolerance([*plainly, *leaves.values()])
+        plainly = judged(folded=folded)
+    rounding = DEEPER * fold_tolerance([*plainly.outputs, *leaves.values()])
     allowed = min(rounding, NO_ROUNDING)
-    unseen = lambda key: (statistics[key]["calls"] == 0) & (outputs[key] != 1)
+    found = {k: [run.statistics[k] for run in (tuned, plainly)] for k in outputs}
+    unseen = lambda key: (found[key][0]["calls"] == 0) & (outputs[key] != 1)
+    far = lambda key: jnp.max(jnp.stack([jnp.max(own["far"]) for own in found[key]]))
     return folded, Homogeneity(
         names=tuple(unit.name for unit in graph.units),
-        far=[jnp.max(statistics[unit.key]["far"]) for unit in graph.units],
+        far=[far(unit.key) for unit in graph.units],
         blind=[jnp.any(unseen(unit.key)) for unit in graph.units],
-        apart=relative_gap(plainly, tuned) / allowed,
+        apart=relative_gap(plainly.outputs, tuned.outputs) / allowed,
     )

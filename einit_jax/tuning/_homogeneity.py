@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from ..core import (
     ModelArgs,
+    Path,
     anchor,
     emit,
     float_leaves,
@@ -22,6 +23,7 @@ from ..core import (
     shaped_like,
     vary_with,
     widen,
+    with_leaves,
 )
 from ..units import Interception, Objective, Unit, UnitCall, UnitKey, flat_floats
 
@@ -70,22 +72,36 @@ class Homogeneity:
             )
 
 
-def run_tuned(
+class Judged(NamedTuple):
+    """What a run tells of a model's units."""
+
+    statistics: dict[UnitKey, dict[str, Array]]
+    """Of each unit how often it was called, and how far it is from homogeneous."""
+    outputs: list[Array]
+
+
+def judge_units(
     objective: Objective,
     units: tuple[Unit, ...],
     args: ModelArgs,
     factors: Mapping[UnitKey, Array],
-) -> tuple[dict[UnitKey, dict[str, Array]], list[Array]]:
-    """The statistics of each unit as the tuned model runs, and the outputs of that."""
-    own = {unit.key: flat_floats(args.params, unit) for unit in units}
-    filled = args._replace(params=plain(args.params))
+    *,
+    folded: Mapping[Path, Array] | None = None,
+) -> Judged:
+    """The units and the outputs of the tuned model, or of the plain one with folded
+    parameters, by their paths: of which it is seen whether they arrive at their units.
+    """
+    params = args.params if folded is None else with_leaves(args.params, folded)
+    own = {unit.key: flat_floats(params, unit) for unit in units}
+    filled = args._replace(params=plain(params))
+    name, handle = ("fold", _fold_call) if folded is None else ("folded", _folded_call)
 
     def loss(sums: dict) -> tuple[Array, list[Array]]:
         entries = {
             key: {"output": factors[key], "sums": sums[key], "own": own[key]}
             for key in own
         }
-        outputs, _ = objective.run(filled, Interception("fold", entries, _fold_call))
+        outputs, _ = objective.run(filled, Interception(name, entries, handle))
         return anchor(float_leaves(outputs)), float_leaves(outputs)
 
     zeros = {
@@ -93,7 +109,8 @@ def run_tuned(
         for unit in units
     }
     zeros = vary_with(zeros, args)
-    return objective.over_axis(lambda: jax.grad(loss, has_aux=True)(zeros))
+    grad = jax.grad(loss, has_aux=True)
+    return Judged(*objective.over_axis(lambda: grad(zeros)))
 
 
 def _fold_call(call: UnitCall, entry: Mapping[str, Any]) -> Any:
@@ -101,12 +118,24 @@ def _fold_call(call: UnitCall, entry: Mapping[str, Any]) -> Any:
     a = entry["output"].reshape(())
     moved = call.rescaled(a)
     outputs = [multiply(t, a) for t in call.rescaled(jnp.ones_like(a))]
-    own = call.params
-    far = relative_gap(moved, outputs) / fold_tolerance((*outputs, *own))
-    pairs = zip(own, entry["own"].values(), strict=True)
+    far = relative_gap(moved, outputs) / fold_tolerance((*outputs, *call.params))
+    return _finished(call, entry, outputs, far)
+
+
+def _folded_call(call: UnitCall, entry: Mapping[str, Any]) -> Any:
+    """The call's outputs; what transforms parameters may have left theta as it is
+    (`nn.WeightNorm`, which at first has norms of 1; a clip), but not a theta."""
+    return _finished(call, entry, call.proceed(call.inputs), jnp.zeros(()))
+
+
+def _finished(
+    call: UnitCall, entry: Mapping[str, Any], outputs: list[Array], far: Array
+) -> Any:
+    """What the call returns; infinitely far where other parameters have arrived."""
+    pairs = zip(call.params, entry["own"].values(), strict=True)
     changed = [jnp.any(here != shaped_like(carried, here)) for here, carried in pairs]
     far = jnp.where(jnp.any(jnp.array(changed)), jnp.inf, far)
-    far = jnp.where(a == 1, 0, far)  # nothing to fold
+    far = jnp.where(entry["output"].reshape(()) == 1, 0, far)  # nothing to fold
     statistics = {
         "calls": per_call(1, far),
         "far": jnp.where(jnp.isfinite(far), far, jnp.inf),

@@ -90,6 +90,42 @@ def test_what_no_unit_can_know_is_seen_in_the_outputs():
         ei.fold(model, params, jax.tree.map_with_path(pick, scales), x)
 
 
+class Faint(nn.Module):
+    """Parameters are kept below a bound, in a layer that outputs hardly depend on."""
+
+    bound: float
+
+    @nn.compact
+    def __call__(self, x):
+        clip = lambda tree: jax.tree.map(
+            lambda t: jnp.clip(t, -self.bound, self.bound), tree
+        )
+        clipped = nn.map_variables(
+            nn.Dense, "params", clip, init=self.is_initializing()
+        )
+        return nn.Dense(4, name="loud")(x) + 1e-4 * clipped(4, name="faint")(x)
+
+
+@pytest.mark.parametrize("reaches", [True, False])
+def test_what_leaves_parameters_as_they_are_but_not_the_folded_ones(reaches):
+    """Seen at the unit: the outputs are within rounding in the large."""
+    x = jax.random.normal(jax.random.key(1), (8, 3))
+    bound = 2.0  # kernels are below 2 / sqrt(3), and the factor is 4
+    model = Faint(bound if reaches else 100 * bound)
+    params = model.init(jax.random.key(0), x)["params"]
+    assert max(jnp.max(jnp.abs(p)) for p in jax.tree.leaves(params)) < bound
+    scales = ei.scaled(model).init(jax.random.key(0), x)["scales"]
+    scales["faint"]["output"] = jnp.float32(4)
+    if reaches:
+        with refuses(ValueError, match="hold for faint, or something transforms"):
+            ei.fold(model, params, scales, x)
+    else:
+        new = ei.fold(model, params, scales, x)
+        wanted = ei.scaled(model).apply({"params": params, "scales": scales}, x)
+        found = model.apply({"params": new}, x)
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["compact_mlp", "setup_list"])
 @pytest.mark.parametrize("rule", [optax.sgd, optax.adam])
 def test_the_first_update_is_the_same(name, rule):
