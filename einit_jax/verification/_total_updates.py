@@ -4,16 +4,18 @@
 as it is. Where its units' outputs are let out as intermediates, they are outputs of
 `jax.jvp`. Of the others (inside of lifted transforms) differences are taken: the model
 runs at both ends of a short way along the step, side by side under `vmap`, and each
-unit compares its two outputs.
+unit compares its two outputs. It begins with a way on which no parameter moves by much,
+and goes on until some output does: a parameter may be next to 0 (LayerScale) and its
+step not, and what all others do meanwhile would be rounding.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from ..core import (
     ModelArgs,
@@ -41,11 +43,48 @@ from ..units import (
 from ._output_drift import output_drift
 from ._outputs import captured_sizes
 
-WAY = 2.0**-10
-"""How far the parameters of some unit, or the outputs of the model, move at most, in
-their own rms: far enough for the rounding of float32, and near enough for a curve."""
-COARSE_WAY = 2.0**-4
+WAY, EPS = 2.0**-10, 2.0**-24
+"""How far the outputs of some unit, or of the model, move, in their own rms: far enough
+for the rounding of float32, and near enough for a curve; and that rounding."""
+COARSE_WAY, COARSE_EPS = 2.0**-4, 2.0**-8
 """The same where something is computed in 16 bits."""
+ENOUGH = 0.25
+"""What part of that way will do."""
+FARTHEST = 1e30
+TRIES = 16
+"""How often to look for it: each time by as much as rounding may hide."""
+
+
+class _Reach(NamedTuple):
+    """How far to go along a step: at first, and at most."""
+
+    first: Float[Array, ""]
+    longest: Float[Array, ""]
+    way: float
+    eps: float
+
+
+class _Look(NamedTuple):
+    """What was seen at both ends of a way, and how far to go next."""
+
+    tries: Int[Array, ""]
+    reach: Float[Array, ""]
+    next: Float[Array, ""]
+    changes: dict[UnitKey, Array]
+
+
+def _way_to_double(size: Array, change: Array) -> Array:
+    """How far to go until something changes by its own size; inf where it does not."""
+    ratio = size / jnp.where(change > 0, change, jnp.nan)
+    return jnp.where((ratio > 0) & jnp.isfinite(ratio), ratio, jnp.inf)
+
+
+def _most(drift: Mapping[UnitKey, Mapping[str, Array]]) -> Float[Array, ""]:
+    """The largest change of a unit from the middle to an end, in its own size."""
+    pairs = [(own["change"] / 2, own["size"]) for own in drift.values()]
+    part = lambda change, size: jnp.where(size == 0, 0.0, change / size)
+    most = jnp.max(jnp.stack([jnp.max(part(*pair)) for pair in pairs]))
+    return jnp.where(jnp.isnan(most), jnp.inf, most)
 
 
 @dataclass(frozen=True)
@@ -113,20 +152,31 @@ class TotalUpdates:
             ends = [(widen(x) + way * widen(t)).astype(x.dtype) for x, t in pairs]
             return leaves.build(ends)
 
-        drift = output_drift(
-            self.objective,
-            tuple(units),
-            args._replace(params=end(-reach)),
-            now=end(reach),
-            factors=outputs_alone(self.factors),
-        )
-        return {
-            key: times(own["change"], inverse(2 * reach)) for key, own in drift.items()
-        }
+        def look(found: _Look) -> _Look:
+            """The changes on a way, and how far to go after it."""
+            drift = output_drift(
+                self.objective,
+                tuple(units),
+                args._replace(params=end(-found.next)),
+                now=end(found.next),
+                factors=outputs_alone(self.factors),
+            )
+            per_way = inverse(2 * found.next)
+            changes = {k: times(own["change"], per_way) for k, own in drift.items()}
+            further = found.next * reach.way / jnp.maximum(_most(drift), reach.eps)
+            further = jnp.minimum(further, reach.longest)
+            return _Look(found.tries + 1, found.next, further, changes)
 
-    def _reach(
-        self, args: ModelArgs, leaves: Partition, step: list[Array]
-    ) -> Float[Array, ""]:
+        def short(found: _Look) -> Array:
+            """Whether nothing has moved by much, and there is further to go."""
+            more = found.next * ENOUGH > found.reach
+            return (found.tries == 0) | (more & (found.tries < TRIES))
+
+        empty = {unit.key: jnp.zeros(unit.carried_shape) for unit in units}
+        first = _Look(jnp.array(0), jnp.zeros_like(reach.first), reach.first, empty)
+        return jax.lax.while_loop(short, look, first).changes
+
+    def _reach(self, args: ModelArgs, leaves: Partition, step: list[Array]) -> "_Reach":
         """How far to go along the step."""
 
         def outputs(*floats: Array) -> list[Array]:
@@ -134,15 +184,18 @@ class TotalUpdates:
 
         floats = tuple(leaves.floats)
         here, moved = derivative_along(outputs, floats, step)
-        pairs = [([x], [t]) for x, t in zip(floats, step, strict=True) if x.size]
-        ratio = lambda size, change: size / jnp.where(change > 0, change, jnp.nan)
-        sizes = [ratio(rms(x), rms(t)) for x, t in (*pairs, (here, moved))]
         coarse = any(jnp.finfo(x.dtype).bits == 16 for x in (*floats, *here))
-        sizes = jnp.stack(sizes)
-        sizes = jnp.where((sizes > 0) & jnp.isfinite(sizes), sizes, jnp.inf)
-        nearest = jnp.min(sizes, initial=jnp.inf)
-        nearest = jnp.where(jnp.isfinite(nearest), nearest, 1.0)
-        return nearest * (COARSE_WAY if coarse else WAY)
+        way, eps = (COARSE_WAY, COARSE_EPS) if coarse else (WAY, EPS)
+        pairs = [([x], [t]) for x, t in zip(floats, step, strict=True) if x.size]
+        own = [_way_to_double(rms(x), rms(t)) for x, t in pairs]
+        of_outputs = _way_to_double(rms(here), rms(moved))
+        nearest = jnp.min(jnp.stack([*own, of_outputs]))
+        first = way * jnp.where(jnp.isfinite(nearest), nearest, 1.0)
+        still = ~jnp.any(
+            jnp.stack([rms(t) > 0 for _, t in pairs] or [jnp.array(False)])
+        )
+        longest = jnp.where(still, first, jnp.minimum(way * of_outputs, FARTHEST))
+        return _Reach(first, jnp.maximum(longest, first), way, eps)
 
     def _run(self, args: ModelArgs, params: Params, **how: Any) -> tuple[Any, Any]:
         """What the objective's run gives for some parameters."""

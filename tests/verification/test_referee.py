@@ -285,3 +285,55 @@ def test_tangents_and_differences_agree(case):
     tangents, differences = found(graph.units), found(())
     for key in tangents:
         np.testing.assert_allclose(differences[key], tangents[key], rtol=5e-3)
+
+
+class ScaledBlock(nn.Module):
+    """A branch with a LayerScale."""
+
+    size: float
+
+    @nn.compact
+    def __call__(self, x, _=None):
+        gain = self.param("gain", nn.initializers.constant(self.size), x.shape[-1:])
+        return x + gain * jnp.tanh(nn.Dense(x.shape[-1], name="up")(x)), None
+
+
+class ScaledBlocks(nn.Module):
+    """Three of them, in a loop or one by one."""
+
+    size: float
+    loop: bool
+
+    @nn.compact
+    def __call__(self, x):
+        if self.loop:
+            axes = {"params": 0}
+            split = {"params": True}
+            block = nn.scan(ScaledBlock, variable_axes=axes, split_rngs=split, length=3)
+            return nn.Dense(3)(block(self.size, name="blocks")(x, None)[0])
+        for i in range(3):
+            x, _ = ScaledBlock(self.size, name=str(i))(x)
+        return nn.Dense(3)(x)
+
+
+@pytest.mark.parametrize("size", [1e-1, 1e-6, 1e-12])
+def test_differences_are_derivatives_where_a_parameter_is_next_to_zero(size):
+    """By as much as it may move no other moves by more than its rounding."""
+    x = jax.random.normal(jax.random.key(1), (32, 8))
+    loss_fn = lambda y: jnp.mean(jnp.square(y - 1))
+    loop, apart = ScaledBlocks(size, loop=True), ScaledBlocks(size, loop=False)
+    params = loop.init(jax.random.key(0), x)["params"]
+    scales = ei.tune(loop, params, x, loss_fn)
+
+    def one_by_one(tree):
+        rest = {name: own for name, own in tree.items() if name != "blocks"}
+        layer = lambda i: jax.tree.map(lambda t: t[i], tree["blocks"])
+        return {str(i): layer(i) for i in range(3)} | rest
+
+    table = ei.measure(loop, params, x, loss_fn, scales=scales)
+    wanted = ei.measure(
+        apart, one_by_one(params), x, loss_fn, scales=one_by_one(scales)
+    )
+    totals = lambda t: [row["total_update_rms"] for row in t.rows()]
+    np.testing.assert_allclose(totals(table), totals(wanted), rtol=3e-3)
+    assert "total" in table.modes()["update"]
