@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -20,6 +21,7 @@ from ..core import (
     Path,
     as_static,
     flatten,
+    float_leaves,
     static_value,
     user_inputs,
 )
@@ -151,8 +153,10 @@ class NnxObjective:
 
     def _check_unread(self, args: ModelArgs, graph: ModelGraph) -> None:
         """Looks whether what is carried to units is read, where parameters of units are
-        read outside of them, or where the loss has the model in its hands."""
-        if not (self._calls_model or coupled_units(graph)):
+        read outside of them, or the loss has the model in its hands, or whoever takes
+        parameters by their dtype may pass by a unit's (complex, bfloat16)."""
+        unlike = any(p.dtype != jnp.float32 for p in float_leaves(args.params))
+        if not (self._calls_model or unlike or coupled_units(graph)):
             return
         hooks, carried = passing_hooks(self._model, graph.units)
 

@@ -122,7 +122,8 @@ def passing_hooks(
     """Hooks by which something is carried to each unit, and nothing done; and that."""
     own: dict[Path, dict[str, Any]] = {}
     for unit in units:
-        own.setdefault(unit.path, {})[unit.method] = jnp.ones(unit.carried_shape)
+        one = jnp.ones(unit.carried_shape, jnp.float32)
+        own.setdefault(unit.path, {})[unit.method] = one
     hooks = {}
     for spec in model.modules:
         if spec.path in own:

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -143,7 +144,36 @@ class Damped(Two):
         return super().__call__(x) / sum(jnp.sum(jnp.square(p)) for p in own)
 
 
-@pytest.mark.parametrize(("model", "loss_fn"), [(Two, decayed), (Damped, to_one)])
+class Unlike(nnx.Module):
+    """Damped by real parameters of 32 bits, between layers that have none of these."""
+
+    def __init__(self, rngs, kind, damped=True):
+        self.damped, kinds = damped, {"param_dtype": kind, "dtype": kind}
+        self.first = nnx.Linear(8, 8, rngs=rngs, **kinds)
+        self.second = nnx.Linear(8, 8, rngs=rngs, **kinds)
+
+    def __call__(self, x):
+        own = jax.tree.leaves(nnx.state(self, nnx.Param))
+        real = [p for p in own if p.dtype == jnp.float32]
+        size = sum(jnp.sum(jnp.square(p)) for p in real) if self.damped else 0.0
+        y = self.second(nnx.tanh(self.first(x))) / (1 + size)
+        return y.real.astype(jnp.float32)
+
+
+ComplexDamped = partial(Unlike, kind=jnp.complex64)
+NarrowDamped = partial(Unlike, kind=jnp.bfloat16)
+
+
+@pytest.mark.parametrize("kind", [jnp.complex64, jnp.bfloat16])
+def test_layers_of_other_dtypes_are_tuned(kind):
+    model = Unlike(nnx.Rngs(0), kind, damped=False)
+    assert ei.tune(model, None, X, to_one).keys() == {"first", "second"}
+
+
+@pytest.mark.parametrize(
+    ("model", "loss_fn"),
+    [(Two, decayed), (Damped, to_one), (ComplexDamped, to_one), (NarrowDamped, to_one)],
+)
 def test_what_is_carried_is_not_counted_among_parameters(model, loss_fn):
     """It cannot be told from them where all are taken: that is refused by name."""
     for verb in (ei.tune, ei.measure):
