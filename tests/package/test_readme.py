@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", "notebooks/guide.md", "notebooks/method.md")
+PAGES = ("README.md", "notebooks/guide.md", "notebooks/method.md", "notebooks/api.md")
 
 
 @pytest.fixture
