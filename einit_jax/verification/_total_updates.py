@@ -64,7 +64,7 @@ class _Reach(NamedTuple):
     eps: float
 
 
-class _Look(NamedTuple):
+class _Ends(NamedTuple):
     """What was seen at both ends of a way, and how far to go next."""
 
     tries: Int[Array, ""]
@@ -152,7 +152,7 @@ class TotalUpdates:
             ends = [(widen(x) + way * widen(t)).astype(x.dtype) for x, t in pairs]
             return leaves.build(ends)
 
-        def look(found: _Look) -> _Look:
+        def look(found: _Ends) -> _Ends:
             """The changes on a way, and how far to go after it."""
             drift = output_drift(
                 self.objective,
@@ -165,15 +165,15 @@ class TotalUpdates:
             changes = {k: times(own["change"], per_way) for k, own in drift.items()}
             further = found.next * reach.way / jnp.maximum(_most(drift), reach.eps)
             further = jnp.minimum(further, reach.longest)
-            return _Look(found.tries + 1, found.next, further, changes)
+            return _Ends(found.tries + 1, found.next, further, changes)
 
-        def short(found: _Look) -> Array:
+        def short(found: _Ends) -> Array:
             """Whether nothing has moved by much, and there is further to go."""
             more = found.next * ENOUGH > found.reach
             return (found.tries == 0) | (more & (found.tries < TRIES))
 
         empty = {unit.key: jnp.zeros(unit.carried_shape) for unit in units}
-        first = _Look(jnp.array(0), jnp.zeros_like(reach.first), reach.first, empty)
+        first = _Ends(jnp.array(0), jnp.zeros_like(reach.first), reach.first, empty)
         return jax.lax.while_loop(short, look, first).changes
 
     def _reach(self, args: ModelArgs, leaves: Partition, step: list[Array]) -> "_Reach":
