@@ -163,8 +163,9 @@ class TotalUpdates:
             )
             per_way = inverse(2 * found.next)
             changes = {k: times(own["change"], per_way) for k, own in drift.items()}
+            changes = {k: t.astype(jnp.float32) for k, t in changes.items()}
             further = found.next * reach.way / jnp.maximum(_most(drift), reach.eps)
-            further = jnp.minimum(further, reach.longest)
+            further = jnp.minimum(further, reach.longest).astype(found.next.dtype)
             return _Ends(found.tries + 1, found.next, further, changes)
 
         def short(found: _Ends) -> Array:
@@ -172,7 +173,7 @@ class TotalUpdates:
             more = found.next * ENOUGH > found.reach
             return (found.tries == 0) | (more & (found.tries < TRIES))
 
-        empty = {unit.key: jnp.zeros(unit.carried_shape) for unit in units}
+        empty = {unit.key: jnp.zeros(unit.carried_shape, jnp.float32) for unit in units}
         first = _Ends(jnp.array(0), jnp.zeros_like(reach.first), reach.first, empty)
         return jax.lax.while_loop(short, look, first).changes
 

@@ -294,7 +294,8 @@ class ScaledBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x, _=None):
-        gain = self.param("gain", nn.initializers.constant(self.size), x.shape[-1:])
+        constant = nn.initializers.constant(self.size, jnp.float32)
+        gain = self.param("gain", constant, x.shape[-1:])
         return x + gain * jnp.tanh(nn.Dense(x.shape[-1], name="up")(x)), None
 
 
@@ -316,10 +317,18 @@ class ScaledBlocks(nn.Module):
         return nn.Dense(3)(x)
 
 
-@pytest.mark.parametrize("size", [1e-1, 1e-6, 1e-12])
-def test_differences_are_derivatives_where_a_parameter_is_next_to_zero(size):
+@pytest.mark.parametrize(
+    ("size", "wide"), [(1e-1, False), (1e-6, False), (1e-12, False), (1e-6, True)]
+)
+def test_differences_are_derivatives_where_a_parameter_is_next_to_zero(size, wide):
     """By as much as it may move no other moves by more than its rounding."""
-    x = jax.random.normal(jax.random.key(1), (32, 8))
+    with jax.enable_x64(wide):
+        check_total_updates_of_blocks(size)
+
+
+def check_total_updates_of_blocks(size):
+    """In a loop, by differences, as they are one by one, by tangents."""
+    x = jax.random.normal(jax.random.key(1), (32, 8), jnp.float32)
     loss_fn = lambda y: jnp.mean(jnp.square(y - 1))
     loop, apart = ScaledBlocks(size, loop=True), ScaledBlocks(size, loop=False)
     params = loop.init(jax.random.key(0), x)["params"]
