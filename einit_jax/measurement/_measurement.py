@@ -21,6 +21,7 @@ from ..reporting import (
     draws_note,
     epsilon_note,
     flat_scalars,
+    layers_off,
     pillar_cell,
     pillar_panels,
     probes_note,
@@ -160,6 +161,10 @@ class Measurement(Printable):
         """
         return pillar_figure({"": self})
 
+    def layers_off(self) -> list[dict[str, Any]]:
+        """The rows that `summary` calls off, the worst first: path, trouble, values."""
+        return layers_off(self.judgement, self.rows())
+
     @staticmethod
     def joint_figures(named: Mapping[str, "Measurement"]) -> dict[str, "Figure"]:
         """The figures of several measurements in one report, by heading.
@@ -169,7 +174,7 @@ class Measurement(Printable):
         first, *others = named.values()
         if all(units_of(other) == units_of(first) for other in others):
             return {"the three pillars": pillar_figure(named)}
-        return {name: pillar_figure({"": each}) for name, each in named.items()}
+        return {name: pillar_figure({name: each}) for name, each in named.items()}
 
     def worst(self) -> dict[str, tuple[str, float]]:
         """For each rule in force the row that is farthest off, and how far, in octaves.
@@ -284,10 +289,9 @@ def _shape_text(row: UnitRow) -> str:
 
 def pillar_figure(named: Mapping[str, Measurement]) -> "Figure":
     """One figure of measurements of the same units; the last one has the band."""
-    names, tables = named if len(named) > 1 else [""], list(named.values())
-    rows = dict(zip(names, (table.rows() for table in tables), strict=True))
-    judgement = tables[-1].judgement
-    return pillar_panels(rows, judgement.due, judgement.update)
+    *_, last = named.values()
+    tables = {name: table.rows() for name, table in named.items()}
+    return pillar_panels(tables, last.judgement)
 
 
 def units_of(measurement: Measurement) -> list[str]:

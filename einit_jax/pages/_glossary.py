@@ -37,8 +37,7 @@ GLOSSARY = {
     "output_deviation": "of log rms over draws: output",
     "input_grad_deviation": "of log rms over draws: input gradient",
     "update_deviation": "of log rms over draws: update",
-    "octaves": "how far the worst of rms, input gradient and update is from its aim, "
-    "as a power of 2; for updates that is their median",
+    "trouble": "what is wrong with the unit, and what its value is to be",
     # of training and of comparisons
     "start": "the parameters and scales that training begins with",
     "strategy": "the way to initialize",

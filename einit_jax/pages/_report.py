@@ -2,7 +2,7 @@
 
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -23,23 +23,26 @@ from ._html import (
     html_verdict,
 )
 from ._training_curves import TrainingCurves, training_curves
-from ._worst_rows import WORST_COLUMNS, farthest_from_aims, is_measured
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PACKAGES = ("einit_jax", "jax", "jaxlib", "flax", "optax", "numpy")
 SHORT_TABLE = 8
-"""A table of no more rows is not folded."""
+"""A table of no more rows is not folded, unless its worst rows are shown apart."""
+WORST_COUNT = 5
+"""So many of these."""
 
 
 @runtime_checkable
 class Reportable(Protocol):
     """What `report` can show.
 
-    A type may have two methods more. `summary()` returns sentences, what it all comes
-    to: a report begins with them. The static method `joint_figures(parts)` replaces the
-    figures of all its parts in a report. It takes these parts by name and returns
+    A type may have three methods more. `summary()` returns sentences, what it all comes
+    to: a report begins with them, and does not repeat them among the notes.
+    `layers_off()` returns rows of the layers that are off, the worst first; a report
+    shows these and folds the table. The static method `joint_figures(parts)` replaces
+    the figures of all its parts in a report. It takes these parts by name and returns
     figures by heading; a heading that is the name of a part puts the figure there.
     """
 
@@ -62,6 +65,15 @@ class Summarized(Protocol):
 
     def summary(self) -> list[str]:
         """Sentences; none where there is nothing to say."""
+        ...
+
+
+@runtime_checkable
+class Judged(Protocol):
+    """A part that knows which layers are off."""
+
+    def layers_off(self) -> list[dict[str, Any]]:
+        """Rows of them, the worst first; none where all is well."""
         ...
 
 
@@ -130,7 +142,7 @@ def report(
         body.append(html_facts({k: str(v) for k, v in notes.items()}))
     body += _report_sections(shown)
     body.append(html_heading("about this page"))
-    columns = (*WORST_COLUMNS, *_all_columns(shown))
+    columns = _all_columns(shown)
     body.append(html_folded("what columns mean", [html_glossary(columns)]))
     if model is not None:
         body.append(html_folded("the model", [html_block(repr(model))]))
@@ -168,7 +180,10 @@ def _verdicts(parts: Mapping[str, Reportable]) -> list[tuple[str, str]]:
 
 
 def _all_columns(parts: Mapping[str, Reportable]) -> list[str]:
-    return [name for part in parts.values() for name in column_names(part.rows())]
+    """The columns of all tables of all parts."""
+    off = [part.layers_off() for part in parts.values() if isinstance(part, Judged)]
+    tables = [*off, *(part.rows() for part in parts.values())]
+    return [name for table in tables for name in column_names(table)]
 
 
 def _heading_of(name: str) -> str:
@@ -228,23 +243,30 @@ def _part_section(
     name: str, part: Reportable, figures: "Mapping[str, Figure]"
 ) -> list[str]:
     """A heading, figures and the worst rows of one part; all the rest is folded."""
-    heading, rows, notes = _heading_of(name), part.rows(), part.notes()
+    heading, rows = _heading_of(name), part.rows()
+    known = part.summary() if isinstance(part, Summarized) else []
+    notes = [note for note in part.notes() if note not in known]  # these stand on top
     section = [html_heading(heading)]
     section += [
         html_picture(figure, f"{heading}, {about}" if about else heading)
         for about, figure in figures.items()
     ]
     said = f'<div class="notes">{html_paragraphs(notes)}</div>' if notes else ""
-    worst = farthest_from_aims(rows)
-    if worst:
-        section += [html_paragraphs(["farthest from what is aimed at:"])]
-        section += [html_table(worst)]
-    elif is_measured(rows):
-        section += [html_paragraphs(["every row is within half an octave of its aims"])]
-    if len(rows) <= SHORT_TABLE and not is_measured(rows):
+    if isinstance(part, Judged):
+        section += _worst_layers(part.layers_off())
+    elif len(rows) <= SHORT_TABLE:
         return [*section, html_tables(rows), said]
     count = f"all {len(rows)} rows"
     return [
         *section,
         html_folded(f"{heading}: {count}, notes", [said, html_tables(rows)]),
     ]
+
+
+def _worst_layers(off: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Those that are off, as many as one sees at a glance; or that none is."""
+    if not off:
+        return [html_paragraphs(["no layer is off"])]
+    shown = off[:WORST_COUNT]
+    which = f"off, the worst {len(shown)} of {len(off)} layers:"
+    return [html_paragraphs([which]), html_table(shown)]

@@ -38,5 +38,6 @@ from ._verdict import OFF as OFF
 from ._verdict import VALUE_WORDS as VALUE_WORDS
 from ._verdict import Judgement as Judgement
 from ._verdict import largest_distance as largest_distance
+from ._verdict import layers_off as layers_off
 from ._verdict import summary_lines as summary_lines
 from ._version import __version__ as __version__

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ._tables import shortened
-from ._verdict import VALUE_WORDS
+from ._verdict import VALUE_WORDS, Judgement
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -66,18 +66,18 @@ def _png(figure: "Figure") -> bytes:
 
 def pillar_panels(
     tables: Mapping[str, Sequence[Mapping[str, Any]]],
-    due: Mapping[str, np.ndarray] | None = None,
-    update: str = "total",
+    judgement: Judgement | None = None,
 ) -> "Figure":
     """Log2 rms per unit in call order: a panel per pillar, a colour per table.
 
     Args:
-        tables: rows of measurements of the same units, by the legend's names.
-        due: by column what the rules in force ask of each row of the last table, NaN
-            where they ask nothing; the band is within a factor of 2. None: 1.
-        update: the rule about updates, "total" or "local": whose column is drawn. The
-            other one is dotted.
+        tables: rows of measurements of the same units, by the legend's names; a single
+            one has none there.
+        judgement: of the last table. The band is within a factor of 2 of what the rules
+            in force ask of each row, and the update is drawn that they are about; the
+            other one is dotted. None: of 1, and the total one.
     """
+    due, update = (judgement.due, judgement.update) if judgement else ({}, "total")
     first = next(iter(tables.values()))
     names = list(dict.fromkeys(unit_of_row(row["path"]) for row in first))
     figure = empty_figure(float(np.clip(3 + 0.24 * len(names), 7.5, 15)), 8.0)
@@ -87,11 +87,12 @@ def pillar_panels(
     places = {name: i for i, name in enumerate(names)}
     for ax, pillar in zip(axes, pillars, strict=True):
         *_, rows = tables.values()
-        _draw_band(ax, rows, (due or {}).get(pillar, np.ones(len(rows))), places)
+        _draw_band(ax, rows, due.get(pillar, np.ones(len(rows))), places)
         ax.axhline(0, color="0.6", lw=0.8, zorder=1)
         for i, (label, rows) in enumerate(tables.items()):
             order = i + (len(tables) == 1)
-            _draw_pillar(ax, rows, pillar=pillar, names=names, label=label, order=order)
+            named = {"names": names, "label": label if len(tables) > 1 else ""}
+            _draw_pillar(ax, rows, pillar=pillar, order=order, **named)
             if pillar in UPDATES.values():
                 _draw_largest(ax, rows, places, column=other, order=order)
         ax.set_ylabel(f"log2 rms of\n{VALUE_WORDS[pillar]}")

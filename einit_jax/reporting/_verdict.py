@@ -133,11 +133,10 @@ def summary_lines(
         tune: the call that tunes.
         distinct: what becomes of differences between inputs, if it is bad.
     """
-    names = (*VALUE_WORDS, "output_target", *FACTOR_COLUMNS)
-    columns = {n: np.array([row[n] for row in rows], np.float64) for n in names}
-    flags, paths = ([row[name] for row in rows] for name in ("flag", "path"))
+    columns = _columns(rows)
+    paths = [row["path"] for row in rows]
     tuned = any(np.any(columns[name] != 1) for name in FACTOR_COLUMNS)
-    troubles = _troubles(judgement, columns, flags, paths)
+    troubles = _troubles(judgement, columns, [row["flag"] for row in rows])
     idle = set().union(*(troubles[trouble] for trouble in HARMLESS))
     off = set().union(*troubles.values()) - idle
     asked, link = len(paths) - len(idle), "and"
@@ -149,8 +148,9 @@ def summary_lines(
     else:
         lines = [_untuned_line(judgement, columns, paths, tune)]
         troubles |= {"missed": {}, "off": {}}  # that is what tuning mends
-    for trouble, places in troubles.items():
-        lines += [_trouble_line(trouble, list(places.values()))] if places else []
+    for trouble, found in troubles.items():
+        named = [f"{paths[row]}{seen and f' ({seen})'}" for row, seen in found.items()]
+        lines += [_trouble_line(trouble, named)] if named else []
     return lines + ([f"{link} {_distinct_line(distinct)}"] if distinct else [])
 
 
@@ -191,11 +191,40 @@ def _untuned_line(
     return f"NOT TUNED: {', '.join(words)}, where 1 is due; {tune}"
 
 
+def layers_off(
+    judgement: Judgement, rows: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """The rows that the verdict calls off, the worst first, and their trouble.
+
+    Args:
+        judgement: of the rows.
+        rows: of a measurement.
+    """
+    columns, name = _columns(rows), "total_update_rms"
+    troubles = _troubles(judgement, columns, [row["flag"] for row in rows])
+    far, worst = judgement.by_row(), judgement.worst_rows(columns).get(name, -1)
+    if worst >= 0:
+        total = judgement.distances[name][worst] / OFF_OCTAVES[name]
+        far[worst] = max(far[worst], total)
+    told: dict[int, str] = {}
+    for trouble in [name for name in REMEDIES if name not in HARMLESS]:
+        for row, seen in troubles[trouble].items():
+            told.setdefault(row, f"{trouble}{seen and f': {seen}'}")
+    return [
+        {"path": rows[row]["path"], "trouble": told[row]}
+        | {name: rows[row][name] for name in VALUE_WORDS}
+        for row in sorted(told, key=lambda row: (-far[row], row))
+    ]
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """What the verdict reads of rows, float64."""
+    names = (*VALUE_WORDS, "output_target", *FACTOR_COLUMNS)
+    return {n: np.array([row[n] for row in rows], np.float64) for n in names}
+
+
 def _troubles(
-    judgement: Judgement,
-    columns: Mapping[str, np.ndarray],
-    flags: Sequence[str],
-    paths: Sequence[str],
+    judgement: Judgement, columns: Mapping[str, np.ndarray], flags: Sequence[str]
 ) -> dict[str, dict[int, str]]:
     """By trouble the rows that have it, the worst first, and what is to be seen."""
     far, name = judgement.by_row(), "total_update_rms"
@@ -204,7 +233,7 @@ def _troubles(
     if row >= 0 and judgement.distances[name][row] > OFF_OCTAVES[name]:
         seen = _value_words(name, columns[name][row])
         if flags[row] in ("ok", "missed"):
-            found["off"][row] = f"{paths[row]} ({seen}, not 1)"
+            found["off"][row] = f"{seen}, not 1"
     for row in map(int, np.argsort(-far, kind="stable")):
         trouble = flags[row]
         if trouble == "zero" and columns["output_rms"][row] == 0:
@@ -215,7 +244,7 @@ def _troubles(
             trouble = "off" if far[row] > 1 else ""
         if trouble:
             seen = _seen(judgement, columns, row, trouble)
-            found[trouble].setdefault(row, f"{paths[row]}{seen}")
+            found[trouble].setdefault(row, seen)
     return found
 
 
@@ -223,9 +252,9 @@ def _seen(
     judgement: Judgement, columns: Mapping[str, np.ndarray], row: int, trouble: str
 ) -> str:
     """The value of a row that is farthest off, or that which its trouble is about, and
-    what is due, in brackets; nothing where none is off."""
+    what is due; nothing where none is off."""
     if trouble == "left out":
-        return f" ({_value_words('update_rms', columns['update_rms'][row])})"
+        return _value_words("update_rms", columns["update_rms"][row])
     distances = {n: d[row] for n, d in judgement.distances.items()}
     names = [n for n in distances if n != "total_update_rms"]
     names = ["output_rms"] if trouble == "missed" else names
@@ -235,8 +264,8 @@ def _seen(
     name = max(names, key=lambda name: distances[name] / OFF_OCTAVES[name])
     words = _value_words(name, columns[name][row])
     if np.isinf(distances[name]):
-        return f" ({words})"
-    return f" ({words}, not {judgement.due[name][row]:.3g})"
+        return words
+    return f"{words}, not {judgement.due[name][row]:.3g}"
 
 
 def _value_words(name: str, value: float) -> str:

@@ -105,6 +105,8 @@ def test_a_layer_that_is_off_is_named(change, words):
     first, *lines = with_values(tuned(), **change).summary()
     assert first.startswith("OFF: " if words else "OK: all 4 layers within 30%")
     assert len(lines) == bool(words)
+    off = with_values(tuned(), **change).layers_off()
+    assert [row["path"] for row in off][:1] == ["up"] * bool(words)
     assert all(line.strip().startswith(words) for line in lines)
 
 
@@ -125,6 +127,9 @@ def test_every_flag_has_a_remedy(flag, change, words):
     first, *lines = replace(table, flag=flags).summary()
     assert first.startswith("OK: all 3" if flag == "unreached" else "OFF: 1 of 4")
     assert [line for line in lines if line.startswith(f"  {words}")]
+    off = replace(table, flag=flags).layers_off()
+    assert [row["path"] for row in off] == ["up"] * (flag != "unreached")
+    assert all(words.startswith(row["trouble"].partition(":")[0]) for row in off)
 
 
 def test_the_three_worst_of_a_trouble_are_named():
@@ -133,6 +138,9 @@ def test_the_three_worst_of_a_trouble_are_named():
     assert first == "OFF: 4 of 4 layers"
     names = ("up (output 8, not 1)", "head (output 4, not 1)", "stem (output 2, not 1)")
     assert line.startswith(f"  off: {', '.join(names)} and 1 more: ")
+    first, *_ = replace(tuned(), output_rms=off).layers_off()
+    assert first["trouble"] == "off: output 8, not 1"
+    assert first["output_rms"] == pytest.approx(8, rel=1e-5)
 
 
 def test_outputs_are_judged_by_their_targets():

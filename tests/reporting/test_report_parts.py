@@ -12,7 +12,6 @@ import einit_jax as ei
 from einit_jax.experiments._comparison import Trial
 from einit_jax.pages._glossary import GLOSSARY, WIDE_TABLE, column_groups
 from einit_jax.pages._training_curves import training_curves
-from einit_jax.pages._worst_rows import farthest_from_aims, is_measured
 from einit_jax.reporting import empty_figure
 from tests.support.checks import refuses, synthetic
 from tests.support.reported import measurement_of
@@ -152,48 +151,49 @@ def test_what_are_no_losses_is_refused(losses, exception, words, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def measured(path: str, output=1.0, gradient=1.0, update=0.01, flag="ok"):
-    """A row as those of a measurement."""
-    names = ("output_rms", "input_grad_rms", "update_rms")
-    numbers = dict(zip(names, (output, gradient, update), strict=True))
-    return {"path": path, **numbers, "total_update_rms": 1.0, "flag": flag}
+class Judged(Own):
+    """A part that knows which of its rows are off."""
+
+    def layers_off(self):
+        return [row for row in self.rows() if row["size"] > 1]
 
 
-ROWS = [
-    measured("near", 1.3),
-    measured("grown", output=8.0),
-    measured("lost", gradient=2.0**-5),
-    measured("restless", update=0.02),
-    measured("first", gradient=float("nan")),
-    measured("dead", output=0.0, flag="zero"),
-    measured("aside", output=0.0, flag="unreached"),
-]
+def shown_first(text: str) -> list[str]:
+    """The names in the first table of rows."""
+    return re.findall('<td class="text" data-label="layer">(.*?)<', tables_of(text)[0])
 
 
-def test_the_worst_rows_are_shown(tmp_path):
-    """Farthest from 1, updates from their median; what has no number is not counted."""
-    worst = farthest_from_aims(ROWS)
-    far = {row["path"]: row["octaves"] for row in worst}
-    assert far == {"dead": np.inf, "lost": 5.0, "grown": 3.0, "restless": 1.0}
-    assert list(far) == ["dead", "lost", "grown", "restless"]
-    assert farthest_from_aims(ROWS[:1]) == farthest_from_aims([{"path": "a"}]) == []
-    assert is_measured(ROWS)
-    assert not is_measured([{"path": "a"}])
-    text = ei.report(tmp_path / "run.html", mine=Own(*ROWS)).read_text()
-    first, *_ = text.split('class="wide rows">')[1:]
-    assert re.findall('<td class="text" data-label="layer">(.*?)<', first) == list(far)
+def tables_of(text: str) -> list[str]:
+    return text.split('class="wide rows">')[1:]
 
 
-def test_aims_are_those_of_the_rules():
-    """Targets of outputs; exact gradients are 1 on average over a region."""
-    on_target = measured("a", output=4.0) | {"output_target": 4.0}
-    assert farthest_from_aims([on_target]) == []
-    pair = [measured("a", gradient=4.0), measured("b", gradient=0.25)]
-    exact = [row | {"region": 1, "cosine": 1.0} for row in pair]
-    assert farthest_from_aims(exact) == []
-    assert len(farthest_from_aims([row | {"cosine": 0.9} for row in exact])) == 2
-    apart = [row | {"region": i} for i, row in enumerate(exact)]
-    assert [row["octaves"] for row in farthest_from_aims(apart)] == [2.0, 2.0]
+def test_layers_that_are_off_are_shown(tmp_path):
+    """The first of them, before the table, which is folded; or that none is."""
+    rows = [{"path": f"layer_{i}", "size": 7 - i} for i in range(7)]
+    report = lambda *rows: ei.report(tmp_path / "run.html", mine=Judged(*rows))
+    text = report(*rows).read_text()
+    assert shown_first(text) == [f"layer_{i}" for i in range(5)]
+    assert "<p>off, the worst 5 of 6 layers:</p>" in text
+    assert "mine: all 7 rows, notes</summary>" in text
+    well = report(*rows[6:]).read_text()
+    assert "<p>no layer is off</p>" in well
+    assert len(tables_of(well)) == 1
+    assert (
+        "<details><summary>mine"
+        not in ei.report(tmp_path / "run.html", mine=Own(*rows)).read_text()
+    )
+
+
+def test_layers_that_are_off_are_those_of_the_verdict(before, after, tmp_path):
+    """Which is there once, above; the dead layer comes first."""
+    text = ei.report(tmp_path / "run.html", before=before).read_text()
+    off = [row["path"] for row in before.layers_off()]
+    assert shown_first(text) == off[:5]
+    assert off[0] == "dead"
+    for line in before.summary():
+        assert text.count(escape(line)) == 1
+    assert escape(before.notes()[-1]) in text
+    assert after.summary()[0].startswith("OK: ") == (not after.layers_off())
 
 
 def test_parts_say_what_they_come_to(tmp_path):
@@ -204,7 +204,7 @@ def test_parts_say_what_they_come_to(tmp_path):
             return ["is <fine>", "and tuned"]
 
     curves = training_curves("runs", {"a": [2.0, 1.0]})
-    parts = {"mine": Summarized(*ROWS), "my_runs": curves, "other": Own(ROWS[0])}
+    parts = {"mine": Summarized({"a": 1}), "my_runs": curves, "other": Own({"a": 1})}
     text = ei.report(tmp_path / "run.html", **parts).read_text()
     verdict = text.partition("<h2>")[0].partition("</h1>")[2]
     assert re.findall("<b>(.*?)</b> (.*?)</p>", verdict) == [
