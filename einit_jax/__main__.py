@@ -81,7 +81,7 @@ def _run_tune(options: argparse.Namespace) -> int:
     said: list[str] = []
     with told_with_place(options.job):
         with progress_bars() as bars:
-            job, data, key = _job_to_tune(options)
+            job, data, key = _loaded_job(options)
             before = _measured("measure", job, key, bars)
         tell(f"before\n{before}\n")
         with progress_bars() as bars:
@@ -131,7 +131,7 @@ def _save_scales(path: Path | None, scales: dict[str, Any], said: list[str]) -> 
     return write_or_complain(path, partial(save, path, scales), note, said)
 
 
-def _job_to_tune(
+def _loaded_job(
     options: argparse.Namespace,
 ) -> "tuple[DemoJob, Digits | None, jax.Array]":
     """The user's job, or the embedded one with its data; and the key."""
@@ -145,6 +145,16 @@ def _job_to_tune(
         return DemoJob(*own), None, key
     data = digits()
     return digits_job(data, key, quick=options.quick), data, key
+
+
+def _search_keywords(
+    options: argparse.Namespace, key: "jax.Array", **usual: Any
+) -> dict[str, Any]:
+    """What all searches are told; `usual` holds where --quick does not replace it."""
+    from ._demo import QUICK_RATES
+
+    rates = {"learning_rates": QUICK_RATES} if options.quick else {}
+    return {"steps": options.steps, "key": key} | usual | rates
 
 
 def _with_linear_start(job: "DemoJob", key: "jax.Array", bars: "Progress") -> "DemoJob":
@@ -174,49 +184,29 @@ def _measured(
 
 def _compared(options: argparse.Namespace) -> "Comparison":
     """The comparison on the user's job, or on the embedded one with its batches."""
-    own = load_job(options.job) if options.job else None  # it may fail at once
-    import jax
-
-    from ._demo import QUICK_RATES, DemoJob, digits, digits_job, digits_train
+    job, data, key = _loaded_job(options)
+    from ._demo import digits_train
     from .experiments import compare
 
-    key = jax.random.key(options.seed)
-    if own is not None:
-        job = DemoJob(*own)
-    else:
-        data = digits()
-        job = digits_job(data, key, quick=options.quick)
+    if data is not None:
         job = job._replace(options={"train": digits_train(data)})
-    keywords = {"steps": options.steps, "key": key, "progress": True}
-    if options.quick:
-        keywords["learning_rates"] = QUICK_RATES
-    model, params, input_fn, loss_fn, own_keywords = job
-    keywords |= own_keywords
+    keywords = _search_keywords(options, key, progress=True) | job.options
+    model, params, input_fn, loss_fn, _ = job
     return compare(model, params, input_fn, loss_fn, **keywords)
 
 
 def _rates_found(options: argparse.Namespace) -> "LearningRates":
     """The search on the user's job, or on the embedded one, tuned for Adam."""
-    own = load_job(options.job) if options.job else None  # it may fail at once
-    import jax
-
-    from ._demo import QUICK_RATES, DemoJob, digits, tuned_job
+    job, data, key = _loaded_job(options)
+    from ._demo import tuned_job
     from .experiments import find_learning_rate
 
-    key = jax.random.key(options.seed)
     with progress_bars() as bars:
-        if own is not None:
-            job = DemoJob(*own)
-        else:
-            job = with_bar(
-                bars, "tune", partial(tuned_job, digits(), key, quick=options.quick)
-            )
+        if data is not None:
+            job = with_bar(bars, "tune", partial(tuned_job, job, data, key))
         bar = bars.add_task("train", total=None)
-        keywords: dict[str, Any] = {"steps": options.steps, "key": key}
-        if options.quick:
-            keywords["learning_rates"] = QUICK_RATES
-        keywords["progress"] = lambda i, of: bars.update(bar, completed=i, total=of)
-        keywords |= job.options
+        progress = lambda i, of: bars.update(bar, completed=i, total=of)
+        keywords = _search_keywords(options, key, progress=progress) | job.options
         model, params, input_fn, loss_fn, _ = job
         return find_learning_rate(model, params, input_fn, loss_fn, **keywords)
 
@@ -232,13 +222,12 @@ def _trained(
     """The embedded job trained from each start, at the rate that is best for it."""
     import jax
 
-    from ._demo import DEMO_RATES, LINEAR_TUNED, QUICK_RATES, classic_jobs, digits_train
+    from ._demo import DEMO_RATES, LINEAR_TUNED, classic_jobs, digits_train
     from .experiments import find_learning_rate
 
     key = jax.random.key(options.seed)
-    rates = QUICK_RATES if options.quick else DEMO_RATES
-    keywords = {"steps": options.steps, "key": key, "learning_rates": rates}
-    keywords["train"] = digits_train(data)
+    usual = {"learning_rates": DEMO_RATES, "train": digits_train(data)}
+    keywords = _search_keywords(options, key, **usual)
     found: dict[str, LearningRates] = {}
     with progress_bars() as bars:
         starts = {name: (own, None) for name, own in classic_jobs(job, key).items()}

@@ -106,9 +106,9 @@ def classic_jobs(job: DemoJob, key: jax.Array) -> dict[str, DemoJob]:
     return {AS_DRAWN: job} | {name: draw(rule) for name, rule in rules.items()}
 
 
-def tuned_job(data: Digits, key: jax.Array, *, quick: bool = False) -> DemoJob:
+def tuned_job(job: DemoJob, data: Digits, key: jax.Array) -> DemoJob:
     """The job tuned for Adam on weights of `looks_linear`, with its scales."""
-    job = linear_job(digits_job(data, key, quick=quick), key)
+    job = linear_job(job, key)
     scales = tune(*job[:4], key=key, **job.options)
     return job._replace(options={"scales": scales, "train": digits_train(data)})
 
