@@ -187,6 +187,30 @@ def verdict_on(
     return COLLAPSED if lost > np.log2(largest) / 2 else TORN
 
 
+def targets_found(
+    rows: Sequence[UnitRow], sizes: np.ndarray
+) -> dict[str, float | np.ndarray]:
+    """The sizes of outputs by unit, as targets: an array where it has layers.
+
+    What no factor changes is to be 1; see `Measurement.targets`.
+    """
+    usable = np.isfinite(sizes) & (sizes > 0)
+    by_unit: dict[str, dict[tuple[int, ...], float]] = {}
+    for row, size in zip(rows, np.where(usable, sizes, 1.0).tolist(), strict=True):
+        by_unit.setdefault(row.unit, {})[row.layer] = size
+    return {unit: _by_layer(own) for unit, own in by_unit.items()}
+
+
+def _by_layer(sizes: Mapping[tuple[int, ...], float]) -> float | np.ndarray:
+    """A number, or an array of one for each layer."""
+    if () in sizes:
+        return sizes[()]
+    found = np.empty(np.max(list(sizes), axis=0) + 1)
+    for layer, size in sizes.items():
+        found[layer] = size
+    return found
+
+
 def _tolerance(rows: Sequence[UnitRow]) -> float:
     """How far from 1 values may be for a rule to hold."""
     several_calls = any(row.calls > 1 for row in rows)

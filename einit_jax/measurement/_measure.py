@@ -8,6 +8,7 @@ from typing import Any, SupportsIndex
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
 from ..binding import Arrays, Model, any_library, setup
@@ -53,7 +54,7 @@ def measure(
     loss_fn: Callable,
     *,
     scales: Mapping | None = None,
-    targets: float | Mapping[str, float] = 1.0,
+    targets: ArrayLike | Mapping[str, ArrayLike | Sequence[float]] = 1.0,
     key: jax.Array | None = None,
     batch_size: SupportsIndex | None = None,
     method: str | Callable | None = None,

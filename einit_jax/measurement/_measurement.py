@@ -30,10 +30,9 @@ from ..reporting import (
     rules_note,
     summary_lines,
     total_note,
-    unit_of_row,
 )
 from ..units import UnitRow
-from ._findings import FLAGS, judged, verdict_on
+from ._findings import FLAGS, judged, targets_found, verdict_on
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -134,7 +133,7 @@ class Measurement(Printable):
             {
                 "path": row.path,
                 "kind": row.kind,
-                "shape": _shape_text(row),
+                "shape": row.shape_text,
                 "calls": row.calls,
                 "region": row.region,
             }
@@ -159,7 +158,21 @@ class Measurement(Printable):
         Raises:
             ImportError: matplotlib is not installed.
         """
-        return pillar_figure({"": self})
+        return pillar_panels({"": self.rows()}, self.judgement)
+
+    def targets(self) -> dict[str, float | np.ndarray]:
+        """The rms of outputs by unit, as `tune(targets=...)` takes it.
+
+        With these the tuned model computes what this one does: pretrained weights keep
+        their function. Units under `nn.scan` and `nn.vmap` over layers have an array, a
+        number for each layer. Outputs that are zero, not finite or not reached have 1.
+
+        Raises:
+            ValueError: the measurement is traced, or of several runs.
+        """
+        if self._unprintable():
+            raise ValueError(f"no targets are known of a {self._unprintable()}")
+        return targets_found(self.rows_of, np.asarray(self.output_rms, np.float64))
 
     def layers_off(self) -> list[dict[str, Any]]:
         """The rows that `summary` calls off, the worst first: path, trouble, values."""
@@ -171,10 +184,11 @@ class Measurement(Printable):
 
         One figure of all where their units are the same, else one each, by name.
         """
-        first, *others = named.values()
-        if all(units_of(other) == units_of(first) for other in others):
-            return {"the three pillars": pillar_figure(named)}
-        return {name: pillar_figure({name: each}) for name, each in named.items()}
+        if len({tuple(row.unit for row in t.rows_of) for t in named.values()}) > 1:
+            return {name: table.plot() for name, table in named.items()}
+        rows = {name: table.rows() for name, table in named.items()}
+        *_, last = named.values()
+        return {"the three pillars": pillar_panels(rows, last.judgement)}
 
     def worst(self) -> dict[str, tuple[str, float]]:
         """For each rule in force the row that is farthest off, and how far, in octaves.
@@ -281,19 +295,3 @@ class Measurement(Printable):
 
     def _cell(self, row: Mapping[str, Any], name: str) -> str:
         return pillar_cell(name, super()._cell(row, name))
-
-
-def _shape_text(row: UnitRow) -> str:
-    return " ".join("x".join(map(str, s)) or "scalar" for s in row.shape)
-
-
-def pillar_figure(named: Mapping[str, Measurement]) -> "Figure":
-    """One figure of measurements of the same units; the last one has the band."""
-    *_, last = named.values()
-    tables = {name: table.rows() for name, table in named.items()}
-    return pillar_panels(tables, last.judgement)
-
-
-def units_of(measurement: Measurement) -> list[str]:
-    """The unit of each row."""
-    return [unit_of_row(row.path) for row in measurement.rows_of]

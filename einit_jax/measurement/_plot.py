@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ..reporting import difference
-from ._measurement import Measurement, pillar_figure, units_of
+from ._measurement import Measurement
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -64,12 +64,14 @@ def plot(*measurements: Measurement, **named: Measurement) -> "Figure":
     first, *others = named
     for name in others:
         _check_same_units(named, first, name)
-    return pillar_figure(named)
+    (figure,) = Measurement.joint_figures(named).values()
+    return figure
 
 
 def _check_same_units(named: Mapping[str, Measurement], first: str, name: str) -> None:
     """Raises where two measurements are not of the same units."""
-    expected, found = units_of(named[first]), units_of(named[name])
+    units = lambda name: [row.unit for row in named[name].rows_of]
+    expected, found = units(first), units(name)
     if found == expected:
         return
     differ = difference(expected, found)

@@ -122,10 +122,10 @@ def flag_missed(
 ) -> Measurement:
     """The table with targets, and rows flagged whose outputs miss them."""
     targets = selection.among(graph.units).items()
-    by_unit = {u.key: jnp.full(u.carried_shape, target) for u, target in targets}
+    by_unit = {unit.key: jnp.asarray(target) for unit, target in targets}
     _, order = call_order(graph.units)
     due = concat_units(graph.units, by_unit)[order]
     off = jnp.abs(jnp.log(table.output_rms / due)) > OFF
     off &= (table.output_factor != 1) & (table.flag == FLAGS.index("ok"))
     flag = jnp.where(off, FLAGS.index("missed"), table.flag)
-    return replace(table, flag=flag, output_target=due.astype(jnp.float32))
+    return replace(table, flag=flag, output_target=due)

@@ -10,7 +10,6 @@ from ._figures import LABELS as LABELS
 from ._figures import TABLE_COLOURS as TABLE_COLOURS
 from ._figures import empty_figure as empty_figure
 from ._figures import pillar_panels as pillar_panels
-from ._figures import unit_of_row as unit_of_row
 from ._files import check_writable as check_writable
 from ._files import write_atomically as write_atomically
 from ._pillar_table import PILLAR_HEADS as PILLAR_HEADS

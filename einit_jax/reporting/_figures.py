@@ -79,7 +79,7 @@ def pillar_panels(
     """
     due, update = (judgement.due, judgement.update) if judgement else ({}, "total")
     first = next(iter(tables.values()))
-    names = list(dict.fromkeys(unit_of_row(row["path"]) for row in first))
+    names = list(dict.fromkeys(_unit_of_row(row["path"]) for row in first))
     figure = empty_figure(float(np.clip(3 + 0.24 * len(names), 7.5, 15)), 8.0)
     pillars = ("output_rms", "input_grad_rms", UPDATES[update])
     axes = figure.subplots(len(pillars), 1, sharex=True)
@@ -113,14 +113,14 @@ def _draw_band(
     low, high = np.full((2, len(places)), np.nan)
     for row, value in zip(rows, due, strict=True):
         if np.isfinite(value) and value > 0:
-            place, log = places[unit_of_row(row["path"])], np.log2(value)
+            place, log = places[_unit_of_row(row["path"])], np.log2(value)
             low[place] = np.fmin(low[place], log - 1)
             high[place] = np.fmax(high[place], log + 1)
     edges = np.arange(len(places) + 1) - 0.5
     ax.stairs(high, edges, baseline=low, fill=True, color="0.92", zorder=0)
 
 
-def unit_of_row(path: str) -> str:
+def _unit_of_row(path: str) -> str:
     """The unit of a row's path; all layers of a lifted unit have the same one."""
     return path.partition("[")[0]
 
@@ -141,7 +141,7 @@ def _pillar_values(
     layers: list[list[float]] = [[] for _ in places]
     marked: dict[str, set[int]] = {mark: set() for mark in MARKS}
     for row in rows:
-        place, value = places[unit_of_row(row["path"])], row[pillar]
+        place, value = places[_unit_of_row(row["path"])], row[pillar]
         if row["flag"] == "unreached":
             marked["unreached"].add(place)
         elif value == 0:
@@ -193,7 +193,7 @@ def _draw_largest(
     """A thin dotted line: the largest value of a column over the layers of a unit."""
     largest = np.full(len(places), np.nan)
     for row in rows:
-        place, value = places[unit_of_row(row["path"])], row[column]
+        place, value = places[_unit_of_row(row["path"])], row[column]
         if np.isfinite(value) and value > 0:
             largest[place] = np.fmax(largest[place], np.log2(value))
     colour = TABLE_COLOURS[order % len(TABLE_COLOURS)]

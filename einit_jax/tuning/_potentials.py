@@ -143,14 +143,14 @@ def factors_from_potentials(
 
 
 def closed_forms(
-    units: Mapping[Unit, float], sums: Mapping[UnitKey, Sums]
+    units: Mapping[Unit, Float[np.ndarray, "..."]], sums: Mapping[UnitKey, Sums]
 ) -> dict[UnitKey, dict[str, Array]]:
     """What the sums of a pass tell of each unit."""
     return {unit.key: _closed_form(t, sums[unit.key]) for unit, t in units.items()}
 
 
 def output_factor(
-    target: Float[Array, "..."] | float, size: Float[Array, "..."], *, wide: bool
+    target: Float[Array | np.ndarray, "..."], size: Float[Array, "..."], *, wide: bool
 ) -> Float[Array, "..."]:
     """a, by which an output gets the rms aimed at; 1 where it has no size.
 
@@ -160,7 +160,7 @@ def output_factor(
     return jnp.where(usable(size), a, 1.0)
 
 
-def _closed_form(target: float, sums: Sums) -> dict[str, Array]:
+def _closed_form(target: Float[np.ndarray, "..."], sums: Sums) -> dict[str, Array]:
     """a and b c in closed form, and the numbers that they and c come from.
 
     Those are mean squares, the `change` at a = 1; from a wide pass they are root mean

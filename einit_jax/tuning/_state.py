@@ -81,11 +81,14 @@ class Sums(NamedTuple):
 
 
 def first_settings(
-    unit: Unit, target: float, params: Params, fixed_gradients: bool
+    unit: Unit,
+    target: Float[np.ndarray, "..."],
+    params: Params,
+    fixed_gradients: bool,
 ) -> Settings:
     """Before a first pass; with `fixed_gradients` b and c are given, and 1."""
     one = jnp.ones(unit.carried_shape, jnp.float32)
-    settings = Settings(target * one)
+    settings = Settings(jnp.asarray(target))
     if fixed_gradients:
         settings = settings._replace(output_grad=one, input_grad=one)
     if unit.calls > 1:
@@ -113,7 +116,7 @@ class SweepSpec:
 
     objective: Objective
     stopping: Stopping
-    units: dict[Unit, float]
+    units: dict[Unit, Float[np.ndarray, "..."]]
     regions: Regions | None
     """None where each unit solves its own b and c, and where they stay 1."""
     movers: tuple[Unit | RawParameter | None, ...]

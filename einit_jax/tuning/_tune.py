@@ -57,7 +57,7 @@ def tune(
     draws: SupportsIndex = 1,
     max_sweeps: SupportsIndex = 32,
     tolerance: float = 0.01,
-    targets: ArrayLike | Mapping[str, ArrayLike] = 1.0,
+    targets: ArrayLike | Mapping[str, ArrayLike | Sequence[float]] = 1.0,
     optimizer: optax.GradientTransformation | Callable | None = None,
     gradients: Literal["exact", "unit", "plain"] = "exact",
     update: Literal["total", "local"] = "total",
@@ -159,7 +159,9 @@ def tune(
         max_sweeps: most passes, where units are called several times.
         tolerance: largest |log rms| at which these passes stop.
         targets: the output rms to aim at, or patterns with their targets (first match),
-            from 1e-30 to 1e30. A readout at 1 / sqrt(width) makes learning rates carry
+            from 1e-30 to 1e30; for a unit under `nn.scan` or `nn.vmap` over layers also
+            an array of its layers' shape. Those of `measure(...).targets()` keep what
+            the model computes. A readout at 1 / sqrt(width) makes learning rates carry
             over widths, as in mup (Yang and Hu, arXiv 2011.14522).
         optimizer: a function of the learning rate, such as `optax.adam`, or what it
             returns for 1.0, without `scale_updates`. Steps that tell of another

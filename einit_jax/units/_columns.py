@@ -16,6 +16,11 @@ class UnitRow(NamedTuple):
     """One line of a table of units: a unit, or one layer of a lifted one."""
 
     path: str
+    """The unit's name, and behind it in brackets the layer."""
+    unit: str
+    """The unit's name."""
+    layer: tuple[int, ...]
+    """Its place among the unit's layers; () where no axis is lifted."""
     kind: str
     """The name of the module's class."""
     shape: tuple[tuple[int, ...], ...]
@@ -25,6 +30,11 @@ class UnitRow(NamedTuple):
     """Of the input, or of the output where no input is floating."""
     inside: int
     """Rows of one number share their parameters."""
+
+    @property
+    def shape_text(self) -> str:
+        """The shapes of the outputs as tables have them: "32x16 scalar"."""
+        return " ".join("x".join(map(str, s)) or "scalar" for s in self.shape)
 
 
 def concat_units(
@@ -88,6 +98,8 @@ def unit_rows(
                 region = int((input_region if u.floats else output_region)[at])
                 row = UnitRow(
                     path=name,
+                    unit=u.name,
+                    layer=layer,
                     kind=u.module_type,
                     shape=u.shape,
                     calls=u.calls,

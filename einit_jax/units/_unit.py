@@ -4,12 +4,13 @@ A *unit* is a module that owns parameters and turns inputs into outputs with the
 records know nothing of Flax: a binding makes them, everything else reads them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jax.extend.core import Jaxpr
+from jaxtyping import Float
 
 from ..core import Path, path_str
 
@@ -39,6 +40,11 @@ class Mover:
     def carried_shape(self) -> tuple[int, ...]:
         """The shape in which a scalar per layer is carried beside the parameters."""
         return tuple(n or 1 for n in self.lifted_axes)
+
+    def carried(self, values: float | Sequence[Any]) -> Float[np.ndarray, "..."]:
+        """One number for all layers, or an array of shape `layers`, as carried."""
+        each = np.broadcast_to(np.asarray(values, np.float32), self.layers)
+        return each.reshape(self.carried_shape)
 
 
 @dataclass(frozen=True)

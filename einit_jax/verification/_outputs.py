@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from ..core import (
     ModelArgs,
@@ -36,15 +36,16 @@ ALLOWED = 0.01
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["sizes"],
-    meta_fields=["names", "targets", "allowed"],
+    data_fields=["targets", "sizes"],
+    meta_fields=["names", "allowed"],
 )
 @dataclass(frozen=True)
 class Verdict:
     """The rms of each unit's output in the scaled model, and what is due."""
 
     names: tuple[str, ...]
-    targets: tuple[float, ...]
+    targets: list[Float[Array | np.ndarray, "..."]]
+    """By layer."""
     allowed: tuple[float, ...]
     """How far the natural logarithm may be from that of the target."""
     sizes: list[Array]
@@ -74,18 +75,20 @@ class Verdict:
 
     def missed(self) -> dict[str, str]:
         """What was got and expected of each unit that misses its target, by name."""
-        sizes, missed = jax.device_get(self.sizes), {}
-        rows = zip(self.names, self.targets, self.allowed, sizes, strict=True)
-        for name, target, near, size in rows:
+        (targets, sizes), missed = jax.device_get((self.targets, self.sizes)), {}
+        rows = zip(self.names, targets, self.allowed, sizes, strict=True)
+        for name, due, near, size in rows:
+            target = np.broadcast_to(due, size.shape)
             far = np.abs(np.log(np.where(size > 0, size, target) / target))
             if np.any(~(far <= near)):
                 worst = np.unravel_index(np.argmax(far), far.shape)
-                missed[name] = f"{name} has {size[worst]:.4g}, expected {target:.4g}"
+                pair = f"{size[worst]:.4g}, expected {target[worst]:.4g}"
+                missed[name] = f"{name} has {pair}"
         return missed
 
 
 def judge(
-    units: Mapping[Unit, float],
+    units: Mapping[Unit, Float[Array | np.ndarray, "..."]],
     sizes: Mapping[UnitKey, Array],
     *,
     tolerance: float,
@@ -103,7 +106,7 @@ def judge(
     near = lambda unit: max(ALLOWED, tolerance) if unit.calls > 1 else ALLOWED
     return Verdict(
         names=tuple(unit.name for unit in units),
-        targets=tuple(map(float, units.values())),
+        targets=list(units.values()),
         allowed=tuple(map(near, units)),
         sizes=[sizes[unit.key] for unit in units],
     )

@@ -158,9 +158,11 @@ def test_targets_are_numbers_by_pattern():
         run = partial(call, verb)
         with refuses(TypeError, match="have the pattern 1, expected a glob"):
             run(**{name: {1: 1.0}})
-        for wrong in (True, X, 1j, [2.0]):
+        for wrong in (True, X, 1j):
             with refuses(ValueError, match="is no number that is positive"):
                 run(**{name: wrong})
+        with refuses(ValueError, match="expected one number: it is a single layer"):
+            run(**{name: [2.0]})
         half = run(**{name: 0.5})
         for number in (np.float32(0.5), jnp.float32(0.5), np.array(0.5)):
             assert same(run(**{name: number}), half)

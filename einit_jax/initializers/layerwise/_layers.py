@@ -22,8 +22,6 @@ class Layer(NamedTuple):
 
     path: Path
     units: tuple[Unit, ...]
-    target: float
-    """The variance that its output is to have."""
     weights: tuple[Path, ...]
     biases: tuple[Path, ...]
     channels: tuple[Path, int] | None
@@ -47,9 +45,9 @@ class Layer(NamedTuple):
 
 
 def layers_among(
-    units: Mapping[Unit, float], parameters: Iterable[Parameter]
+    units: Iterable[Unit], parameters: Iterable[Parameter]
 ) -> tuple[Layer, ...]:
-    """The layers among units, which come with their targets, in call order."""
+    """The layers among units, in call order."""
     units_by_path: dict[Path, list[Unit]] = {}
     for unit in units:
         units_by_path.setdefault(unit.path, []).append(unit)
@@ -59,15 +57,13 @@ def layers_among(
             if is_under(parameter.path, path):
                 inside[path].append(parameter)
     return tuple(
-        _make_layer(tuple(own), inside[path], target=units[own[0]])
+        _make_layer(tuple(own), inside[path])
         for path, own in units_by_path.items()
         if any(parameter.role == "weight" for parameter in inside[path])
     )
 
 
-def _make_layer(
-    units: tuple[Unit, ...], parameters: list[Parameter], *, target: float
-) -> Layer:
+def _make_layer(units: tuple[Unit, ...], parameters: list[Parameter]) -> Layer:
     """The layer of all units of one path, and of the parameters under it."""
     path = units[0].path
     weights = [p for p in parameters if p.role == "weight"]
@@ -75,7 +71,6 @@ def _make_layer(
     return Layer(
         path,
         units,
-        target,
         weights=tuple(weight.path for weight in weights),
         biases=tuple(bias.path for bias in biases),
         channels=_channels(units, biases),

@@ -35,7 +35,7 @@ def lsuv(
     loss_fn: Callable | None = None,
     *,
     key: jax.Array | None = None,
-    target: ArrayLike | Mapping[str, ArrayLike] = 1.0,
+    target: ArrayLike | Mapping[str, ArrayLike | Sequence[float]] = 1.0,
     center: bool = False,
     orthogonal: bool = True,
     include: str | Sequence[str] | None = None,
@@ -84,7 +84,8 @@ def lsuv(
         loss_fn: not called; where it names `labels` or `batch`, batches are pairs
             (inputs, labels).
         target: the variance of each layer's output (not its deviation), or patterns
-            with their variances (first match; 1 for others).
+            with their variances (first match; 1 for others); for layers under
+            `nn.scan` also an array with one for each.
         center: set biases such that each channel has mean 0 over the batch, before the
             variance is taken: `b = -mean / deviation`. This applies where one bias adds
             to the last axes of the output; other layers are scaled only.
@@ -198,7 +199,7 @@ def _start_compiled(
         leaves |= sample_orthonormal(layers, by_path, leaves, key)
     cells = tuple(layer for layer in layers if layer.cell)
     scaled = tuple(layer for layer in layers if not layer.cell)
-    targets = {layer.path: layer.target for layer in scaled}
+    targets = {layer.path: units[layer.units[0]] for layer in scaled}
     arrays = arrays_of(scaled, leaves)
     progress = start_progress(scaled, arrays, center=center, targets=targets)
     return arrays_of(cells, leaves), progress

@@ -154,11 +154,12 @@ def start_progress(
     arrays: dict[Path, Array],
     *,
     center: bool,
-    targets: Mapping[Path, Array | float],
+    targets: Mapping[Path, Array | np.ndarray],
 ) -> Progress:
     """The progress before the first pass, in which all calls have goals.
 
-    `targets` has the variance that each layer's output is to have.
+    `targets` has the variance that each layer's output is to have: a number, or one for
+    each layer of a stack, as carried.
     """
     full = lambda layer, target: jnp.full(
         layer.units[0].carried_shape, target, jnp.float32
