@@ -126,10 +126,14 @@ class LinenObjective:
         return run_over_axis(self.axis_name, run)
 
     def trace_run(self, args: ModelArgs) -> ModelGraph:
-        def run(mark: Callable, *args: Any) -> Any:
-            return mark(self.run(ModelArgs(*args))[0])
+        return trace_marked(self._watched_run, {}, *args)
 
-        return trace_marked(run, {}, *args)
+    def _watched_run(
+        self, watched: Callable, params: Params, collections: Collections, batch: Draw
+    ) -> Any:
+        """The outputs of a run that `trace_marked` watches."""
+        apply = lambda params, rest: self.run(ModelArgs(params, rest, batch))[0]
+        return watched(apply, params, collections)
 
     def trace(self, args: ModelArgs, estimated: tuple[type, ...] = ()) -> ModelGraph:
         """The units of the model.
@@ -149,14 +153,10 @@ class LinenObjective:
                 "that has parameters"
             )
 
-        def run(
-            mark: Callable, params: Params, collections: Collections, batch: Draw
-        ) -> Any:
-            def inside():
-                outputs, _ = self.run(ModelArgs(params, collections, batch))
-                return self.loss(mark(outputs), batch)
-
-            return self.over_axis(inside)
+        def run(watched: Callable, *args: Any) -> Any:
+            *_, batch = args
+            with_loss = lambda: self.loss(self._watched_run(watched, *args), batch)
+            return self.over_axis(with_loss)
 
         graph = trace_marked(run, self._found(), *args, estimated=estimated)
         if self._reads_collections and graph.escaping:

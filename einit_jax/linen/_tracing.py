@@ -49,8 +49,10 @@ def trace_marked(
     """The units of a model.
 
     Args:
-        run: `run(mark, params, collections, *rest)` runs the model (and its loss), and
-            passes the model's outputs through `mark`.
+        run: `run(watched, params, collections, *rest)` runs the model, and its loss if
+            it is to be in the trace: `watched(apply, params, collections)` is what
+            `apply(params, collections)` returns, and is to run the model alone. A loss
+            may apply others, whose modules have the same paths.
         found: from `found_of` the model; what is found is added.
         params: the model's parameters; arrays or shapes.
         collections: its further collections.
@@ -62,10 +64,13 @@ def trace_marked(
     def traced(params: Params, collections: Collections, *rest: Any) -> Any:
         outer = intercept_calls(lambda m: _if_among(estimated, m), _mark_estimated)
         inner = intercept_calls(_own_variables, _call_marker())
-        marking = partial(run, Mark("result").on)
-        run_named = _run_beside(marking, params, collections, *rest)
-        hooks, names = [outer, inner], _names(params)
-        return run_carrying(run_named, hooks, names, found)
+
+        def watched(apply: Callable, params: Params, collections: Collections) -> Any:
+            run_named = _run_beside(apply, params, collections)
+            outputs = run_carrying(run_named, [outer, inner], _names(params), found)
+            return Mark("result").on(outputs)
+
+        return run(watched, params, collections, *rest)
 
     known = dict(found)
     # a new function each time, or jax would take the trace from its cache
@@ -85,17 +90,21 @@ def trace_call(
     }
     method, rngs = how.pop("method", None), how.pop("rngs", None)
 
-    def run(mark: Callable, params: Params, *others: Any) -> Any:
+    def run(watched: Callable, params: Params, *others: Any) -> Any:
         rest, inputs, rngs = others
-        outputs, _ = model.apply(
-            {**rest, "params": params},
-            *inputs.args,
-            rngs=rngs,
-            method=method,
-            mutable=flax.core.DenyList(("params", "intermediates", COLLECTION)),
-            **inputs.kwargs,
-        )
-        return mark(outputs)
+
+        def apply(params: Params, collections: Collections) -> Any:
+            outputs, _ = model.apply(
+                {**collections, "params": params},
+                *inputs.args,
+                rngs=rngs,
+                method=method,
+                mutable=flax.core.DenyList(("params", "intermediates", COLLECTION)),
+                **inputs.kwargs,
+            )
+            return outputs
+
+        return watched(apply, params, rest)
 
     rest = {k: v for k, v in variables.items() if k not in ("params", "scales")}
     params = variables.get("params", {})
