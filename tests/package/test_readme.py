@@ -6,7 +6,10 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 import pytest
+
+import einit_jax as ei
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", "notebooks/guide.md", "notebooks/method.md", "notebooks/api.md")
@@ -52,6 +55,14 @@ def test_guide_code_runs(run_blocks, tmp_path):
     head = space["scales"]["head"]["output"]
     assert np.allclose(plain * head, same, atol=1e-4 * abs(np.asarray(same)).max())
     assert int(space["state"].step) == 4
+    artist = ("generator", "artist", "noise", "artist_loss", "artist_scales")
+    judge = ("discriminator", "judge", "both", "is_real_loss", "judge_scales")
+    space["artist_loss"] = space["fooling"](space["tuned_judge"])
+    for names in (artist, judge):
+        *args, scales = (space[name] for name in names)
+        measured = ei.measure(*args, scales=scales, optimizer=optax.adam)
+        assert np.allclose(measured.output_rms, 1, rtol=1e-3)
+        assert np.isclose(np.max(measured.total_update_rms), 1, rtol=0.01)
     assert jax.tree.all(jax.tree.map(np.array_equal, space["scales"], space["again"]))
     assert (tmp_path / "run.html").read_text().count("<img") == 4
     assert list((tmp_path / "logs").iterdir())
