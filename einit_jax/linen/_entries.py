@@ -12,6 +12,8 @@ from ..core import Path, insert, is_under, plain, put_in_place
 
 CARRIED = "einit:"
 """Prefix of every reserved entry; no Flax module can be named so."""
+WATCHED = CARRIED + "@"
+"""Prefix of the entries of a trace, which what intercepts a run has not."""
 COLLECTION = "einit"
 """The collection that entries travel in."""
 MAPS_VARIABLES = "map_variables"
@@ -135,10 +137,10 @@ def is_entry(name: Any) -> bool:
     return str(name).startswith(CARRIED)
 
 
-def has_entries(scope: Scope | None) -> bool:
-    """Whether something is carried to the module of a scope."""
+def is_watched(scope: Scope | None) -> bool:
+    """Whether the module of a scope is one of the model that is being traced."""
     carried = {} if scope is None else variables_of(scope).get(COLLECTION, {})
-    return any(map(is_entry, carried))
+    return any(str(name).startswith(WATCHED) for name in carried)
 
 
 def find_entries(tree: Any, path: Path = ()) -> dict[Path, Any]:

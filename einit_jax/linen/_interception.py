@@ -1,6 +1,7 @@
 """The one hook into Flax: calls of modules, intercepted by `nn.intercept_methods`."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
@@ -25,6 +26,10 @@ from ..units import Interception, UnitKey
 from ._carrying import Carried, Found, run_carrying
 from ._checks import check_unit
 from ._entries import CARRIED, COLLECTION, path_of, resting_params
+
+_depth: ContextVar[int] = ContextVar("depth", default=0)
+"""How many intercepted runs are under way. Where a model applies a scaled one, calls of
+that pass the interceptors of both, which tell their entries by the name."""
 
 
 @dataclass(frozen=True)
@@ -94,21 +99,28 @@ def run_intercepted(
     `data_of` tells which of a unit's floating outputs are mere data; it is asked where
     there are several. `found` is from `found_of` the model.
     """
+    depth = _depth.get()
+    name_of = lambda one: CARRIED + one.name + "'" * depth
     entries: dict[Path, dict] = {}
     for one in interceptions:
         for (path, method), entry in one.entries.items():
-            entries.setdefault((*path, CARRIED + one.name), {})[method] = entry
+            entries.setdefault((*path, name_of(one)), {})[method] = entry
     if not entries:
         return apply(Carried({}))
-    hooks = [intercept_units(one, data_of) for one in interceptions]
-    return run_carrying(apply, hooks, entries, found)
+    hooks = [intercept_units(one, name_of(one), data_of) for one in interceptions]
+    deeper = _depth.set(depth + 1)
+    try:
+        return run_carrying(apply, hooks, entries, found)
+    finally:
+        _depth.reset(deeper)
 
 
 def intercept_units(
-    interception: Interception, data_of: Callable[[UnitKey], frozenset[int]]
+    interception: Interception,
+    name: str,
+    data_of: Callable[[UnitKey], frozenset[int]],
 ) -> Callable:
-    """The interceptor of the modules to which an entry is carried."""
-    name = CARRIED + interception.name
+    """The interceptor of the modules to which an entry of a name is carried."""
 
     def read(module: nn.Module) -> Mapping[str, Any] | None:
         if not module.has_variable(COLLECTION, name):

@@ -28,7 +28,7 @@ from ..core import (
 from ..graph import Mark, discover
 from ..units import ModelGraph, UnitKey
 from ._carrying import Carried, Found, found_of, run_carrying
-from ._entries import CARRIED, COLLECTION, has_entries
+from ._entries import COLLECTION, WATCHED, is_watched
 from ._interception import ModuleCall, intercept_calls
 
 RULED = "custom_vjp("
@@ -158,7 +158,7 @@ def _names(params: Params, prefix: str = "") -> dict[Path, dict]:
     It tells the modules of this run from those of another `apply` inside of it. A trace
     that `nn.jit` caches for one path is not taken for another.
     """
-    name = lambda path: f"{CARRIED}{prefix}{path_str(path)}"
+    name = lambda path: f"{WATCHED}{prefix}{path_str(path)}"
     return {(*path, name(path)): {} for path in _owners(params)}
 
 
@@ -172,7 +172,7 @@ def _owners(params: Any, path: Path = ()) -> Iterator[Path]:
 
 def _own_variables(module: nn.Module) -> Mapping[str, Any] | None:
     """The parameters of a module of this run."""
-    if not has_entries(module.scope):
+    if not is_watched(module.scope):
         return None
     return module.variables.get("params") or None
 

@@ -184,3 +184,34 @@ def test_method_is_that_of_apply(method):
         "encoder/layers_0",
         "encoder/layers_2",
     }
+
+
+class Behind(nn.Module):
+    """A layer, and behind it a scaled model that is no part of this one."""
+
+    name_of_layer: str
+    inner: dict
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(8, name=self.name_of_layer)(x)
+        return ei.scaled(CompactMlp()).apply(self.inner, x)
+
+
+@pytest.mark.parametrize("name", ["own", "Dense_0"])
+def test_a_scaled_model_inside_of_a_model_has_its_factors_once(name):
+    """And it is no unit of that model, though a layer may have the name of one."""
+    _, inner = initialized(CompactMlp(), X)
+    twice = lambda scales: jax.tree.map(lambda factor: 2 * factor, scales)
+    model = Behind(name, {**inner, "scales": twice(inner["scales"])})
+    tuned, variables = initialized(model, X)
+    plain = model.apply({"params": variables["params"]}, X)
+    assert same(tuned.apply(variables, X), plain)
+    assert not same(
+        Behind(name, inner).apply({"params": variables["params"]}, X), plain
+    )
+    scales = ei.tune(model, variables["params"], X, squared_error)
+    assert list(scales) == [name]
+    table = ei.measure(model, variables["params"], X, squared_error, scales=scales)
+    assert table.modes()["gradients"] == ("exact", "unit")
+    assert not table.layers_off()
