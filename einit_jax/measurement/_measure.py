@@ -97,7 +97,8 @@ def measure(
         A `Measurement`: a frozen pytree of columns with a row per unit (and layer) in
         call order. `str()` is a verdict, and a table that fits the console (more of it:
         `to_string`); `rows()` a list of dicts, `to_pandas()` a data frame, `worst()`
-        for each rule in force the layer that is farthest from it.
+        for each rule in force the layer that is farthest from it; `layers_off()` all
+        that are off; `targets()` the sizes of outputs, for `tune` to keep them.
 
     Raises:
         TypeError, ValueError: as in `tune`; also of scales that are of another model.
@@ -116,6 +117,10 @@ def measure(
         ['OK', 'both layers within 1%']
         >>> [row["path"] for row in table.rows()]
         ['layers_0', 'layers_2']
+        >>> as_it_is = ei.measure(model, params, x, loss).targets()
+        >>> kept = ei.tune(model, params, x, loss, targets=as_it_is)
+        >>> print(f"{kept['layers_2']['output']:.4f}")
+        1.0000
 
     Source: the three pillars are those of P. Bement, empirical_init 0.0.2 (2023).
     """

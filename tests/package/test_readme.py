@@ -79,11 +79,9 @@ def test_guide_code_runs(run_blocks, tmp_path):
 @pytest.mark.parametrize("page", PAGES)
 def test_door_lists_what_pages_name(page):
     """Every `ei.name` on it is public."""
-    import einit_jax
-
     names = set(re.findall(r"\bei\.([A-Za-z_]+)", (ROOT / page).read_text()))
     assert names or page == "notebooks/method.md"
-    assert not {name for name in names if not hasattr(einit_jax, name)}
+    assert not {name for name in names if not hasattr(ei, name)}
 
 
 @pytest.mark.parametrize("page", [*PAGES, "tests/benchmarks/README.md"])
