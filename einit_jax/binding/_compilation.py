@@ -18,7 +18,7 @@ from ..core import is_array, is_concrete
 
 QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 """Options of XLA: no optimization of machine code, and the older way to make it."""
-LARGE = 2**18
+ELEMENTS_PER_ARRAY = 2**18
 """Elements per array from which on a run counts for more than its compilation: as many
 arrays as a model has, so long is its program, and as many elements, so long it runs."""
 
@@ -67,7 +67,7 @@ def is_worth_it(leaves: list[Any]) -> bool:
         return False
     if not is_concrete(jnp.zeros(())):  # inside of a trace, though on known arrays
         return False
-    return sum(x.size for x in arrays) <= LARGE * max(len(arrays), 1)
+    return sum(x.size for x in arrays) <= ELEMENTS_PER_ARRAY * max(len(arrays), 1)
 
 
 @cache

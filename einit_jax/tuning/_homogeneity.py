@@ -72,7 +72,7 @@ class Homogeneity:
             )
 
 
-class Judged(NamedTuple):
+class JudgedUnits(NamedTuple):
     """What a run tells of a model's units."""
 
     statistics: dict[UnitKey, dict[str, Array]]
@@ -87,7 +87,7 @@ def judge_units(
     factors: Mapping[UnitKey, Array],
     *,
     folded: Mapping[Path, Array] | None = None,
-) -> Judged:
+) -> JudgedUnits:
     """The units and the outputs of the tuned model, or of the plain one with folded
     parameters, by their paths: of which it is seen whether they arrive at their units.
     """
@@ -110,7 +110,7 @@ def judge_units(
     }
     zeros = vary_with(zeros, args)
     grad = jax.grad(loss, has_aux=True)
-    return Judged(*objective.over_axis(lambda: grad(zeros)))
+    return JudgedUnits(*objective.over_axis(lambda: grad(zeros)))
 
 
 def _fold_call(call: UnitCall, entry: Mapping[str, Any]) -> Any:
