@@ -5,10 +5,10 @@ import numpy as np
 
 import einit_jax as ei
 from tests.support.cases import Case
-from tests.support.checks import ALIKE, applied, every, ones_of
+from tests.support.checks import applied, ones_of, third
 
 
-@every(ALIKE)
+@third(1)
 def test_factors_of_one_change_nothing(case: Case):
     """Bit by bit, written collections included."""
     job = case.build()

@@ -1,5 +1,6 @@
 """What several test files do with a job, and the one place that knows its insides."""
 
+import random
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -42,6 +43,15 @@ def every(slow: Collection[str] = LARGE) -> pytest.MarkDecorator:
 def some(*names: str, slow: Collection[str] = ()) -> pytest.MarkDecorator:
     """A parametrization by the named rows of the table; large ones are slow tests."""
     return _rows(names, LARGE | set(slow))
+
+
+def third(seed: int) -> pytest.MarkDecorator:
+    """A parametrization by the varied rows and a third of the others, drawn by seed.
+
+    For what the fuzzer asks of every model, too. All but the varied ones are slow.
+    """
+    drawn = random.Random(seed).sample(sorted(ALIKE - LARGE), len(ALIKE) // 3)
+    return some(*VARIED, *drawn, slow=drawn)
 
 
 def _rows(names: tuple[str, ...], slow: Collection[str]) -> pytest.MarkDecorator:

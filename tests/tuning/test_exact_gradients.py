@@ -15,14 +15,13 @@ from einit_jax.graph import Regions
 from einit_jax.units import from_tree
 from tests.support.cases import Case, Job
 from tests.support.checks import (
-    ALIKE,
     allclose,
-    every,
     forward_only,
     gradients,
     measured,
     scales_of,
     some,
+    third,
     tuned,
     unit_outputs,
     untuned_of,
@@ -77,7 +76,7 @@ def widened(job: Job) -> Job:
     return job._replace(params=jax.tree.map(wide, job.params))
 
 
-@every(ALIKE)
+@third(2)
 def test_directions_are_those_of_plain_gradients(case: Case):
     """To 1e-9 in 64 bits; where a model computes in fewer, cosine above 0.9999."""
     job = case.build()
