@@ -13,7 +13,10 @@ from ._batches import ModelArgs as ModelArgs
 from ._batches import check_not_zero as check_not_zero
 from ._batches import default_key as default_key
 from ._batches import draw_batches as draw_batches
+from ._batches import geometric_mean as geometric_mean
+from ._batches import log_deviation as log_deviation
 from ._batches import only_zeros as only_zeros
+from ._batches import or_all as or_all
 from ._batches import over_batches as over_batches
 from ._batches import stack_batches as stack_batches
 from ._cotangents import anchor as anchor
@@ -47,15 +50,10 @@ from ._numerics import WINDOWS as WINDOWS
 from ._numerics import as_summed as as_summed
 from ._numerics import at_peak as at_peak
 from ._numerics import from_windows as from_windows
-from ._numerics import geometric_mean as geometric_mean
 from ._numerics import in_range as in_range
 from ._numerics import inverse as inverse
 from ._numerics import inverse_rms as inverse_rms
-from ._numerics import is_concrete as is_concrete
-from ._numerics import is_float as is_float
-from ._numerics import log_deviation as log_deviation
 from ._numerics import multiply as multiply
-from ._numerics import or_all as or_all
 from ._numerics import rms as rms
 from ._numerics import rms_of_calls as rms_of_calls
 from ._numerics import squares as squares
@@ -115,4 +113,6 @@ from ._types import as_number as as_number
 from ._types import checked_key as checked_key
 from ._types import describe as describe
 from ._types import is_array as is_array
+from ._types import is_concrete as is_concrete
+from ._types import is_float as is_float
 from ._types import user_inputs as user_inputs

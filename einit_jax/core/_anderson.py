@@ -13,8 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from ._numerics import is_concrete
-from ._types import as_integer, as_number
+from ._types import as_integer, as_number, is_concrete
 
 MEMORY = 8
 """The number of secants that are kept."""

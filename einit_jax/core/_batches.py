@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, SupportsIndex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float
 
 from ._drawn import (
     Split,
@@ -18,7 +19,6 @@ from ._drawn import (
     split_batch,
     take_batches,
 )
-from ._numerics import is_concrete, is_float
 from ._placement import on_host
 from ._types import (
     Collections,
@@ -27,6 +27,8 @@ from ._types import (
     as_integer,
     checked_key,
     describe,
+    is_concrete,
+    is_float,
     user_inputs,
 )
 
@@ -254,3 +256,40 @@ def _draw_inputs(input_fn: Any, key: jax.Array, batch_size: int | None) -> Any:
             f"(key, batch_size): {error}{generator_hint(input_fn)}"
         ) from None
     return input_fn(key, **keywords)
+
+
+def or_all(counted: Bool[Array, "draws ..."]) -> Bool[Array, "draws ..."]:
+    """Which draws count; all of them where none does."""
+    return counted | ~jnp.any(counted, 0)
+
+
+def geometric_mean(
+    draws: Float[Array, "draws ..."], counted: Bool[Array, "draws ..."] | None = None
+) -> Float[Array, "..."]:
+    """Over the first axis, of those that count (None: all), or of all where none does.
+
+    The value itself of a single one.
+    """
+    if len(draws) == 1:
+        return draws[0]
+    return jnp.exp(jnp.mean(jnp.log(draws), 0, where=_counting(draws, counted)))
+
+
+def log_deviation(
+    draws: Float[Array, "draws ..."], counted: Bool[Array, "draws ..."] | None = None
+) -> Float[Array, "..."]:
+    """The standard deviation of the natural logarithm, over those as above."""
+    if len(draws) == 1:
+        return jnp.zeros_like(draws[0])
+    return jnp.std(jnp.log(draws), 0, where=_counting(draws, counted))
+
+
+def _counting(
+    draws: Float[Array, "draws ..."], counted: Bool[Array, "draws ..."] | None
+) -> Bool[Array, "draws ..."]:
+    """Which count, in the shape of all."""
+    if counted is None:
+        return jnp.ones(draws.shape, bool)
+    rest = (1,) * (draws.ndim - counted.ndim)
+    some = or_all(counted).reshape(*counted.shape, *rest)
+    return jnp.broadcast_to(some, draws.shape)

@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact
 
-from ._numerics import is_float, multiply, unforeseen
+from ._numerics import multiply, unforeseen
 from ._placement import shaped_like
+from ._types import is_float
 
 
 def float_leaves(tree: Any) -> list[Any]:

@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Inexact, Int
 
 from ._placement import gathered
@@ -40,17 +39,6 @@ def usual_rules() -> Iterator[None]:
         jax.transfer_guard("allow"),
     ):
         yield
-
-
-def is_float(leaf: object) -> bool:
-    """Whether a leaf carries a cotangent: a real or complex floating array."""
-    dtype = getattr(leaf, "dtype", None)
-    return dtype is not None and jnp.issubdtype(dtype, jnp.inexact)
-
-
-def is_concrete(x: object) -> bool:
-    """Whether the values of an array are known: it is not traced."""
-    return not isinstance(x, Tracer)
 
 
 def widen(t: Inexact[Array, "..."]) -> Inexact[Array, "..."]:
@@ -143,43 +131,6 @@ def _largest_of(sizes: list[Array]) -> Array:
     return jnp.max(jnp.where(every == every, every, jnp.inf), 0)
 
 
-def or_all(counted: Bool[Array, "draws ..."]) -> Bool[Array, "draws ..."]:
-    """Which draws count; all of them where none does."""
-    return counted | ~jnp.any(counted, 0)
-
-
-def geometric_mean(
-    draws: Float[Array, "draws ..."], counted: Bool[Array, "draws ..."] | None = None
-) -> Float[Array, "..."]:
-    """Over the first axis, of those that count (None: all), or of all where none does.
-
-    The value itself of a single one.
-    """
-    if len(draws) == 1:
-        return draws[0]
-    return jnp.exp(jnp.mean(jnp.log(draws), 0, where=_counting(draws, counted)))
-
-
-def log_deviation(
-    draws: Float[Array, "draws ..."], counted: Bool[Array, "draws ..."] | None = None
-) -> Float[Array, "..."]:
-    """The standard deviation of the natural logarithm, over those as above."""
-    if len(draws) == 1:
-        return jnp.zeros_like(draws[0])
-    return jnp.std(jnp.log(draws), 0, where=_counting(draws, counted))
-
-
-def _counting(
-    draws: Float[Array, "draws ..."], counted: Bool[Array, "draws ..."] | None
-) -> Bool[Array, "draws ..."]:
-    """Which count, in the shape of all."""
-    if counted is None:
-        return jnp.ones(draws.shape, bool)
-    rest = (1,) * (draws.ndim - counted.ndim)
-    some = or_all(counted).reshape(*counted.shape, *rest)
-    return jnp.broadcast_to(some, draws.shape)
-
-
 @jax.jit
 def multiply(t: Inexact[Array, "..."], factor: Float[Array, "..."]) -> Array:
     """`factor * t`, computed in at least float32 and returned in the dtype of t."""
@@ -210,9 +161,31 @@ def times(*sizes: Float[Array, "..."] | float) -> Float[Array, "..."]:
     """The product of sizes, whatever the products of some of them are.
 
     0 where one is 0; else out of range it is as near to its value as can be, and
-    `in_range` tells. Exponents are added as integers.
+    `in_range` tells.
     """
-    parts = [_split(jnp.asarray(size, jnp.float32)) for size in sizes]
+    parts = [jnp.asarray(size, jnp.float32) for size in sizes]
+    if len(parts) > 3:
+        return _by_exponents(parts)
+    if len(parts) == 3:
+        parts = _ends_first(*parts)
+    product = reduce(jnp.multiply, parts)
+    inside = reduce(jnp.logical_and, [(t > 0) & (t < jnp.inf) for t in parts])
+    return jnp.where(inside, jnp.clip(product, SMALLEST, LARGEST), product)
+
+
+def _ends_first(a: Array, b: Array, c: Array) -> list[Array]:
+    """The least, the largest, and what is between these.
+
+    The product of the first two is out of range only where that of all is.
+    """
+    low, high = jnp.minimum(a, b), jnp.maximum(a, b)
+    middle = jnp.maximum(low, jnp.minimum(high, c))
+    return [jnp.minimum(low, c), jnp.maximum(high, c), middle]
+
+
+def _by_exponents(sizes: list[Array]) -> Float[Array, "..."]:
+    """The same of any number of sizes; exponents are added as integers."""
+    parts = [_split(size) for size in sizes]
     mantissa, carry = _split(reduce(jnp.multiply, [m for m, _ in parts]))
     exponent = jnp.clip(carry + sum(e for _, e in parts), -125, 128)
     half = exponent >> 1

@@ -10,10 +10,10 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from ._numerics import is_float, usual_rules
+from ._numerics import usual_rules
 from ._partition import as_static, static_value
 from ._paths import Path, key_path, plain
-from ._types import Params, describe
+from ._types import Params, describe, is_float
 
 
 def optimizer_at_one(optimizer: Any) -> optax.GradientTransformation | None:

@@ -8,8 +8,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, cast
 
 import jax
 
-from ._numerics import is_float
-from ._types import is_array
+from ._types import is_array, is_float
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -87,6 +87,17 @@ def is_array(leaf: object) -> bool:
     return isinstance(leaf, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct)
 
 
+def is_float(leaf: object) -> bool:
+    """Whether a leaf carries a cotangent: a real or complex floating array."""
+    dtype = getattr(leaf, "dtype", None)
+    return dtype is not None and jnp.issubdtype(dtype, jnp.inexact)
+
+
+def is_concrete(x: object) -> bool:
+    """Whether the values of an array are known: it is not traced."""
+    return not isinstance(x, Tracer)
+
+
 @jax.tree_util.register_pytree_node_class
 class Inputs:
     """The arguments of one call of a model, `model(*args, **kwargs)`.

@@ -18,10 +18,10 @@ from jaxtyping import Array, Bool, Float
 from ..core import (
     LEAST_RMS,
     MOST_RMS,
-    from_windows,
     in_range,
     inverse,
     inverse_rms,
+    rms_of_calls,
     times,
     usable,
 )
@@ -167,9 +167,9 @@ def _closed_form(target: Float[np.ndarray, "..."], sums: Sums) -> dict[str, Arra
     squares, the `change` at the a in force.
     """
     if sums.wide:
-        size = from_windows(sums.output, sums.output_size)
-        strength = from_windows(sums.input_grad, sums.input_size)
-        change = from_windows(sums.change, sums.output_size)
+        size = rms_of_calls(sums.output["size"], sums.output_size)
+        strength = rms_of_calls(sums.input_grad["size"], sums.input_size)
+        change = rms_of_calls(sums.change["size"], sums.output_size)
         input_scale = inverse(strength)
     else:
         count = jnp.maximum(sums.output_size, 1)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from ..core import AndersonState, Params, Path, Stopping, is_concrete, windows
+from ..core import AndersonState, Params, Path, Stopping, as_summed, is_concrete
 from ..graph import Regions
 from ..units import Objective, RawParameter, Unit, UnitKey, zeros_like_params
 
@@ -55,8 +55,8 @@ class Sums(NamedTuple):
     """What comes out of a pass: sums over the calls of a unit.
 
     Of a unit that is called several times mean squares are summed, sizes being 1: calls
-    may differ in size. So it is for all units in a *wide* pass, for sizes whose squares
-    leave float32: each sum is there by `core.WINDOWS`, in a dict.
+    may differ in size. In a *wide* pass, for sizes whose squares leave float32, it is
+    {"size": sums of root mean squares, as `core.as_summed` has them}.
     """
 
     output: Any
@@ -106,8 +106,8 @@ def empty_sums(unit: Unit, params: Params, *, wide: bool) -> Sums:
     """Zeros, whose cotangents are the sums."""
     zero = jnp.zeros(unit.carried_shape, jnp.float32)
     gradient = zeros_like_params(params, unit) if unit.calls > 1 else None
-    squared = windows(zero) if wide else zero
-    return Sums(squared, zero, squared, zero, squared, gradient)
+    summed = {"size": as_summed(zero, several=unit.calls > 1)} if wide else zero
+    return Sums(summed, zero, summed, zero, summed, gradient)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 
 from ..core import (
     FLOOR,
+    as_summed,
     at_peak,
     inverse,
     inverse_rms,
@@ -28,7 +29,6 @@ from ..core import (
     shaped_like,
     squares,
     times,
-    windows,
 )
 from ..graph import transposed
 from ..units import Interception, UnitCall, UnitKey
@@ -199,12 +199,13 @@ def _read_wide(residual: Any, cotangents: list[Array]) -> _Found:
             passed = jnp.where(shared.found > 0, given, passed)
             weight = times(settings.output_grad, aside)
     by = settings.input_grad if fixed else 1.0
+    summed = lambda size: {"size": as_summed(size, several=shared is not None)}
     statistics = {
-        "output": windows(size),
+        "output": summed(size),
         "output_size": per_call(1, size),
-        "input_grad": windows(times(strength, aside, by)),
+        "input_grad": summed(times(strength, aside, by)),
         "input_size": per_call(1, strength),
-        "change": windows(times(factor, rms(moved), length, ahead)),
+        "change": summed(times(factor, rms(moved), length, ahead)),
     }
     carried = [multiply(g, weight) for g in gradient]
     raw = [multiply(g, aside) for g in gradient] if shared is not None else []

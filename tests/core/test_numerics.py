@@ -1,6 +1,7 @@
 """Root mean squares and scaled gradients at their singular points."""
 
 import re
+from itertools import permutations
 
 import jax
 import jax.numpy as jnp
@@ -136,6 +137,10 @@ def test_products_of_sizes_out_of_order():
     product = jax.jit(core.times)
     np.testing.assert_allclose(product(big, big, small, small), 1, rtol=1e-6)
     np.testing.assert_allclose(product(big, 3.0), 3e30, rtol=1e-6)
+    for three in permutations((big, big, small)):
+        np.testing.assert_allclose(product(*three), 1e30, rtol=1e-6)
+    for three in permutations((big, small, small)):
+        np.testing.assert_allclose(product(*three), 1e-30, rtol=1e-6)
     assert big * big == jnp.inf  # the negative
     for far in (product(big, big), product(small, small)):
         assert jnp.isfinite(far) & (far > 0) & ~core.in_range(far)
