@@ -32,11 +32,11 @@ from ..objectives import (
     check_traced,
     checked_loss,
     data_in_run,
-    explained,
     run_over_axis,
     with_keywords,
 )
 from ..units import Interception, ModelGraph, Unit, UnitKey
+from ._explanations import explained_call
 from ._functional import NnxModel
 from ._hooks import Hook, Run, running
 from ._interception import captured_outputs, hook_modules, intercepted
@@ -108,7 +108,7 @@ class NnxObjective:
         keys = {name: key for name, key in batch.rngs.items() if name != "params"}
         if keys:
             kwargs |= _streams(module, function, keys)
-        with explained(self.model_type, function, inputs):
+        with explained_call(self.model_type, function, inputs):
             return function(*args, **kwargs)
 
     def loss(self, outputs: Any, batch: Draw) -> Float[Array, ""]:

@@ -14,6 +14,7 @@ from jax.extend.core import Jaxpr
 from ..core import Collections, ModelArgs, Params, Path, flatten, unboxed
 from ..graph import Mark, bodies, discover
 from ..units import ModelGraph, Unit
+from ._explanations import READS_ALL
 from ._functional import ModuleSpec, NnxModel
 from ._hooks import Handler, Hook, HookedCall, entry_specs
 from ._interception import apart
@@ -108,12 +109,7 @@ def check_unread(
     carried = jax.make_jaxpr(lambda *args: run(ModelArgs(*args)))(*args)
     added = operations(carried.jaxpr) - operations(seen)
     if added.keys() - HANDING_ON:
-        raise ValueError(
-            f"the loss, or a module of {name}, computes with all parameters of the "
-            "model, by nnx.state(model, nnx.Param) or the like; while verbs run it, "
-            "arrays that are carried to its units are among them; take those that are "
-            "meant by their names: nnx.state(model, nnx.PathContains('kernel'))"
-        )
+        raise ValueError(READS_ALL.format(name))
 
 
 def passing_hooks(
