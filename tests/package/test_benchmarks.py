@@ -21,6 +21,7 @@ SHOWN = {
     "accuracy.pillars": ["tanh 3", "on the batch that was tuned", "of measure <= 0"],
     "cost.bindings": ["MLP 3", "first calls", "later calls"],
     "cost.carrying": ["MLP 3", "of medians"],
+    "cost.first_call": ["MLP 3", "tune, full effort", "later over step"],
     "cost.original": ["original", "einit_jax, fresh"],
     "cost.speed": ["first call", "second call", "scanned MLP 3", "regions of 4 units"],
     "cost.watching": ["MLP 16x3", "plain"],
