@@ -66,7 +66,7 @@ def _check_no_class(model: Any) -> None:
 
 def _on_functions(verb: Callable, bound: inspect.BoundArguments, gives: str) -> Any:
     """Calls a verb with arguments of NNX as it takes them."""
-    from ..nnx import as_nested, functional, state_like
+    from ..nnx import as_nested, functional, holds_factors, state_like
 
     given = bound.arguments
     model, params = given.get("model"), given.get("params")
@@ -82,6 +82,12 @@ def _on_functions(verb: Callable, bound: inspect.BoundArguments, gives: str) -> 
         raise ValueError(
             f"collections are {describe(given['collections'])}, expected None: a model "
             "of flax.nnx holds its own variables; change them there"
+        )
+    told = {"loss_fn", "scales"} <= bound.signature.parameters.keys()
+    if told and given.get("scales") is None and holds_factors(model):
+        raise TypeError(
+            f"{type(model).__name__} holds factors already, which scales=None would "
+            "leave out; pass scales=scales, those it was given, with it"
         )
     params = None if params is model else params
     function, own, variables = functional(model, params)

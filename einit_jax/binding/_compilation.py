@@ -8,6 +8,7 @@ time. Under a `jax.jit` of the user's own, the whole is compiled as all else the
 """
 
 from collections.abc import Callable
+from contextvars import ContextVar
 from functools import cache, cached_property, update_wrapper
 from typing import Any
 
@@ -21,6 +22,22 @@ QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": Fal
 ELEMENTS_PER_ARRAY = 2**18
 """Elements per array from which on a run counts for more than its compilation: as many
 arrays as a model has, so long is its program, and as many elements, so long it runs."""
+
+
+_quickly: ContextVar[bool] = ContextVar("compiled quickly", default=False)
+
+
+class _NotQuickly(Exception):
+    """Ends the trace of what is not to be compiled quickly."""
+
+
+def check_quickly(needed: bool) -> None:
+    """For functions that are `compiled_once`: says that they need usual effort.
+
+    To be called while they are traced; then they are traced anew.
+    """
+    if needed and _quickly.get():
+        raise _NotQuickly
 
 
 class OnceCompiled:
@@ -41,12 +58,32 @@ class OnceCompiled:
             self._function, static_argnames=self._static, compiler_options=how
         )
 
+    @cached_property
+    def _compiled_as_usual(self) -> set:
+        """The static arguments of calls that are not to be compiled quickly."""
+        return set()
+
     def _chosen(self, args: Any, kwargs: Any) -> Any:
+        if self._static_of(kwargs) in self._compiled_as_usual:
+            return self._usual
         quickly = is_worth_it(jax.tree.leaves((args, kwargs)))
         return self._quick if quickly else self._usual
 
+    def _static_of(self, kwargs: Any) -> tuple:
+        return tuple(kwargs.get(name) for name in self._static)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._chosen(args, kwargs)(*args, **kwargs)
+        chosen = self._chosen(args, kwargs)
+        if chosen is self._usual:
+            return chosen(*args, **kwargs)
+        token = _quickly.set(True)
+        try:
+            return chosen(*args, **kwargs)
+        except _NotQuickly:
+            self._compiled_as_usual.add(self._static_of(kwargs))
+        finally:
+            _quickly.reset(token)
+        return self._usual(*args, **kwargs)
 
     def lower(self, *args: Any, **kwargs: Any) -> Any:
         return self._chosen(args, kwargs).lower(*args, **kwargs)

@@ -61,10 +61,10 @@ def stack_batches(batches: Sequence[Draw]) -> Draw:
     return jax.tree.map(lambda *x: jnp.stack(x), *batches)
 
 
-def over_batches(run: Callable, batches: tuple[Draw, ...]) -> Any:
-    """What `run` gives for each batch, along a new first axis."""
-    if len(batches) == 1:
-        return jax.tree.map(lambda x: x[None], run(batches[0]))
+def over_batches(run: Callable, batches: tuple[Draw, ...], *, written_out: bool) -> Any:
+    """What `run` gives for each batch, along a new first axis; in a loop or without."""
+    if len(batches) == 1 or written_out:
+        return jax.tree.map(lambda *x: jnp.stack(x), *map(run, batches))
     return jax.lax.map(run, stack_batches(batches))
 
 

@@ -7,6 +7,7 @@ from ._axis_views import AxisView as AxisView
 from ._discovery import discover as discover
 from ._jaxprs import bodies as bodies
 from ._jaxprs import closed_bodies as closed_bodies
+from ._jaxprs import convolves as convolves
 from ._jaxprs import derivative_along as derivative_along
 from ._jaxprs import open_jaxpr as open_jaxpr
 from ._jaxprs import scan_counts as scan_counts

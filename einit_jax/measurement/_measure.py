@@ -26,7 +26,7 @@ from ..core import (
     unboxed,
     usual_rules,
 )
-from ..graph import find_regions, multiplying
+from ..graph import convolves, find_regions, multiplying
 from ..units import (
     Objective,
     UnitSelection,
@@ -206,6 +206,7 @@ def _measure_compiled(
         like=arrays.params,
         uncounted=uncounted,
         captured=tuple(u for u in graph.units if not u.lifted_axes),
+        written_out=convolves(graph.jaxpr),
     )
 
     observation = _observed(observer, arrays, params)
@@ -230,7 +231,7 @@ def _observed(observer: Observer, arrays: Arrays, params: Params) -> Observed:
         return observer.observe(ModelArgs(params, arrays.collections, batch))
 
     try:
-        return over_batches(on, arrays.batches)
+        return over_batches(on, arrays.batches, written_out=observer.written_out)
     except NotCaptured as lack:
         captured = lack.captured
     except (TypeError, ValueError):  # branches of nn.cond cannot capture: other trees

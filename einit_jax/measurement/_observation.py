@@ -108,6 +108,8 @@ class Observer:
     """Units and raw parameters whose steps are not in the total update."""
     captured: tuple[Unit, ...]
     """The units whose outputs are read off captured intermediates."""
+    written_out: bool
+    """Whether what runs several times is written out, and not in a loop."""
 
     def observe(self, args: ModelArgs) -> Observed:
         """What a batch shows.
@@ -192,7 +194,11 @@ class Observer:
             pairs = zip(rests, step, strict=True)
             return along([jnp.where(rest, 0, s) for rest, s in pairs])
 
-        changes, raw = jax.lax.map(turn, jnp.array([False, True]))
+        which = jnp.array([False, True])
+        if self.written_out:
+            changes, raw = turn(which[0]), turn(which[1])
+        else:
+            changes, raw = jax.lax.map(turn, which)
         return changes, jnp.max(raw)
 
     def _look_thrice(self, args: ModelArgs) -> _Look:
@@ -209,7 +215,8 @@ class Observer:
 
         # the last look only adds the changes by an update: with a step, cotangents also
         # flow through the derivative along it
-        return jax.lax.scan(turn, still, (turns, jnp.array([0.0, 1.0, 0.0])))[1]
+        looks = turns, jnp.array([0.0, 1.0, 0.0])
+        return jax.lax.scan(turn, still, looks, unroll=3 if self.written_out else 1)[1]
 
     def _look(
         self, args: ModelArgs, factors: Factors, steps: dict[UnitKey, dict[str, Array]]

@@ -5,6 +5,7 @@ comes. Start at `_functional`, then `_hooks`."""
 
 from ._functional import NnxModel as NnxModel
 from ._functional import functional as functional
+from ._functional import holds_factors as holds_factors
 from ._functional import state_like as state_like
 from ._nodes import NnxModule as NnxModule
 from ._nodes import as_nested as as_nested

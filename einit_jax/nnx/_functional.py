@@ -106,10 +106,9 @@ def functional(
             that is bound to one of its modules.
         NotImplementedError: variables are references (`nnx.var_defaults(ref=True)`).
     """
-    nodes = nodes_of(module)
-    if any(HOOK in vars(node) for _, node in nodes):
+    if holds_factors(module):
         module = without_hooks(module)
-        nodes = nodes_of(module)
+    nodes = nodes_of(module)
     _check_bound(nodes)
     graphdef, state = nnx.split(module, graph=True)
     flat = list(nnx.to_flat_state(state))
@@ -127,6 +126,11 @@ def functional(
     specs = tuple(_specs(nodes, owned))
     model = NnxModel(graphdef, leaves, specs)
     return model, own if given is None else given, {VARIABLES: others}
+
+
+def holds_factors(module: nnx.Module) -> bool:
+    """Whether a module is a tuned one."""
+    return any(HOOK in vars(node) for _, node in nodes_of(module))
 
 
 def state_like(template: Any, values: Mapping[str, Any] | None = None) -> nnx.State:

@@ -43,10 +43,15 @@ def wanted_by_loss(loss_fn: Any) -> tuple[str, ...]:
     if len(free) != 2:
         return loss_arguments(loss_fn)
     first, second = free
-    if second.name not in NAMES:
-        return (OF_MODEL,)
     of_model = _is_model(first, loss_fn)
     shown = f"loss_fn takes ({first.name}, {second.name})"
+    if second.name not in NAMES:
+        if of_model is False:
+            raise TypeError(
+                f"{shown}, expected ({first.name}, labels) or ({first.name}, batch), "
+                "by these names, or a first argument named model"
+            )
+        return (OF_MODEL,)
     if second.name != "batch":
         if of_model:
             raise TypeError(

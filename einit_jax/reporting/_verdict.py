@@ -148,9 +148,12 @@ def summary_lines(
     else:
         lines = [_untuned_line(judgement, columns, paths, tune)]
         troubles |= {"missed": {}, "off": {}}  # that is what tuning mends
+    largest = np.nan_to_num(columns["total_update_rms"], posinf=np.inf).max(initial=0)
     for trouble, found in troubles.items():
         named = [f"{paths[row]}{seen and f' ({seen})'}" for row, seen in found.items()]
         lines += [_trouble_line(trouble, named)] if named else []
+        if trouble == "left out" and named and tuned and largest > 2**0.5:
+            lines[-1] += f"; with its steps outputs move by {format_number(largest)}"
     return lines + ([f"{link} {_distinct_line(distinct)}"] if distinct else [])
 
 
@@ -283,7 +286,7 @@ def _trouble_line(trouble: str, places: Sequence[str]) -> str:
 def _distinct_line(distinct: str) -> str:
     """What becomes of differences between inputs, and what mends that."""
     return (
-        f"{distinct}: params, start = ei.looks_linear(model, params, input_fn, "
-        "with_report=True) draws weights that keep them distinct; then tune with "
-        "targets=start.targets()"
+        f"{distinct}: if the weights are not from there yet, params, start = "
+        "ei.looks_linear(model, params, input_fn, with_report=True) draws some that "
+        "keep them distinct as far as it can; then tune with targets=start.targets()"
     )

@@ -53,9 +53,11 @@ class Homogeneity:
         if rough.size:
             raise ValueError(
                 f"f(a theta, x) = a f(theta, x) does not hold for "
-                f"{', '.join(rough[:8])}, or something transforms their parameters on "
-                "the way (nn.WeightNorm): their factors cannot be folded; leave them "
-                "out of tuning: tune(..., exclude=...)"
+                f"{', '.join(rough[:8])} (cells of recurrent networks, say), or "
+                "something transforms their parameters on the way (nn.WeightNorm): "
+                "their factors cannot be folded; keep the scaled model, which trains "
+                "and serves as well, or leave them out of tuning: tune(..., "
+                f"exclude={[*map(str, rough[:8])]})"
             )
         blind = names[np.array(jax.device_get(self.blind))]
         if blind.size:

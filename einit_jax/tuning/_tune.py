@@ -9,7 +9,7 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
-from ..binding import Arrays, Model, any_library, compiled_once, setup
+from ..binding import Arrays, Model, any_library, check_quickly, compiled_once, setup
 from ..core import (
     Draw,
     ModelArgs,
@@ -21,6 +21,7 @@ from ..core import (
     over_batches,
     usual_rules,
 )
+from ..graph import convolves
 from ..units import (
     Objective,
     UnitKey,
@@ -258,6 +259,8 @@ def _tune_compiled(
     """The scales of all batches together, what was finite, what the referee says."""
     graph = objective.trace(arrays.args)
     check_measurable(graph.units)
+    again = any(unit.calls > 1 for unit in graph.units)
+    check_quickly(convolves(graph.jaxpr, in_loops=not again))
     params, _ = put_probes(arrays.params, graph, arrays.key, zeros)
     spec, regions = sweep_spec(objective, options, graph, params)
     units, total = spec.units, options.rules.update == "total"
@@ -279,7 +282,8 @@ def _tune_compiled(
             sizes = output_sizes(objective, list(units), found, args)
         return found | solution.raw, solution.findings, sizes
 
-    drawn, findings, sizes = over_batches(run, arrays.batches)
+    apart = convolves(graph.jaxpr)
+    drawn, findings, sizes = over_batches(run, arrays.batches, written_out=apart)
     factors = over_draws([*units, *spec.raw], drawn, findings.heard)
     findings = findings.over_draws()
     if not options.verify:

@@ -288,6 +288,24 @@ def test_a_second_tune_of_an_equal_model_compiles_nothing():
     assert tune(X[:4]) > 0  # the negative
 
 
+def test_a_tuned_model_is_measured_with_its_factors():
+    net = two()
+    scales = ei.tune(net, None, X, to_one)
+    tuned = ei.scaled(net, scales)
+    with refuses(TypeError, "holds factors already"):
+        ei.measure(tuned, None, X, to_one)
+    table = ei.measure(tuned, None, X, to_one, scales=scales)
+    np.testing.assert_allclose(table.output_rms, 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["y", "target"])
+def test_a_second_argument_of_another_name_is_refused_beside_outputs(name):
+    scope = {"jnp": jnp}
+    exec(f"def loss(logits, {name}): return jnp.mean(logits)", scope)
+    with refuses(TypeError, "expected .logits, labels."):
+        ei.tune(two(), None, X, scope["loss"])
+
+
 def test_tuning_inside_of_a_trace():
     """In `nnx.jit`, and over seeds under `vmap`."""
 

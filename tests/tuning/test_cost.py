@@ -11,6 +11,7 @@ import pytest
 
 from einit_jax.binding import _compilation
 from einit_jax.binding._compilation import is_worth_it
+from einit_jax.graph import convolves
 from einit_jax.measurement import _measure
 from einit_jax.tuning import _tune
 from tests.benchmarks.cost.networks import gradient_step
@@ -120,3 +121,42 @@ def test_both_ways_to_compile_agree(name):
     ]
     off = jax.tree.map(lambda a, b: abs(a / b - 1).max(), *both)
     assert max(jax.tree.leaves(off)) < 20 * jnp.finfo(jnp.float32).eps
+
+
+class Convolved(nn.Module):
+    """Three convolutions, written out or under a scan, and a readout."""
+
+    scanned: bool
+
+    @nn.compact
+    def __call__(self, x):
+        one = lambda: nn.Conv(3, (3, 3))
+        step = lambda layer, x, _: (nn.tanh(layer(x)), None)
+        if self.scanned:
+            axes = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
+            x, _ = nn.scan(step, length=3, **axes)(one(), x, None)
+        else:
+            for _ in range(3):
+                x = nn.tanh(one()(x))
+        return nn.Dense(4)(x.mean((1, 2)))
+
+
+@pytest.mark.parametrize("scanned", [False, True])
+@pytest.mark.parametrize("draws", [1, 2])
+def test_convolutions_are_in_no_loops_of_ours(scanned, draws):
+    """In which XLA runs them slowly on a CPU; in loops of a user's own with effort."""
+    x = jax.random.normal(KEY, (4, 6, 6, 3))
+    model = Convolved(scanned)
+    job = Job(model, params_of(model, x.shape), lambda key: x, squared_error)
+    for module, name, verb in (
+        (_measure, "_measure_compiled", measured),
+        (_tune, "_tune_compiled", tuned),
+    ):
+        run = lambda verb=verb: verb(job, draws=draws)
+        given = arguments_of(module, name, run)
+        traced = getattr(module, name).trace(*given.args, **given.kwargs).jaxpr
+        assert convolves(traced.jaxpr)
+        assert convolves(traced.jaxpr, in_loops=True) == scanned
+    function = _tune._tune_compiled
+    quickly = function._chosen(given.args, given.kwargs) is not function._usual
+    assert quickly == (not scanned)

@@ -117,7 +117,7 @@ def test_what_leaves_parameters_as_they_are_but_not_the_folded_ones(reaches):
     scales = ei.scaled(model).init(jax.random.key(0), x)["scales"]
     scales["faint"]["output"] = jnp.float32(4)
     if reaches:
-        with refuses(ValueError, match="hold for faint, or something transforms"):
+        with refuses(ValueError, match="hold for faint .*, or something transforms"):
             ei.fold(model, params, scales, x)
     else:
         new = ei.fold(model, params, scales, x)
