@@ -94,8 +94,10 @@ def load(
         model: the one that is to have the scales.
         params: of a model of Linen: its parameters or their shapes, as
             `jax.eval_shape` returns them; of one of NNX: None for its own.
-        input_fn, method, rngs, collections, axis_name: as in `tune`. Scales for a
-            method that leaves modules out need `input_fn`, which tells them.
+        input_fn, method, rngs, collections, axis_name: as in `tune`: `method`, `rngs`
+            and `collections` go to `model.apply`, `axis_name` is the mapped axis it
+            expects. Scales for a method that leaves modules out need `input_fn`, which
+            tells them.
 
     Returns:
         The scales as `tune` returned them: nested dicts of float32 arrays, on the

@@ -27,8 +27,8 @@ def curves_at_best(found: Mapping[str, Any], advised: str) -> "TrainingCurves":
     try:
         rate = power_of_two(found[advised].best)
         about.append(
-            f"advised learning rate, {advised}: {rate}, by ei.scale_updates(scales) "
-            "after the optimizer"
+            f"advised learning rate, {advised}: {rate} if it is held, 1 if it falls to "
+            "0, by ei.scale_updates(scales) after the optimizer"
         )
     except ValueError as error:  # it learns at none
         about.append(str(error))

@@ -64,9 +64,12 @@ def compare(
 
     Args:
         model, params, input_fn, loss_fn, batch_size, method, rngs, collections,
-            axis_name: as in `tune`: `input_fn(key)` draws a batch, or is a loader
-            or a batch; `loss_fn(outputs, labels)` gets labels of pairs (x, y) and of
-            `Batch`. Strategies are given them, and the pillars are measured with them.
+            axis_name: as in `tune`: `method`, `rngs` and `collections` go to
+            `model.apply`, `axis_name` is the mapped axis it expects, `batch_size` the
+            number of examples that `input_fn` is asked for; `input_fn(key)` draws a
+            batch, or is a loader or a batch; `loss_fn(outputs, labels)` gets labels of
+            pairs (x, y) and of `Batch`. Strategies are given them, and the pillars are
+            measured with them.
         strategies: by the names that the table gives them: functions (model, params,
             input_fn, loss_fn, *, key, ...) that return parameters, such as `ei.lsuv`;
             `ei.tune`; presets of `initialize` by name; None for params as they are.

@@ -59,7 +59,9 @@ def coordinate_check(
         model_fn: `model_fn(width)` returns a Linen module, with the same units at every
             width; or `model_fn(width, rngs)` one of NNX, made with that `nnx.Rngs`.
         widths: two or more, positive.
-        input_fn, loss_fn, batch_size, method, rngs, axis_name: as in `tune`:
+        input_fn, loss_fn, batch_size, method, rngs, axis_name: as in `tune`: `method`
+            and `rngs` go to `model.apply`, `axis_name` is the mapped axis it expects,
+            `batch_size` the number of examples that `input_fn` is asked for;
             `input_fn(key)` draws a batch, or is a loader or a batch;
             `loss_fn(outputs, labels)` gets labels of pairs (x, y) and of `Batch`. The
             first batch of a loader serves all widths and seeds.

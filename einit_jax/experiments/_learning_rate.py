@@ -203,9 +203,11 @@ def find_learning_rate(
 
     Args:
         model, params, input_fn, loss_fn, key, batch_size, method, rngs, collections,
-            axis_name: as in `tune`: `input_fn(key)` draws a batch, or is a loader
-            or a batch; `loss_fn(outputs, labels)` gets labels of pairs (x, y) and of
-            `Batch`.
+            axis_name: as in `tune`: `method`, `rngs` and `collections` go to
+            `model.apply`, `axis_name` is the mapped axis it expects, `batch_size` the
+            number of examples that `input_fn` is asked for; `input_fn(key)` draws a
+            batch, or is a loader or a batch; `loss_fn(outputs, labels)` gets labels of
+            pairs (x, y) and of `Batch`.
         optimizer: a function of the learning rate (`optax.adam`, or a `partial` of
             `optax.sgd`); it gets a traced rate.
         scales: of `tune`: the scaled model is trained, with `scale_updates` where they

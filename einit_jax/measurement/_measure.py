@@ -89,9 +89,11 @@ def measure(
             `scale_updates`); given as in `tune`. None: by a step of SGD. Where its
             steps do not tell the learning rate the notes say that 1 was taken.
         model, params, input_fn, loss_fn, key, batch_size, method, rngs, collections,
-            axis_name: as in `tune`: `input_fn(key)` draws a batch, or is a loader
-            or a batch; `loss_fn(outputs, labels)` gets labels of pairs (x, y) and of
-            `Batch`.
+            axis_name: as in `tune`: `method`, `rngs` and `collections` go to
+            `model.apply`, `axis_name` is the mapped axis it expects, `batch_size` the
+            number of examples that `input_fn` is asked for; `input_fn(key)` draws a
+            batch, or is a loader or a batch; `loss_fn(outputs, labels)` gets labels of
+            pairs (x, y) and of `Batch`.
 
     Returns:
         A `Measurement`: a frozen pytree of columns with a row per unit (and layer) in

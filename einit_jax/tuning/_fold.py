@@ -76,8 +76,11 @@ def fold(
     Args:
         scales: from `tune`; its factors b, c and `update` are not used.
         model, params, input_fn, key, batch_size, method, rngs, collections, axis_name:
-            as in `tune`: `input_fn(key)` draws inputs, or is a loader or a batch. A
-            tuple is several arguments; of a `Batch` the inputs count.
+            as in `tune`: `method`, `rngs` and `collections` go to `model.apply`,
+            `axis_name` is the mapped axis it expects, `batch_size` the number of
+            examples that `input_fn` is asked for; `input_fn(key)` draws inputs, or is a
+            loader or a batch. A tuple is several arguments; of a `Batch` the inputs
+            count.
 
     Returns:
         A tree like params; parameters of no unit are as they were.

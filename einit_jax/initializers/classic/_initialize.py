@@ -99,8 +99,10 @@ def initialize(
         model: the model that the parameters are of.
         input_fn: `input_fn(key)` draws inputs, or it is a loader or a batch. A tuple is
             several arguments; of a `Batch` the inputs count. `batch_size`, `method`,
-            `rngs`, `collections`, `axis_name`: as in `tune`. The model is traced, not
-            run.
+            `rngs`, `collections`, `axis_name`: as in `tune`: `method`, `rngs` and
+            `collections` go to `model.apply`, `axis_name` is the mapped axis it
+            expects, `batch_size` the number of examples that `input_fn` is asked for.
+            The model is traced, not run.
 
     Returns:
         The same tree with other values, in the same dtypes and shardings; arrays of

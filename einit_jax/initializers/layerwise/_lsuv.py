@@ -79,8 +79,11 @@ def lsuv(
 
     Args:
         model, params, input_fn, key, batch_size, method, rngs, collections, axis_name:
-            as in `tune`: `input_fn(key)` draws a batch, or is a loader or a batch; of a
-            `Batch` the model takes the inputs. The key draws the weights too.
+            as in `tune`: `method`, `rngs` and `collections` go to `model.apply`,
+            `axis_name` is the mapped axis it expects, `batch_size` the number of
+            examples that `input_fn` is asked for; `input_fn(key)` draws a batch, or is
+            a loader or a batch; of a `Batch` the model takes the inputs. The key draws
+            the weights too.
         loss_fn: not called; where it names `labels` or `batch`, batches are pairs
             (inputs, labels).
         target: the variance of each layer's output (not its deviation), or patterns

@@ -90,9 +90,11 @@ def gradinit(
 
     Args:
         model, params, input_fn, loss_fn, key, batch_size, method, rngs, collections,
-            axis_name: as in `tune`: `input_fn(key)` draws a batch, or is a loader
-            or a batch; `loss_fn(outputs, labels)` gets labels of pairs (x, y) and of
-            `Batch`.
+            axis_name: as in `tune`: `method`, `rngs` and `collections` go to
+            `model.apply`, `axis_name` is the mapped axis it expects, `batch_size` the
+            number of examples that `input_fn` is asked for; `input_fn(key)` draws a
+            batch, or is a loader or a batch; `loss_fn(outputs, labels)` gets labels of
+            pairs (x, y) and of `Batch`.
         include: patterns of array paths that get a factor; None: all.
         exclude: patterns of arrays whose factor stays 1.
         draws: the number of batches, which take turns.

@@ -86,9 +86,11 @@ def autoinit(
 
     Args:
         model, params, input_fn, key, batch_size, method, rngs, collections, axis_name:
-            as in `tune`: `input_fn(key)` draws a batch, or is a loader or a batch; of a
-            `Batch` the model takes the inputs. Of params the shapes count, and the
-            values of what is no weight.
+            as in `tune`: `method`, `rngs` and `collections` go to `model.apply`,
+            `axis_name` is the mapped axis it expects, `batch_size` the number of
+            examples that `input_fn` is asked for; `input_fn(key)` draws a batch, or is
+            a loader or a batch; of a `Batch` the model takes the inputs. Of params the
+            shapes count, and the values of what is no weight.
         loss_fn: not called; where it names `labels` or `batch`, batches are pairs
             (inputs, labels).
         signal_variance: of every product, positive.
