@@ -93,12 +93,17 @@ def epsilon_note(rows: Rows) -> list[str]:
 
 
 def total_note(rows: Rows, by: str) -> str:
-    """The largest total update, by whose step, and where."""
+    """The largest total update, by whose step, and where.
+
+    Where factors of an optimizer meet a step of SGD, what to pass.
+    """
     total = column_of(rows, "total_update_rms")
     row = int(np.argmax(np.nan_to_num(total)))
+    foreign = by == "SGD" and bool(np.any(column_of(rows, "update_factor") != 1))
     return (
         f"largest total update, by {by} at learning rate 1: {total[row]:.3g} at "
         f"{rows[row]['path']}"
+        + ("; the scales are for an optimizer: measure(..., optimizer=...)" * foreign)
     )
 
 

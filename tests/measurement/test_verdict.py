@@ -76,6 +76,17 @@ def test_the_rule_in_force_decides_which_update_is_judged():
     assert "total_update_rms" not in local.worst()
 
 
+def test_factors_of_an_optimizer_are_not_measured_by_sgd_in_silence():
+    scales = ei.tune(MODEL, PARAMS, X, LOSS, optimizer=optax.adam)
+    says = lambda table: (
+        "the scales are for an optimizer" in " ".join(str(table).split())
+    )
+    assert says(ei.measure(MODEL, PARAMS, X, LOSS, scales=scales))
+    by_its_own = ei.measure(MODEL, PARAMS, X, LOSS, scales=scales, optimizer=optax.adam)
+    assert not says(by_its_own)
+    assert not says(tuned())
+
+
 def test_an_untuned_network_is_told_what_mends_it():
     line, *_ = UNTUNED.summary()
     assert line.startswith("NOT TUNED: output ")
