@@ -50,6 +50,8 @@ class OnceCompiled:
         update_wrapper(self, function)
         self._function, self._static = function, static
         self._usual = jax.jit(function, static_argnames=static)
+        self._compiled_as_usual: set[tuple] = set()
+        """The static arguments of calls that are not to be compiled quickly."""
 
     @cached_property
     def _quick(self) -> Any:
@@ -57,11 +59,6 @@ class OnceCompiled:
         return jax.jit(
             self._function, static_argnames=self._static, compiler_options=how
         )
-
-    @cached_property
-    def _compiled_as_usual(self) -> set:
-        """The static arguments of calls that are not to be compiled quickly."""
-        return set()
 
     def _chosen(self, args: Any, kwargs: Any) -> Any:
         if self._static_of(kwargs) in self._compiled_as_usual:

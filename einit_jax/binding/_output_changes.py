@@ -28,8 +28,8 @@ from ..core import (
     plain,
     rms,
     rms_of_calls,
-    shaped_like,
     squares,
+    summed_like,
     type_of,
     vary_with,
     widen,
@@ -156,11 +156,9 @@ def _note_forward(moved, values, along, sums):
         power, size = squares(moved, FLOOR)
         statistics = {"power": power / size}
     else:
-        several = isinstance(sums["size"], Mapping)
-        statistics = {"size": as_summed(rms(moved), several=several)}
-        if "spread" in sums:
-            spread = sure_spread(values)
-            statistics["spread"] = as_summed(spread, several=several)
+        statistics = {"size": rms(moved)}
+    if "spread" in sums:
+        statistics["spread"] = sure_spread(values)
     types = [Types(tuple(map(type_of, arrays))) for arrays in (values, along)]
     return moved, (with_calls(statistics, sums), *types)
 
@@ -170,9 +168,8 @@ def with_calls(statistics: dict[str, Any], sums: Mapping[str, Any]) -> dict[str,
 
     Each call counts the same, whatever its size.
     """
-    some, *_ = jax.tree.leaves(statistics)
-    statistics = {**statistics, "calls": per_call(1, some)}
-    return jax.tree.map(shaped_like, {n: statistics[n] for n in sums}, dict(sums))
+    some, *_ = statistics.values()
+    return summed_like({**statistics, "calls": per_call(1, some)}, sums)
 
 
 def _note_backward(residual, cotangents):

@@ -23,7 +23,6 @@ from ..core import (
     Partition,
     Path,
     anchor,
-    as_summed,
     broadcast_per_layer,
     float_leaves,
     multiply,
@@ -182,10 +181,8 @@ def _note_reads(moved, along, sums):
 def _reads_forward(moved, along, sums):
     sizes = [rms([t]) for t in along] + [rms(moved)]
     size = reduce(jnp.maximum, sizes, jnp.zeros((), jnp.float32))
-    several = isinstance(sums["size"], Mapping)
-    statistics = {"size": as_summed(size, several=several)}
     types = Types(tuple(map(type_of, along)))
-    return list(map(jnp.zeros_like, moved)), (with_calls(statistics, sums), types)
+    return list(map(jnp.zeros_like, moved)), (with_calls({"size": size}, sums), types)
 
 
 def _reads_backward(residual, cotangents):

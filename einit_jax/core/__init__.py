@@ -14,10 +14,10 @@ from ._batches import check_not_zero as check_not_zero
 from ._batches import default_key as default_key
 from ._batches import draw_batches as draw_batches
 from ._batches import geometric_mean as geometric_mean
+from ._batches import in_turn as in_turn
 from ._batches import log_deviation as log_deviation
 from ._batches import only_zeros as only_zeros
 from ._batches import or_all as or_all
-from ._batches import over_batches as over_batches
 from ._batches import stack_batches as stack_batches
 from ._cotangents import anchor as anchor
 from ._cotangents import emit as emit
@@ -25,6 +25,7 @@ from ._cotangents import float_leaves as float_leaves
 from ._cotangents import link_cotangents as link_cotangents
 from ._cotangents import per_call as per_call
 from ._cotangents import scale_gradient as scale_gradient
+from ._cotangents import summed_like as summed_like
 from ._drawn import OF_BATCH as OF_BATCH
 from ._drawn import OF_MODEL as OF_MODEL
 from ._drawn import Split as Split

@@ -61,11 +61,13 @@ def stack_batches(batches: Sequence[Draw]) -> Draw:
     return jax.tree.map(lambda *x: jnp.stack(x), *batches)
 
 
-def over_batches(run: Callable, batches: tuple[Draw, ...], *, written_out: bool) -> Any:
-    """What `run` gives for each batch, along a new first axis; in a loop or without."""
-    if len(batches) == 1 or written_out:
-        return jax.tree.map(lambda *x: jnp.stack(x), *map(run, batches))
-    return jax.lax.map(run, stack_batches(batches))
+def in_turn(run: Callable, items: Sequence[Any], *, written_out: bool) -> Any:
+    """What `run` gives for each of some trees that are alike (batches, say), along a
+    new first axis; in a loop or without."""
+    stack = lambda trees: jax.tree.map(lambda *x: jnp.stack(x), *trees)
+    if len(items) == 1 or written_out:
+        return stack(map(run, items))
+    return jax.lax.map(run, stack(items))
 
 
 def default_key() -> jax.Array:

@@ -8,13 +8,14 @@ measurement. Calls of one module, layers of a scan and devices of a mesh then ad
 themselves.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact
 
-from ._numerics import multiply, unforeseen
+from ._numerics import as_summed, multiply, unforeseen
 from ._placement import shaped_like
 from ._types import is_float
 
@@ -32,6 +33,18 @@ def per_call(value: int | float, statistic: Float[Array, ""]) -> Float[Array, ""
     """
     constant = jnp.asarray(value, jnp.float32)
     return jnp.where(statistic == statistic, constant, constant)
+
+
+def summed_like(
+    statistics: Mapping[str, Array], sums: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The statistics of one call that `sums` has, in the form in which it adds them up.
+
+    Sizes are squared where `sums` is that of several calls; see `as_summed`.
+    """
+    several = {name: isinstance(zeros, Mapping) for name, zeros in sums.items()}
+    every = {n: as_summed(statistics[n], several=several[n]) for n in sums}
+    return jax.tree.map(shaped_like, every, dict(sums))
 
 
 @jax.custom_jvp

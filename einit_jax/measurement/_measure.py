@@ -19,9 +19,9 @@ from ..core import (
     Path,
     check_learning_rate,
     describe,
+    in_turn,
     only_zeros,
     optimizer_at_one,
-    over_batches,
     path_str,
     unboxed,
     usual_rules,
@@ -233,7 +233,7 @@ def _observed(observer: Observer, arrays: Arrays, params: Params) -> Observed:
         return observer.observe(ModelArgs(params, arrays.collections, batch))
 
     try:
-        return over_batches(on, arrays.batches, written_out=observer.written_out)
+        return in_turn(on, arrays.batches, written_out=observer.written_out)
     except NotCaptured as lack:
         captured = lack.captured
     except (TypeError, ValueError):  # branches of nn.cond cannot capture: other trees

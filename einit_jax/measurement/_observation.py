@@ -19,6 +19,7 @@ from ..core import (
     anchor,
     first_step,
     float_leaves,
+    in_turn,
     inverse,
     multiply,
     plain,
@@ -185,7 +186,7 @@ class Observer:
         """The changes of outputs by a step of all that counts, and the largest one by
         that of all others."""
         updates = TotalUpdates(self.objective, self.units, self.factors, self.captured)
-        along = lambda step: concat_units(self.units, updates.along(args, step))
+        along = partial(updates.along, args)
         if all(counted):
             return along(step), jnp.zeros((), jnp.float32)
 
@@ -194,11 +195,8 @@ class Observer:
             pairs = zip(rests, step, strict=True)
             return along([jnp.where(rest, 0, s) for rest, s in pairs])
 
-        which = jnp.array([False, True])
-        if self.written_out:
-            changes, raw = turn(which[0]), turn(which[1])
-        else:
-            changes, raw = jax.lax.map(turn, which)
+        which = jnp.array(False), jnp.array(True)
+        changes, raw = in_turn(turn, which, written_out=self.written_out)
         return changes, jnp.max(raw)
 
     def _look_thrice(self, args: ModelArgs) -> _Look:

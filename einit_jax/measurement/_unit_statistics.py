@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from ..core import (
     WINDOWS,
+    as_summed,
     at_peak,
     emit,
     from_windows,
@@ -23,10 +24,9 @@ from ..core import (
     per_call,
     rms,
     scale_gradient,
-    shaped_like,
     squares,
+    summed_like,
     widen,
-    windows,
 )
 from ..units import FACTORS, Interception, Unit, UnitCall, UnitKey, concat_units
 
@@ -55,7 +55,7 @@ def empty_statistics(unit: Unit, *, captured: bool) -> dict[str, dict[str, Any]]
 
 
 def _zeros_like(zero: Array, name: str, unit: Unit) -> Any:
-    return windows(zero) if unit.calls > 1 and name in SIZES else zero
+    return as_summed(zero, several=unit.calls > 1 and name in SIZES)
 
 
 def sums_of_captured(unit: Unit, calls: Sequence[list[Array]]) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def sums_of_captured(unit: Unit, calls: Sequence[list[Array]]) -> dict[str, Any]
     zero = jnp.zeros((), jnp.float32)
     zeros = {name: _zeros_like(zero, name, unit) for name in READINGS}
     outputs = [[jax.lax.stop_gradient(t) for t in call] for call in calls]
-    each = [_as_summed(output_statistics(call), zeros) for call in outputs]
+    each = [summed_like(output_statistics(call), zeros) for call in outputs]
     return reduce(partial(jax.tree.map, jnp.add), each)
 
 
@@ -99,13 +99,6 @@ def over_calls(
     return {name: joint(name) for name in sums[units[0].key]}
 
 
-def _as_summed(statistics: Mapping[str, Array], sums: Mapping[str, Any]) -> dict:
-    """Of one call, as they are summed: sizes are squared where there are several."""
-    squared = {n: windows(statistics[n]) for n in sums if isinstance(sums[n], Mapping)}
-    every = {n: {**statistics, **squared}[n] for n in sums}
-    return jax.tree.map(shaped_like, every, dict(sums))
-
-
 def observing(entries: Mapping[UnitKey, Mapping[str, Any]]) -> Interception:
     """The interception of an observation.
 
@@ -131,7 +124,7 @@ def _observe_call(call: UnitCall, entry: Mapping[str, Any]) -> Any:
         still = [jax.lax.stop_gradient(t) for t in outputs]
         statistics |= output_statistics(still)
     outputs = [scale_gradient(t, c) for t in outputs]
-    return call.finish(emit(outputs, _as_summed(statistics, sums), sums))
+    return call.finish(emit(outputs, summed_like(statistics, sums), sums))
 
 
 def output_statistics(outputs: list[Array]) -> dict[str, Float[Array, ""]]:
@@ -197,7 +190,7 @@ def _watch_backward(sums, cotangents):
         "rms": largest,
         "bad": count_nonfinite(cotangents),
     }
-    return cotangents, _as_summed(statistics, sums)
+    return cotangents, summed_like(statistics, sums)
 
 
 _watch.defvjp(_watch_forward, _watch_backward)

@@ -17,8 +17,8 @@ from ..core import (
     check_learning_rate,
     check_not_zero,
     checked_stopping,
+    in_turn,
     is_concrete,
-    over_batches,
     usual_rules,
 )
 from ..graph import convolves
@@ -260,7 +260,8 @@ def _tune_compiled(
     graph = objective.trace(arrays.args)
     check_measurable(graph.units)
     again = any(unit.calls > 1 for unit in graph.units)
-    check_quickly(convolves(graph.jaxpr, in_loops=not again))
+    convolved = convolves(graph.jaxpr)
+    check_quickly(convolved and (again or convolves(graph.jaxpr, in_loops=True)))
     params, _ = put_probes(arrays.params, graph, arrays.key, zeros)
     spec, regions = sweep_spec(objective, options, graph, params)
     units, total = spec.units, options.rules.update == "total"
@@ -282,8 +283,7 @@ def _tune_compiled(
             sizes = output_sizes(objective, list(units), found, args)
         return found | solution.raw, solution.findings, sizes
 
-    apart = convolves(graph.jaxpr)
-    drawn, findings, sizes = over_batches(run, arrays.batches, written_out=apart)
+    drawn, findings, sizes = in_turn(run, arrays.batches, written_out=convolved)
     factors = over_draws([*units, *spec.raw], drawn, findings.heard)
     findings = findings.over_draws()
     if not options.verify:

@@ -22,6 +22,7 @@ from ..core import (
     per_call,
     rms,
     rms_of_calls,
+    summed_like,
     vary_with,
     widen,
 )
@@ -98,11 +99,10 @@ def _compare_call(call: UnitCall, sums: Mapping[str, Any]) -> Any:
     apart = [2 * (t - jnp.mean(jax.lax.all_gather(t, BOTH), 0)) for t in wide]
     bad = sum((jnp.sum(~jnp.isfinite(t)) for t in wide), jnp.zeros((), jnp.int32))
     size = rms(wide)
-    several = isinstance(sums["size"], Mapping)
     statistics = {
         "calls": per_call(1, size),
-        "size": as_summed(size, several=several),
-        "change": as_summed(rms(apart), several=several),
+        "size": size,
+        "change": rms(apart),
         "bad": bad.astype(jnp.float32),
     }
-    return call.finish(emit(outputs, statistics, dict(sums)))
+    return call.finish(emit(outputs, summed_like(statistics, sums), dict(sums)))

@@ -25,6 +25,7 @@ from ..core import (
     per_call,
     rms,
     rms_of_calls,
+    summed_like,
     vary_with,
     widen,
 )
@@ -170,29 +171,23 @@ def _sizes(
 
     if not hidden:
         return objective.over_axis(lambda: run({})[1])
-    nothing = {unit.key: jnp.zeros(unit.carried_shape, jnp.float32) for unit in hidden}
-    zeros = {
-        unit.key: {
-            "calls": nothing[unit.key],
-            "size": as_summed(nothing[unit.key], several=unit.calls > 1),
-        }
-        for unit in hidden
-    }
-    zeros = vary_with(zeros, args)
+    zeros = vary_with({unit.key: _nothing_read(unit) for unit in hidden}, args)
     sums, sizes = objective.over_axis(lambda: jax.grad(run, has_aux=True)(zeros))
     return sizes | {
         key: rms_of_calls(own["size"], own["calls"]) for key, own in sums.items()
     }
 
 
+def _nothing_read(unit: Unit) -> dict[str, Any]:
+    """Zeros, whose cotangents are the number and the joint size of calls."""
+    zero = jnp.zeros(unit.carried_shape, jnp.float32)
+    return {"calls": zero, "size": as_summed(zero, several=unit.calls > 1)}
+
+
 def _read_call(call: UnitCall, sums: Mapping[str, Any]) -> Any:
     outputs = call.proceed(call.inputs)
     still = [widen(jax.lax.stop_gradient(t)) for t in outputs]
     size = rms(still)
-    several = isinstance(sums["size"], Mapping)
-    statistics = {
-        "calls": per_call(1, size),
-        "size": as_summed(size, several=several),
-    }
+    statistics = summed_like({"calls": per_call(1, size), "size": size}, sums)
     linked = link_cotangents(call.inputs, emit(outputs, statistics, sums))
     return call.finish(linked)

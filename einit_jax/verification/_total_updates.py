@@ -38,7 +38,6 @@ from ..units import (
     concat_units,
     outputs_alone,
     scaling,
-    split_units,
 )
 from ._output_drift import output_drift
 from ._outputs import captured_sizes
@@ -98,8 +97,9 @@ class TotalUpdates:
     captured: tuple[Unit, ...]
     """The units whose outputs are read off captured intermediates."""
 
-    def along(self, args: ModelArgs, step: list[Array]) -> dict[UnitKey, Array]:
-        """The rms of each unit's change by a step, to first order, by layer.
+    def along(self, args: ModelArgs, step: list[Array]) -> Float[Array, " rows"]:
+        """The rms of each unit's change by a step, to first order, by layer, in the
+        order of `concat_units`.
 
         Over calls it is the root mean square. `step` has how each floating leaf of
         params moves, in their order. NaN for units whose outputs do not come out where
@@ -109,9 +109,7 @@ class TotalUpdates:
         step, size = at_peak(step)
         inside = lambda: self._along_step_near_one(args, step)
         changes = self.objective.over_axis(inside)
-        column = times(size, concat_units(self.units, changes))  # in one kernel
-        found = split_units(self.units, {"change": column})
-        return {key: own["change"] for key, own in found.items()}
+        return times(size, concat_units(self.units, changes))
 
     def _along_step_near_one(
         self, args: ModelArgs, step: list[Array]
