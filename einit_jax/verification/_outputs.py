@@ -70,8 +70,9 @@ class Verdict:
                 "outputs of the scaled model are not as large as they were tuned to "
                 f"be: rms {'; '.join(list(missed.values())[:8])}. Something between "
                 "the factors and the units changes them (a transform of variables, a "
-                "random stream of its own), or passes did not settle (max_sweeps); "
-                f"leave such units out: tune(..., exclude={first!r})"
+                "random stream of its own), passes did not settle (max_sweeps), or "
+                "all that it reads is rounding (the mean over what a norm has "
+                f"centered); leave such units out: tune(..., exclude={first!r})"
             )
 
     def missed(self) -> dict[str, str]:

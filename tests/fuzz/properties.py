@@ -16,6 +16,7 @@ from einit_jax.graph import parameter_axes
 from einit_jax.units import FACTORS
 from tests.fuzz.examples import Example
 from tests.fuzz.nnx_models.running import run_of
+from tests.fuzz.rounding import nudged
 from tests.fuzz.running import (
     PACKAGE,
     Broken,
@@ -33,6 +34,9 @@ NARROW, ROUGH = ("rnn", "complex"), 0.01
 """Kinds that compute in 32 bits whatever their inputs are, and what is allowed them."""
 BLOCKING = ("'stop'", "'lookup'", "'tied'", "'forces'")
 """Kinds behind which no gradient passes: to whole numbers, to constant derivatives."""
+SPREAD = 10
+"""How many times two programs may round further apart than one does as its parameters
+are nudged."""
 ROUNDED = 1e5
 """Potentials that are further apart are of gradients that are rounding."""
 TRANSFORMED = ("weight_norm", "spectral_norm", "mapped")
@@ -75,11 +79,21 @@ def jitted_is_eager(run: Run) -> None:
     if rounded_alone(run):
         return
     rtol = max(rtol, 1e-6 * cancelled(run))
-    for (path, a), b in zip(
-        jax.tree.leaves_with_path(run.scales), jax.tree.leaves(jitted), strict=True
-    ):
-        off = float(np.max(np.abs(np.log(a) - np.log(b))))
-        expect(off < rtol, f"{jax.tree_util.keystr(path)} jitted is off by {off:.2g}")
+    paths = [jax.tree_util.keystr(p) for p, _ in jax.tree.leaves_with_path(run.scales)]
+    off = log_ratios(run.scales, jitted)
+    if max(off) < rtol:
+        return
+    both = run.job.params, nudged(run.job.params)
+    moved = log_ratios(*(run.called(run.tune, params) for params in both))
+    for path, far, by_rounding in zip(paths, off, moved, strict=True):
+        fine = far < max(rtol, SPREAD * by_rounding)
+        expect(fine, f"{path} jitted is off by {far:.2g}")
+
+
+def log_ratios(a: Any, b: Any) -> list[float]:
+    """Of two trees of factors, by leaf: the largest ratio's logarithm."""
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return [float(np.max(np.abs(np.log(x) - np.log(y)))) for x, y in pairs]
 
 
 def outputs_are_at_their_targets(run: Run) -> None:

@@ -21,6 +21,7 @@ from tests.fuzz.examples import Example, Model
 from tests.fuzz.growing import KINDS, NNX_KINDS, inside
 from tests.fuzz.nnx_models.running import run_of
 from tests.fuzz.properties import Verdict, gradient_deviation, judge
+from tests.fuzz.rounding import sensitivity
 from tests.fuzz.running import Broken, Invalid, Refused, Run, judged
 from tests.fuzz.shrinking import failure_kind, shrunk
 from tests.fuzz.strategies import drawn, examples, numbered
@@ -191,6 +192,15 @@ def test_errors_are_judged(tuned):
     assert isinstance(own(ValueError("something else")), Broken)
     assert isinstance(own(KeyError("has no units")), Broken)
     assert isinstance(own(FloatingPointError("non-finite")), Broken)
+
+
+def test_rounding_is_told_from_what_is_known(tuned):
+    """The mean over what a norm has centered is nothing but last digits."""
+    assert not tuned.outputs_are_rounding
+    centered = Example(("group_norm", 1), width=1, batch=8, steps=3, outputs="pooled")
+    assert run_of(centered).outputs_are_rounding
+    moved = sensitivity(lambda p: p, {"a": np.ones(1000, np.float32)})
+    assert 1 < moved / np.finfo(np.float32).eps < 4
 
 
 def raised(error: Exception) -> Exception:
