@@ -31,9 +31,10 @@ NEAR = 1e-3
 """How far the direction of a carried gradient may be from the true one: the rms of the
 difference of both at rms 1. What rounding does is added, by the coarsest dtype of the
 parameters and the outputs."""
-NOISE = 64
-"""Up to how many times the rounding of the largest gradient in a unit a parameter's may
-be noise: that of the bias of attention keys is zero, but for it."""
+SPREAD = 10
+"""How many times as far as the true gradient's as parameters are nudged by their last
+digit: the bias of attention keys, and of a layer before a norm, have gradients that are
+nothing but rounding."""
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["apart"], meta_fields=["names"])
@@ -80,51 +81,46 @@ def align_gradients(
     leaves = Partition(plain(args.params))
     dtypes = {x.dtype for x in leaves.floats}
 
-    def gradient(factors: Any) -> list[Array]:
+    def gradient(factors: Any, floats: list[Array]) -> list[Array]:
         def loss(floats: list[Array]) -> Array:
             filled = args._replace(params=leaves.build(floats))
             outputs, _ = objective.run(filled, scaling(factors))
             dtypes.update(x.dtype for x in float_leaves(outputs))
             return objective.loss(outputs, args.batch)
 
-        return objective.over_axis(lambda: jax.grad(loss)(leaves.floats))
+        return objective.over_axis(lambda: jax.grad(loss)(floats))
 
-    paths = [path for path, x in flatten(unboxed(args.params)).items() if is_float(x)]
-    both = zip(gradient(factors), gradient(outputs_alone(factors)), strict=True)
-    pairs = zip(paths, owners(args.params, units), both, strict=True)
-    owned = [(path, unit, *pair) for path, unit, pair in pairs if unit is not None]
+    forward = outputs_alone(factors)
+    carried, true = (gradient(each, leaves.floats) for each in (factors, forward))
     rounding = max(float(jnp.finfo(dtype).eps) for dtype in dtypes)
+    nudged = gradient(forward, [_nudged(x, rounding) for x in leaves.floats])
+    paths = [path for path, x in flatten(unboxed(args.params)).items() if is_float(x)]
+    found = zip(paths, owners(args.params, units), carried, true, nudged, strict=True)
     allowed = NEAR + 8 * rounding**0.75
-    of_unit: dict[Unit, list[list[Array]]] = {}
-    for _, unit, *pair in owned:
-        of_unit.setdefault(unit, []).append(pair)
-    noise = {
-        unit: [NOISE * rounding * _largest(unit, g) for g in zip(*pairs, strict=True)]
-        for unit, pairs in of_unit.items()
+    apart = {
+        path_str(path): jnp.max(
+            _apart(unit, mine, own) / (allowed + SPREAD * _apart(unit, own, moved))
+        )
+        for path, unit, mine, own, moved in found
+        if unit is not None
     }
-    return Alignment(
-        names=tuple(path_str(path) for path, *_ in owned),
-        apart=[_apart(unit, pair, noise[unit]) / allowed for _, unit, *pair in owned],
-    )
+    return Alignment(names=tuple(apart), apart=list(apart.values()))
 
 
-def _largest(unit: Unit, gradients: Sequence[Array]) -> Array:
-    """The largest rms of some gradients, for each layer."""
-    layers = [layers_first(g, unit.lifted_axes) for g in gradients]
-    return jnp.max(jnp.stack([rms([x], len(unit.layers)) for x in layers]), 0)
+def _nudged(x: Array, rounding: float) -> Array:
+    """The array, its elements by turns larger and smaller by their last digit."""
+    signs = 1 - 2 * (jnp.arange(x.size) % 2).reshape(x.shape)
+    return x + x * (rounding * signs).astype(x.dtype)
 
 
-def _apart(unit: Unit, gradients: Sequence[Array], noise: Sequence[Array]) -> Array:
-    """How far two directions are, at the worst layer; 0 where one vanishes, or both are
-    no larger than noise."""
+def _apart(unit: Unit, one: Array, other: Array) -> Array:
+    """How far two gradients' directions are, by layer; 0 where one of them vanishes."""
     keep = len(unit.layers)
-    directions, live, heard = [], jnp.array(True), jnp.array(False)
-    for gradient, floor in zip(gradients, noise, strict=True):
+    directions, live = [], jnp.array(True)
+    for gradient in (one, other):
         layers = widen(layers_first(gradient, unit.lifted_axes))
         size = rms([layers], keep)
         live &= size > 0
-        heard |= size > floor
         rest = [1] * (layers.ndim - keep)
         directions.append(layers * inverse(size).reshape(*size.shape, *rest))
-    far = rms([directions[0] - directions[1]], keep)
-    return jnp.max(jnp.where(live & heard, far, 0.0))
+    return jnp.where(live, rms([directions[0] - directions[1]], keep), 0.0)

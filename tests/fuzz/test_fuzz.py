@@ -75,6 +75,38 @@ def test_many_models(library, part):
     assert not failed, "\n".join(f"{e}: {v}" for e, v in failed.items())
 
 
+FAILED_ONCE = {
+    "a gradient that a norm takes out": Example(
+        ("sequential", ("mix",), ("layer_norm",)),
+        batch=1,
+        extra=("vector",),
+        outputs="tuple",
+        loss="cosines",
+        options=(("draws", 2), ("exclude", 0)),
+    ),
+    "biases before a norm, compared because of a tied kernel": Example(
+        ("seq", ("hand_tied", 4), ("raw", "positions", ("batch_norm", False))),
+        steps=1,
+        tokens=True,
+        outputs="tuple",
+        loss="cosines",
+        options=(
+            ("update", "local"),
+            ("optimizer", "sgd"),
+            ("draws", 2),
+            ("targets", 0.5),
+        ),
+        seed=2,
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAILED_ONCE)
+def test_what_failed_once_holds(name):
+    assert judge(FAILED_ONCE[name]).status == "ok"
+
+
 # The parts: examples are plain data.
 
 MANY = [numbered(0, i) for i in range(1500)]
