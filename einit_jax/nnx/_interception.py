@@ -64,7 +64,10 @@ class NnxUnitCall:
         self, inputs: list[Array], step: list[Array], *, by_transposing: bool
     ) -> tuple[list[Array], list[Array]]:
         here = self._snapshot()
-        step = [shaped_like(s, x) for s, x in zip(step, here.floats, strict=True)]
+        step = [
+            shaped_like(s.astype(x.dtype), x)
+            for s, x in zip(step, here.floats, strict=True)
+        ]
         if by_transposing:
             return self._transposed_twice(inputs, step)
         along = lambda floats: self._run(here, floats, inputs)

@@ -159,7 +159,8 @@ def _note_unseen(call: UnitCall) -> None:
 @contextmanager
 def _in_force(module: Any) -> Iterator[None]:
     """Meanwhile transforms slice the factors below a module as its parameters, and the
-    gradients of raw parameters are multiplied by theirs."""
+    gradients of raw parameters are multiplied by theirs, which no transform sees: one
+    factor may be of a parameter that is mapped over."""
     nodes = [node for _, node in nnx.iter_graph(module)]
     factors = [node for node in nodes if type(node) is Scale]
     raw = [
@@ -180,8 +181,9 @@ def _in_force(module: Any) -> Iterator[None]:
 
 def _multiply_gradient(node: Any, name: str) -> Callable[[], None]:
     """Puts a raw parameter's factor into force; returns what takes it back."""
-    keys: Keys = vars(node)[name].get_metadata("of")
-    factor = raw_value(vars(node)[name])
+    hidden = vars(node).pop(name)
+    keys: Keys = hidden.get_metadata("of")
+    factor = raw_value(hidden)
     owner, last = at_keys(node, keys[:-1]), keys[-1]
     leaf = at_keys(owner, (last,))
     value = raw_value(leaf)
@@ -190,5 +192,10 @@ def _multiply_gradient(node: Any, name: str) -> Callable[[], None]:
         put = lambda new: object.__setattr__(leaf, "_raw_value", new)
     else:
         put = lambda new: object.__setattr__(owner, last, new)
+
+    def put_back() -> None:
+        put(value)
+        vars(node)[name] = hidden
+
     put(jax.tree.map(lambda x: scale_raw_gradient(x, factor), value))
-    return lambda: put(value)
+    return put_back

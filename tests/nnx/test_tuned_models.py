@@ -415,6 +415,56 @@ def test_gradients_of_raw_parameters_have_their_factors():
     assert same(tuned.gains[1][...], model.gains[1][...])
 
 
+class Mixed(nnx.Module):
+    """A raw matrix behind a layer."""
+
+    def __init__(self, rngs):
+        self.layer = nnx.Linear(8, 8, rngs=rngs)
+        self.mix = nnx.Param(rngs.params.normal((8, 8)))
+
+    def __call__(self, x):
+        return self.layer(x) @ self.mix[...]
+
+
+class Members(nnx.Module):
+    """Two of them side by side, from one array of parameters each."""
+
+    def __init__(self, rngs):
+        self.members = nnx.vmap(Mixed)(rngs.split(2))
+
+    def __call__(self, x):
+        apply = nnx.vmap(lambda member, x: member(x), in_axes=(0, None))
+        return apply(self.members, x).mean(0)
+
+
+def test_a_raw_parameter_that_is_mapped_over_has_one_factor():
+    """No transform sees it, as it has no axis to be mapped over."""
+    model = Members(nnx.Rngs(0))
+    scales = ei.tune(model, None, X, to_one)
+    factor = scales["members"]["mix"]["output_grad"]
+    assert factor.shape == () and not np.isclose(factor, 1)
+    tuned = ei.scaled(model, scales)
+    np.testing.assert_allclose(tuned(X), nnx.jit(lambda net: net(X))(tuned), rtol=1e-5)
+    gradient = nnx.grad(lambda net: to_one(net(X)))
+    layers = {"members": {"layer": scales["members"]["layer"]}}
+    without = gradient(ei.scaled(model, layers))["members"]["mix"].get_value()
+    carried = gradient(tuned)["members"]["mix"].get_value()
+    np.testing.assert_allclose(carried, factor * without, rtol=1e-4)
+    table = ei.measure(model, None, X, to_one, scales=scales)
+    assert "exact" in table.modes()["gradients"]
+
+
+def test_a_layer_may_compute_in_more_digits_than_its_parameters_have():
+    """A norm of weights hands on 32 bits of a kernel of 16."""
+    kinds = {"dtype": jnp.bfloat16, "param_dtype": jnp.bfloat16}
+    layer = nnx.Linear(8, 8, rngs=nnx.Rngs(0), **kinds)
+    model = nnx.WeightNorm(layer, rngs=nnx.Rngs(1), param_dtype=jnp.bfloat16)
+    x = X.astype(jnp.bfloat16)
+    scales = ei.tune(model, None, x, to_one)
+    table = ei.measure(model, None, x, to_one, scales=scales)
+    np.testing.assert_allclose(table.output_rms, 1, rtol=0.02)
+
+
 def test_tuned_models_are_saved_by_orbax(tmp_path):
     import orbax.checkpoint as ocp
 
