@@ -276,6 +276,30 @@ def test_inputs_and_weights_of_any_size(size):
     allclose(kept["layers_2"], base["layers_2"], rtol=1e-2)
 
 
+class TiedStream(nn.Module):
+    """A residual stream between embeddings that are its head as well; no norm."""
+
+    @nn.compact
+    def __call__(self, tokens):
+        embed = nn.Embed(32, 64)
+        y = embed(tokens)
+        for _ in range(8):
+            y = y + nn.Dense(64)(nn.relu(nn.Dense(64)(y)))
+        return embed.attend(y)
+
+
+def test_layers_behind_embeddings_that_are_the_head_may_change_much():
+    """Lookups become as small as logits need them, and what reads them larger."""
+    tokens = jax.random.randint(KEY, (16, 8), 0, 32)
+    model, loss = TiedStream(), lambda y: jnp.mean(y**2)
+    drawn = ei.lsuv(model, params_of(model, tokens), tokens)
+    sizes = ei.measure(model, drawn, tokens, loss).rows()
+    sizes = {row["path"]: row["output_rms"] for row in sizes}
+    assert sizes.pop("Embed_0") < 0.15 and sizes.pop("Embed_0/attend") > 1
+    assert len(sizes) == 16
+    np.testing.assert_allclose([*sizes.values()], 1, rtol=0.05)  # means are not 0
+
+
 class Table(nn.Module):
     @nn.compact
     def __call__(self, x):

@@ -26,11 +26,12 @@ from ...core import (
 from ...units import split_units
 from ._layers import Layer
 
-FURTHEST = float(np.log(10))
+FURTHEST = float(np.log(40))
 """How far further passes may take the logarithm of a factor from the first one.
 
 Beyond that, an output only seems to follow: a tanh inside of a unit comes within 1% of
-its bound at 60 times the weights.
+its bound at 60 times the weights. Below, what comes first may be smaller than it was
+handed on: embeddings that are the head as well, where nothing normalizes.
 """
 
 

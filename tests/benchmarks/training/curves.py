@@ -1,5 +1,6 @@
-"""The picture of the records of `transfer`: loss over learning rate, size by size."""
+"""Pictures of records: of `transfer`, loss over rates; of `language`, over steps."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -39,3 +40,44 @@ def _draw(panel: Any, records: list[dict[str, Any]]) -> None:
         panel.plot(rates, losses, color=shade, label=str(record["size"]))
         panel.plot(record["best"], record["loss"], "o", color=shade)
     panel.grid(alpha=0.3)
+
+
+def training_figure(
+    records: Sequence[Mapping[str, Any]], advised: Mapping[str, int]
+) -> Figure:
+    """A panel for each network: training losses on the way, by way of training.
+
+    A line in full at the rate that one takes without a search, a dotted one at the best
+    on what is held out, where that is another.
+    """
+    matplotlib.rcParams.update(NO_DATE)
+    networks = list(dict.fromkeys((r["width"], r["norm"]) for r in records))
+    ways = list(dict.fromkeys(r["way"] for r in records))
+    figure = Figure(figsize=(4 * len(networks), 3.2), layout="constrained")
+    panels = figure.subplots(1, len(networks), sharey=True, squeeze=False)[0]
+    for panel, network in zip(panels, networks, strict=True):
+        own = [r for r in records if (r["width"], r["norm"]) == network]
+        for record in (r for r in own if r["seed"] == 0):
+            color = f"C{ways.index(record['way'])}"
+            _draw_training(panel, record, advised[record["way"]], color)
+        norm = "LayerNorm" if network[1] else "no normalization"
+        panel.set(title=f"width {network[0]}, {norm}", xlabel="step")
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("training loss, nats per character")
+    panels[-1].legend(fontsize=8)
+    return figure
+
+
+def _draw_training(
+    panel: Any, record: Mapping[str, Any], advised: int, color: str
+) -> None:
+    """One record's curves."""
+    rates = record["log2_rates"]
+    best = rates[int(np.argmin(record["held_out"]))]
+    steps = record["steps"] / len(record["training"][0])
+    for rate, style in {best: ":", advised: "-"}.items():
+        if rate in rates:
+            curve = record["training"][rates.index(rate)]
+            label = f"{record['way']}, 2^{rate}"
+            times = steps * (0.5 + np.arange(len(curve)))
+            panel.plot(times, curve, style, color=color, label=label)

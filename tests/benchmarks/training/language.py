@@ -1,0 +1,247 @@
+"""A language model of Python's own source: `tune` at its rate, and the usual recipe.
+
+    python -m tests.benchmarks.training.language [--widths 32 64 128] [--out FILE]
+    python -m tests.benchmarks.training.language --read FILE [--figure FILE.svg]
+
+A decoder of 4 blocks, with LayerNorm or without any, learned positions and embeddings
+that are the head as well, reads 64 characters of the standard library of the Python
+that runs it (its licence: PSF-2.0); every tenth file is held out. All ways train for
+the same steps on the same batches:
+
+- "Adam": weights as GPT-2 draws embeddings (normal, 0.02), all others as Flax does; a
+  rate that falls by a cosine;
+- "AdamW, warm-up": with what is customary: 10% of warm-up, gradients clipped at norm 1,
+  b2 = 0.95, decay 0.1;
+- "tuned": `looks_linear`, then `tune`; Adam at a rate that falls by a cosine, without
+  warm-up and clipping;
+- "tuned, warm-up": that with the same warm-up and clipping.
+
+Each tries a grid of powers of two. A record is one way, network and seed: the held-out
+loss in nats per character at the end, and the training loss on the way.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache, lru_cache, partial
+from itertools import product
+from pathlib import Path
+from sysconfig import get_path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import einit_jax as ei
+from einit_jax._demo import cross_entropy
+from tests.benchmarks.report import parser_of, show
+from tests.benchmarks.training.curves import training_figure
+from tests.benchmarks.training.kinds import SMALL, WINDOW, Block, Examples
+
+ALPHABET, BATCH, EVERY = 128, 16, 10
+"""Characters that are told apart, windows in a batch, steps between kept losses."""
+HELD_OUT = 64
+"""Windows on which the end is judged, of files that were not trained on."""
+CUSTOMARY = -11
+"""log2 of the rate that GPT-2's size is trained at: 6e-4, to a fifth."""
+PLAIN, USUAL, TUNED, WARM = "Adam", "AdamW, warm-up", "tuned", "tuned, warm-up"
+RATES = {PLAIN: (-11, -5), USUAL: (-11, -5), TUNED: (-2, 2), WARM: (-2, 2)}
+ADVISED = {PLAIN: CUSTOMARY, USUAL: CUSTOMARY, TUNED: 0, WARM: 0}
+"""log2 of the rate that one takes who does not search."""
+RUN = ("way", "norm", "width", "depth", "steps", "seed")
+
+
+class Plain(nn.Module):
+    """A block without any LayerNorm."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x):
+        mask = nn.make_causal_mask(x[..., 0])
+        x = x + nn.MultiHeadDotProductAttention(2, name="attention")(x, mask=mask)
+        h = nn.Dense(2 * self.width, name="up")(x)
+        return x + nn.Dense(self.width, name="down")(nn.gelu(h))
+
+
+class Decoder(nn.Module):
+    """Tells each next character."""
+
+    width: int
+    depth: int = 4
+    norm: bool = True
+
+    @nn.compact
+    def __call__(self, x):
+        embed = nn.Embed(ALPHABET, self.width, embedding_init=SMALL, name="characters")
+        y = embed(x)
+        y = y + self.param("positions", SMALL, (WINDOW, self.width))
+        for i in range(self.depth):
+            block = partial(Block, causal=True) if self.norm else Plain
+            y = block(self.width, name=f"block{i}")(y)
+        return embed.attend(nn.LayerNorm(name="norm")(y) if self.norm else y)
+
+
+@cache
+def source() -> tuple[Examples, Examples]:
+    """Windows of the standard library's modules, and of those that are held out."""
+    files = sorted(Path(get_path("stdlib")).glob("*.py"))
+    texts = [file.read_bytes() for file in files]
+    return windows(texts, held_out=False), windows(texts, held_out=True)
+
+
+def windows(texts: Sequence[bytes], *, held_out: bool) -> Examples:
+    """Of every tenth text, or of all others."""
+    chosen = [t for i, t in enumerate(texts) if (i % 10 == 9) == held_out]
+    codes = np.minimum(np.frombuffer(b"".join(chosen), np.uint8), ALPHABET - 1)
+    count = (len(codes) - 1) // WINDOW
+    cut = lambda start: codes[start : start + count * WINDOW].reshape(count, WINDOW)
+    return Examples(cut(0).astype(np.int32), cut(1).astype(np.int32))
+
+
+def recipe(
+    way: str, rate: Any, steps: int, scales: Any
+) -> optax.GradientTransformation:
+    """The optimizer of a way at a peak rate."""
+    warm = way in (USUAL, WARM)
+    shape = optax.cosine_decay_schedule(1.0, steps)
+    if warm:
+        shape = optax.warmup_cosine_decay_schedule(0.0, 1.0, steps // 10, steps)
+    schedule = lambda count: rate * shape(count)
+    own = [optax.adam(schedule)]
+    if way == USUAL:
+        own = [optax.adamw(schedule, b2=0.95, weight_decay=0.1)]
+    clip = [optax.clip_by_global_norm(1.0)] if warm else []
+    return optax.chain(*clip, *own, *([] if scales is None else [scales]))
+
+
+@lru_cache(1)
+def training(way: str, model: Decoder, steps: int) -> Callable:
+    """A function of variables, rows and rates: losses on the way, and held out."""
+    learn, rest = source()
+    chosen = np.random.default_rng(1).permutation(len(rest.labels))[:HELD_OUT]
+    test = Examples(*(jnp.asarray(x[chosen]) for x in rest))
+
+    def loss(params, scales, batch):
+        applied = model if scales is None else ei.scaled(model)
+        own = {} if scales is None else {"scales": scales}
+        return cross_entropy(
+            applied.apply({"params": params, **own}, batch.inputs), batch.labels
+        )
+
+    def train(params, scales, batches, rate):
+        behind = None if scales is None else ei.scale_updates(scales)
+        tx = recipe(way, rate, steps, behind)
+
+        def step(carry, batch):
+            params, state = carry
+            value, gradient = jax.value_and_grad(loss)(params, scales, batch)
+            change, state = tx.update(gradient, state, params)
+            return (optax.apply_updates(params, change), state), value
+
+        (params, _), seen = jax.lax.scan(step, (params, tx.init(params)), batches)
+        return jnp.mean(seen.reshape(-1, EVERY), 1), loss(params, scales, test)
+
+    run = jax.jit(train)
+
+    def over(params: Any, scales: Any, seed: int, rates: Sequence[int]) -> list[tuple]:
+        rows = np.random.default_rng(seed).integers(
+            len(learn.labels), size=(steps, BATCH)
+        )
+        batches = Examples(*(jnp.asarray(x[rows]) for x in learn))
+        return [run(params, scales, batches, 2.0**rate) for rate in rates]
+
+    return over
+
+
+def started(way: str, model: Decoder, seed: int) -> tuple[Any, Any]:
+    """Parameters, and factors where the way has them."""
+    learn, _ = source()
+    rows = np.random.default_rng(1000 + seed).integers(len(learn.labels), size=BATCH)
+    batch = ei.Batch(learn.inputs[rows], learn.labels[rows])
+    params = model.init(jax.random.key(seed), batch.inputs)["params"]
+    if way in (PLAIN, USUAL):
+        return params, None
+    params, found = ei.looks_linear(model, params, batch, with_report=True)
+    options = {"optimizer": optax.adam, "targets": found.targets()}
+    return params, ei.tune(model, params, batch, cross_entropy, **options)
+
+
+def record_of(run: Mapping[str, Any], rates: Sequence[int]) -> dict[str, Any]:
+    """One way, width and seed at all rates."""
+    model = Decoder(run["width"], run["depth"], run["norm"])
+    params, scales = started(run["way"], model, run["seed"])
+    train = training(run["way"], model, run["steps"])
+    curves, ends = zip(*train(params, scales, run["seed"], rates), strict=True)
+    finite = lambda x: np.where(np.isfinite(x), x, np.inf).round(5).tolist()
+    found = {
+        "training": [finite(c) for c in curves],
+        "held_out": finite(np.array(ends)),
+    }
+    return {**run, "log2_rates": list(rates), **found}
+
+
+def measured(given: Any, known: Sequence[Mapping]) -> Iterator[dict]:
+    """The records that are not known yet."""
+    done = {tuple(r[name] for name in RUN) for r in known}
+    norms = [which == "with" for which in given.norm]
+    runs = product(norms, given.widths, range(given.seeds), given.ways)
+    for norm, width, seed, way in runs:
+        run = (way, norm, width, given.depth, given.steps, seed)
+        if run not in done:
+            low, high = (0, 1) if given.tiny else RATES[way]
+            yield record_of(dict(zip(RUN, run, strict=True)), range(low, high + 1))
+
+
+def summary(records: Sequence[Mapping]) -> Iterator[dict[str, str]]:
+    """A line for each way, width and norm: held-out losses, the mean over seeds."""
+    groups: dict[tuple, list[Mapping]] = {}
+    for r in records:
+        groups.setdefault((r["norm"], r["width"], r["way"]), []).append(r)
+    for (norm, width, way), own in sorted(groups.items(), key=lambda pair: pair[0][:2]):
+        rates = own[0]["log2_rates"]
+        losses = np.mean([r["held_out"] for r in own], 0)
+        best = int(np.argmin(losses))
+        at = dict(zip(rates, losses, strict=True))
+        end = "*" if best in (0, len(rates) - 1) else ""
+        yield {
+            "network": f"width {width}, {'LayerNorm' if norm else 'no norm'}",
+            "way": way,
+            "without search": f"{at.get(ADVISED[way], np.nan):.3f}, 2^{ADVISED[way]}",
+            "at its best rate": f"{losses[best]:.3f}, 2^{rates[best]}{end}",
+            "seeds": str(len(own)),
+        }
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    parser = parser_of(__doc__)
+    parser.add_argument("--widths", type=int, nargs="*", default=[32, 64, 128])
+    parser.add_argument("--depth", type=int, default=4)
+    parser.add_argument("--ways", nargs="*", choices=RATES, default=[*RATES])
+    both = ["with", "without"]
+    parser.add_argument("--norm", nargs="*", choices=both, default=both)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--out", type=Path, help="append records as JSON lines")
+    parser.add_argument("--read", type=Path, nargs="*", help="show records of --out")
+    parser.add_argument("--figure", type=Path, help="write training curves as a figure")
+    given = parser.parse_args(words)
+    if given.tiny:
+        given.widths, given.depth, given.ways = [8], 1, [USUAL, TUNED]
+        given.norm, given.seeds, given.steps = ["with"], 1, EVERY
+    files = given.read or [f for f in [given.out] if f and f.exists()]
+    records = [json.loads(line) for f in files for line in f.read_text().splitlines()]
+    for record in measured(given, records) if not given.read else ():
+        records.append(record)
+        if given.out:
+            with given.out.open("a") as file:
+                print(json.dumps(record), file=file)
+    show("nats per held-out character; * at an end of the rates", summary(records))
+    if given.figure:
+        training_figure(records, ADVISED).savefig(given.figure)
+
+
+if __name__ == "__main__":
+    main()
