@@ -1,6 +1,7 @@
 """Each benchmark runs, small, and shows what it is to show."""
 
 import importlib
+import json
 import re
 from pathlib import Path
 
@@ -29,6 +30,7 @@ SHOWN = {
     "training.depth": ["MLP tanh 3", "held-out loss"],
     "training.folklore": ["second moment", "overflows", "AutoInit", "all 1"],
     "training.initializers": ["MLP 3, Adam", "gradinit", "least loss"],
+    "training.language": ["AdamW, warm-up", "width 8, LayerNorm", "without a search"],
     "training.mup_transfer": ["torch default", "log2 best rate"],
     "training.one_rate": ["MLP tanh 4", "rules for the common factor", "off, octaves"],
     "training.rate_search": ["MLP 3", "tuned", "steepest"],
@@ -57,6 +59,16 @@ def test_what_is_written_of_benchmarks_and_tests_is_there():
     assert named <= SCRIPTS.keys(), named - SCRIPTS.keys()
     paths = set(re.findall(r"\btests/[\w/]+(?:\.(?:py|md))?", text))
     assert not [path for path in paths if not (ROOT / path).exists()]
+
+
+def test_the_table_of_the_language_model_is_that_of_its_records():
+    from tests.benchmarks.training.language import markdown
+
+    folder = ROOT / "tests" / "benchmarks"
+    lines = (folder / "records" / "language.jsonl").read_text().splitlines()
+    table = markdown([json.loads(line) for line in lines])
+    assert table.count("\n") >= 5
+    assert table in (folder / "README.md").read_text()
 
 
 @pytest.mark.slow

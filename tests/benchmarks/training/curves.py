@@ -51,8 +51,8 @@ def training_figure(
     on what is held out, where that is another.
     """
     matplotlib.rcParams.update(NO_DATE)
-    networks = list(dict.fromkeys((r["width"], r["norm"]) for r in records))
-    ways = list(dict.fromkeys(r["way"] for r in records))
+    networks = sorted({(r["width"], r["norm"]) for r in records}, key=lambda n: -n[1])
+    ways = [way for way in advised if any(r["way"] == way for r in records)]
     figure = Figure(figsize=(4 * len(networks), 3.2), layout="constrained")
     panels = figure.subplots(1, len(networks), sharey=True, squeeze=False)[0]
     for panel, network in zip(panels, networks, strict=True):
@@ -78,6 +78,7 @@ def _draw_training(
     for rate, style in {best: ":", advised: "-"}.items():
         if rate in rates:
             curve = record["training"][rates.index(rate)]
-            label = f"{record['way']}, 2^{rate}"
+            where = f"2^{rate}" if rate == advised else "best rate"
+            label = f"{record['way']}, {where}"
             times = steps * (0.5 + np.arange(len(curve)))
             panel.plot(times, curve, style, color=color, label=label)

@@ -47,7 +47,7 @@ HELD_OUT = 64
 CUSTOMARY = -11
 """log2 of the rate that GPT-2's size is trained at: 6e-4, to a fifth."""
 PLAIN, USUAL, TUNED, WARM = "Adam", "AdamW, warm-up", "tuned", "tuned, warm-up"
-RATES = {PLAIN: (-11, -5), USUAL: (-11, -5), TUNED: (-2, 2), WARM: (-2, 2)}
+RATES = {PLAIN: (-11, -3), USUAL: (-11, -3), TUNED: (-2, 4), WARM: (-2, 4)}
 ADVISED = {PLAIN: CUSTOMARY, USUAL: CUSTOMARY, TUNED: 0, WARM: 0}
 """log2 of the rate that one takes who does not search."""
 RUN = ("way", "norm", "width", "depth", "steps", "seed")
@@ -196,23 +196,37 @@ def measured(given: Any, known: Sequence[Mapping]) -> Iterator[dict]:
 
 
 def summary(records: Sequence[Mapping]) -> Iterator[dict[str, str]]:
-    """A line for each way, width and norm: held-out losses, the mean over seeds."""
+    """A line for each network and way: held-out losses, the mean over seeds."""
     groups: dict[tuple, list[Mapping]] = {}
     for r in records:
-        groups.setdefault((r["norm"], r["width"], r["way"]), []).append(r)
-    for (norm, width, way), own in sorted(groups.items(), key=lambda pair: pair[0][:2]):
+        groups.setdefault((not r["norm"], r["width"], r["way"]), []).append(r)
+    order = [*RATES]
+    place = lambda pair: (*pair[0][:2], order.index(pair[0][2]))
+    for (plain, width, way), own in sorted(groups.items(), key=place):
         rates = own[0]["log2_rates"]
         losses = np.mean([r["held_out"] for r in own], 0)
         best = int(np.argmin(losses))
         at = dict(zip(rates, losses, strict=True))
         end = "*" if best in (0, len(rates) - 1) else ""
         yield {
-            "network": f"width {width}, {'LayerNorm' if norm else 'no norm'}",
+            "network": f"width {width}, {'no norm' if plain else 'LayerNorm'}",
             "way": way,
-            "without search": f"{at.get(ADVISED[way], np.nan):.3f}, 2^{ADVISED[way]}",
-            "at its best rate": f"{losses[best]:.3f}, 2^{rates[best]}{end}",
+            "without a search": f"{at.get(ADVISED[way], np.nan):.2f}, 2^{ADVISED[way]}",
+            "at its best rate": f"{losses[best]:.2f}, 2^{rates[best]}{end}",
             "seeds": str(len(own)),
         }
+
+
+def markdown(records: Sequence[Mapping]) -> str:
+    """The table of the benchmarks' page: a line for each network, a column a way."""
+    lines: dict[str, dict[str, str]] = {}
+    for row in summary(records):
+        both = f"{row['without a search']}; {row['at its best rate']}"
+        lines.setdefault(row["network"], {})[row["way"]] = both
+    head = ["", *RATES]
+    rows = [[name, *(own.get(way, "") for way in RATES)] for name, own in lines.items()]
+    ruled = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(row)} |".replace("|  |", "| |") for row in ruled)
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -227,6 +241,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="append records as JSON lines")
     parser.add_argument("--read", type=Path, nargs="*", help="show records of --out")
     parser.add_argument("--figure", type=Path, help="write training curves as a figure")
+    parser.add_argument("--markdown", type=Path, help="write the table of the page")
     given = parser.parse_args(words)
     if given.tiny:
         given.widths, given.depth, given.ways = [8], 1, [USUAL, TUNED]
@@ -239,6 +254,8 @@ def main(words: Sequence[str] | None = None) -> None:
             with given.out.open("a") as file:
                 print(json.dumps(record), file=file)
     show("nats per held-out character; * at an end of the rates", summary(records))
+    if given.markdown:
+        given.markdown.write_text(markdown(records) + "\n")
     if given.figure:
         training_figure(records, ADVISED).savefig(given.figure)
 
