@@ -61,14 +61,30 @@ def test_what_is_written_of_benchmarks_and_tests_is_there():
     assert not [path for path in paths if not (ROOT / path).exists()]
 
 
-def test_the_table_of_the_language_model_is_that_of_its_records():
-    from tests.benchmarks.training.language import markdown
+def test_what_is_written_of_the_language_model_is_that_of_its_records():
+    """The table of the page, and the sentence of the first one."""
+    from tests.benchmarks.training.language import TUNED, USUAL, markdown, summary
 
     folder = ROOT / "tests" / "benchmarks"
     lines = (folder / "records" / "language.jsonl").read_text().splitlines()
-    table = markdown([json.loads(line) for line in lines])
+    records = [json.loads(line) for line in lines]
+    table = markdown(records)
     assert table.count("\n") >= 5
     assert table in (folder / "README.md").read_text()
+    found = {(row["network"], row["way"]): row for row in summary(records)}
+
+    def both(network: str) -> tuple[str, str]:
+        ours = found[network, TUNED]["without a search"]
+        theirs = found[network, USUAL]["at its best rate"]
+        return ours.partition(",")[0], theirs.partition(",")[0]
+
+    text = " ".join((ROOT / "README.md").read_text().split())
+    ours, theirs = both("width 128, LayerNorm")
+    assert f"at {ours} nats per held-out character at rate 1, AdamW with" in text
+    assert f"clipping at {theirs} at its best rate (128 wide" in text
+    pairs = [both(f"width {width}, no norm") for width in (128, 32)]
+    (a, b), (c, d) = pairs
+    assert f"without LayerNorm {a} and {b}, and 32 wide {c} and {d}:" in text
 
 
 @pytest.mark.slow
