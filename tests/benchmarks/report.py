@@ -1,7 +1,10 @@
 """What all benchmarks share: their command line, and how their numbers read."""
 
 import argparse
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -13,6 +16,21 @@ def parser_of(doc: str | None) -> argparse.ArgumentParser:
     text = "small networks and few steps: whether it runs at all, in seconds"
     parser.add_argument("--tiny", action="store_true", help=text)
     return parser
+
+
+def read_records(*paths: Path) -> list[dict[str, Any]]:
+    """The records of files of JSON lines."""
+    lines = [line for path in paths for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in lines]
+
+
+def written(records: Iterable[dict], out: Path | None) -> Iterator[dict]:
+    """The records, each appended to a file as it comes, if there is one."""
+    for record in records:
+        if out:
+            with out.open("a") as file:
+                print(json.dumps(record), file=file)
+        yield record
 
 
 def verdict(value: float, target: float, style: str = ".2f") -> str:

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -27,7 +28,7 @@ from einit_jax.binding import _compilation
 from tests.benchmarks.cost import networks
 from tests.benchmarks.cost.networks import Plain, Scanned, dense, gradient_step, vision
 from tests.benchmarks.cost.speed import step_arguments
-from tests.benchmarks.report import parser_of, show, verdict
+from tests.benchmarks.report import parser_of, read_records, show, verdict, written
 from tests.support.cases import Job
 
 NETWORKS: dict[str, Callable[[], Job]] = {
@@ -102,16 +103,12 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--read", type=Path, help="shows what was written")
     given = parser.parse_args(words)
     if given.read:
-        records = [json.loads(line) for line in given.read.read_text().splitlines()]
+        records = read_records(given.read)
     else:
         ways = WAYS[:2] if given.tiny else WAYS
-        records = []
-        for name in TINY if given.tiny else NETWORKS:
-            for way in ways:
-                records.append(in_a_process(name, way))
-                if given.out:
-                    with given.out.open("a") as file:
-                        print(json.dumps(records[-1]), file=file)
+        runs = product(TINY if given.tiny else NETWORKS, ways)
+        found = (in_a_process(name, way) for name, way in runs)
+        records = list(written(found, given.out))
     show("first calls, CPU time", map(shown, records))
 
 

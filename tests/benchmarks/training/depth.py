@@ -14,7 +14,6 @@ activation function. "DKS/TAT" and "TAT, smooth" are DeepMind's `dks`, with the 
 orthogonal weights: TAT for ReLU; for other functions DKS, and TAT.
 """
 
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,9 +31,9 @@ import optax
 import einit_jax as ei
 from einit_jax._demo import Digits, cross_entropy, digits
 from einit_jax.experiments import default_strategies
-from tests.benchmarks.report import parser_of
+from tests.benchmarks.report import parser_of, read_records, written
 from tests.benchmarks.training import families, initializers, shaped, transfer
-from tests.benchmarks.training.depth_tables import RUN, Results, read, results, tables
+from tests.benchmarks.training.depth_tables import RUN, Results, results, tables
 from tests.benchmarks.training.trainability import redrawn
 
 BATCH, TAIL, LEARN_FROM = 64, 10, 1400
@@ -262,19 +261,16 @@ def main(words: Sequence[str] | None = None) -> None:
         given.starts = ["as it is", "orthogonal, gain", "lsuv", "tune"]
         given.untuned, given.tuned = (-6, -5), (-1, 0)
     if given.table:
-        print(*tables(read(given.table), [*NETWORKS], [*STARTS]), sep="\n")
+        print(*tables(read_records(given.table), [*NETWORKS], [*STARTS]), sep="\n")
         return
     unknown = set(given.networks) - NETWORKS.keys()
     if unknown:
         parser.error(f"no network {sorted(unknown)}; there are {', '.join(NETWORKS)}")
     if any(STARTS[start].smooth for start in given.starts):
         shaped.require_dks()
-    records = read(given.out) if given.out and given.out.exists() else []
-    for record in measured(given, results(records)):
+    records = read_records(given.out) if given.out and given.out.exists() else []
+    for record in written(measured(given, results(records)), given.out):
         records.append(record)
-        if given.out:
-            with given.out.open("a") as file:
-                print(json.dumps(record), file=file)
         if "error" in record:
             place = ", ".join(str(record[name]) for name in RUN)
             print(f"{place}: {record['error']}", file=sys.stderr, flush=True)

@@ -1,9 +1,7 @@
 """Tables of what `depth` found, from its records alone."""
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import product
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -23,10 +21,6 @@ def results(records: Iterable[Mapping]) -> Results:
             rates = zip(r["log2_rates"], values, strict=True)
             found.setdefault(tuple(r[name] for name in RUN), {}).update(rates)
     return found
-
-
-def read(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 class Cell(NamedTuple):

@@ -18,17 +18,21 @@ SMALL = nn.initializers.normal(0.02)
 
 
 class Block(nn.Module):
-    """Attention and two dense layers around a skip, each behind a LayerNorm."""
+    """Attention and two dense layers around a skip, each behind a LayerNorm or none."""
 
     width: int
     causal: bool = False
+    norm: bool = True
 
     @nn.compact
     def __call__(self, x):
         mask = nn.make_causal_mask(x[..., 0]) if self.causal else None
         attend = nn.MultiHeadDotProductAttention(2, name="attention")
-        x = x + attend(nn.LayerNorm(name="norm_a")(x), mask=mask)
-        h = nn.Dense(2 * self.width, name="up")(nn.LayerNorm(name="norm_b")(x))
+        norm: Callable = lambda name: (
+            nn.LayerNorm(name=name) if self.norm else lambda x: x
+        )
+        x = x + attend(norm("norm_a")(x), mask=mask)
+        h = nn.Dense(2 * self.width, name="up")(norm("norm_b")(x))
         return x + nn.Dense(self.width, name="down")(nn.gelu(h))
 
 
@@ -161,9 +165,14 @@ def text() -> tuple[Examples, Examples]:
 
     letters = "\n".join(topics[name] for name in sorted(topics))
     codes = np.array([min(max(ord(c) - 31, 0), ALPHABET - 1) for c in letters])
+    return split(*windows(codes), 0.05)
+
+
+def windows(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A text cut into windows, and each of their characters' next one."""
     count = (len(codes) - 1) // WINDOW
-    windows = lambda start: codes[start : start + count * WINDOW].reshape(count, WINDOW)
-    return split(windows(0), windows(1), 0.05)
+    cut = lambda start: codes[start : start + count * WINDOW].reshape(count, WINDOW)
+    return cut(0), cut(1)
 
 
 class Kind(NamedTuple):

@@ -20,9 +20,8 @@ Each tries a grid of powers of two. A record is one way, network and seed: the h
 loss in nats per character at the end, and the training loss on the way.
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache, lru_cache, partial
+from functools import cache, lru_cache
 from itertools import product
 from pathlib import Path
 from sysconfig import get_path
@@ -36,9 +35,9 @@ import optax
 
 import einit_jax as ei
 from einit_jax._demo import cross_entropy
-from tests.benchmarks.report import parser_of, show
+from tests.benchmarks.report import parser_of, read_records, show, written
 from tests.benchmarks.training.curves import training_figure
-from tests.benchmarks.training.kinds import SMALL, WINDOW, Block, Examples
+from tests.benchmarks.training.kinds import SMALL, WINDOW, Block, Examples, windows
 
 ALPHABET, BATCH, EVERY = 128, 16, 10
 """Characters that are told apart, windows in a batch, steps between kept losses."""
@@ -51,19 +50,6 @@ RATES = {PLAIN: (-11, -3), USUAL: (-11, -3), TUNED: (-2, 4), WARM: (-2, 4)}
 ADVISED = {PLAIN: CUSTOMARY, USUAL: CUSTOMARY, TUNED: 0, WARM: 0}
 """log2 of the rate that one takes who does not search."""
 RUN = ("way", "norm", "width", "depth", "steps", "seed")
-
-
-class Plain(nn.Module):
-    """A block without any LayerNorm."""
-
-    width: int
-
-    @nn.compact
-    def __call__(self, x):
-        mask = nn.make_causal_mask(x[..., 0])
-        x = x + nn.MultiHeadDotProductAttention(2, name="attention")(x, mask=mask)
-        h = nn.Dense(2 * self.width, name="up")(x)
-        return x + nn.Dense(self.width, name="down")(nn.gelu(h))
 
 
 class Decoder(nn.Module):
@@ -79,8 +65,7 @@ class Decoder(nn.Module):
         y = embed(x)
         y = y + self.param("positions", SMALL, (WINDOW, self.width))
         for i in range(self.depth):
-            block = partial(Block, causal=True) if self.norm else Plain
-            y = block(self.width, name=f"block{i}")(y)
+            y = Block(self.width, causal=True, norm=self.norm, name=f"block{i}")(y)
         return embed.attend(nn.LayerNorm(name="norm")(y) if self.norm else y)
 
 
@@ -89,16 +74,14 @@ def source() -> tuple[Examples, Examples]:
     """Windows of the standard library's modules, and of those that are held out."""
     files = sorted(Path(get_path("stdlib")).glob("*.py"))
     texts = [file.read_bytes() for file in files]
-    return windows(texts, held_out=False), windows(texts, held_out=True)
+    return examples(texts, held_out=False), examples(texts, held_out=True)
 
 
-def windows(texts: Sequence[bytes], *, held_out: bool) -> Examples:
+def examples(texts: Sequence[bytes], *, held_out: bool) -> Examples:
     """Of every tenth text, or of all others."""
     chosen = [t for i, t in enumerate(texts) if (i % 10 == 9) == held_out]
     codes = np.minimum(np.frombuffer(b"".join(chosen), np.uint8), ALPHABET - 1)
-    count = (len(codes) - 1) // WINDOW
-    cut = lambda start: codes[start : start + count * WINDOW].reshape(count, WINDOW)
-    return Examples(cut(0).astype(np.int32), cut(1).astype(np.int32))
+    return Examples(*windows(codes.astype(np.int32)))
 
 
 def recipe(
@@ -110,11 +93,12 @@ def recipe(
     if warm:
         shape = optax.warmup_cosine_decay_schedule(0.0, 1.0, steps // 10, steps)
     schedule = lambda count: rate * shape(count)
-    own = [optax.adam(schedule)]
+    own = optax.adam(schedule)
     if way == USUAL:
-        own = [optax.adamw(schedule, b2=0.95, weight_decay=0.1)]
+        own = optax.adamw(schedule, b2=0.95, weight_decay=0.1)
     clip = [optax.clip_by_global_norm(1.0)] if warm else []
-    return optax.chain(*clip, *own, *([] if scales is None else [scales]))
+    behind = [] if scales is None else [ei.scale_updates(scales)]
+    return optax.chain(*clip, own, *behind)
 
 
 @lru_cache(1)
@@ -132,8 +116,7 @@ def training(way: str, model: Decoder, steps: int) -> Callable:
         )
 
     def train(params, scales, batches, rate):
-        behind = None if scales is None else ei.scale_updates(scales)
-        tx = recipe(way, rate, steps, behind)
+        tx = recipe(way, rate, steps, scales)
 
         def step(carry, batch):
             params, state = carry
@@ -247,12 +230,9 @@ def main(words: Sequence[str] | None = None) -> None:
         given.widths, given.depth, given.ways = [8], 1, [USUAL, TUNED]
         given.norm, given.seeds, given.steps = ["with"], 1, EVERY
     files = given.read or [f for f in [given.out] if f and f.exists()]
-    records = [json.loads(line) for f in files for line in f.read_text().splitlines()]
-    for record in measured(given, records) if not given.read else ():
-        records.append(record)
-        if given.out:
-            with given.out.open("a") as file:
-                print(json.dumps(record), file=file)
+    records = read_records(*files)
+    if not given.read:
+        records += written(measured(given, records), given.out)
     show("nats per held-out character; * at an end of the rates", summary(records))
     if given.markdown:
         given.markdown.write_text(markdown(records) + "\n")

@@ -12,7 +12,6 @@ grid. The loss is unimodal in log2 of the rate near its best, so each next width
 at the best of the one before, and walks until two rates on either side are worse.
 """
 
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -26,7 +25,7 @@ import torch
 from torch import nn
 
 from einit_jax._demo import digits
-from tests.benchmarks.report import parser_of, show
+from tests.benchmarks.report import parser_of, show, written
 from tests.benchmarks.training.transfer import BATCH, TAIL, summary
 
 WIDTHS, BASE = (32, 64, 128, 256, 512, 1024), 32
@@ -137,12 +136,7 @@ def main(words: Sequence[str] | None = None) -> None:
     if given.tiny:
         given.widths, given.depth, given.seeds, given.steps = [32, 64], 2, 1, 2
     torch.set_num_threads(given.threads)
-    records = []
-    for record in measured(given):
-        records.append(record)
-        if given.out:
-            with given.out.open("a") as file:
-                print(json.dumps(record), file=file)
+    records = list(written(measured(given), given.out))
     show("best learning rate (* at an end of the grid)", summary(records))
 
 

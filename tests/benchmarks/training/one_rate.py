@@ -14,7 +14,6 @@ and what is lost at one common rate, in units of that rule. With `--out` each st
 seed is a line of JSON; what a file has is not run again.
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from itertools import product
@@ -28,7 +27,7 @@ import optax
 
 import einit_jax as ei
 from einit_jax._demo import cross_entropy
-from tests.benchmarks.report import parser_of, show
+from tests.benchmarks.report import parser_of, read_records, show, written
 from tests.benchmarks.training.kinds import KINDS, Kind
 from tests.benchmarks.training.rate_rules import (
     WAYS,
@@ -247,12 +246,9 @@ def main(words: Sequence[str] | None = None) -> None:
         given.networks, given.starts = ["MLP tanh 4"], [PLAIN, TUNED]
         given.seeds, given.steps, given.rates = 1, 2, (-1, 0)
     files = given.table or [f for f in [given.out] if f and f.exists()]
-    records = [json.loads(line) for f in files for line in f.read_text().splitlines()]
-    for record in measured(given, records) if not given.table else ():
-        records.append(record)
-        if given.out:
-            with given.out.open("a") as file:
-                print(json.dumps(record), file=file)
+    records = read_records(*files)
+    if not given.table:
+        records += written(measured(given, records), given.out)
     for how in dict.fromkeys((r["optimizer"], r["schedule"]) for r in records):
         found = curves([r for r in records if (r["optimizer"], r["schedule"]) == how])
         title = f"{', '.join(how)}: loss (held-out accuracy, rate) at the best rate"

@@ -12,7 +12,6 @@ the loss at every rate that was tried. With `--whole` each size tries the whole 
 `--figure` draws the curves of all sizes, a panel for each method.
 """
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -25,7 +24,7 @@ import optax
 
 import einit_jax as ei
 from einit_jax._demo import cross_entropy
-from tests.benchmarks.report import parser_of, show
+from tests.benchmarks.report import parser_of, read_records, show, written
 from tests.benchmarks.training.curves import curves_figure
 from tests.benchmarks.training.families import (
     FAMILIES,
@@ -230,16 +229,10 @@ def main(words: Sequence[str] | None = None) -> None:
     if given.tiny:
         given.families, given.methods = ["chain tanh"], [PLAIN, "exact, total"]
         given.largest, given.seeds, given.steps = 2, 1, 2
-    records = []
     if given.read:
-        lines = [line for path in given.read for line in path.read_text().splitlines()]
-        records = [json.loads(line) for line in lines]
+        records = read_records(*given.read)
     else:
-        for record in measured(given):
-            records.append(record)
-            if given.out:
-                with given.out.open("a") as file:
-                    file.write(json.dumps(record) + "\n")
+        records = list(written(measured(given), given.out))
     show(
         "best learning rate (* at an end of the grid) and the loss there",
         summary(records),
