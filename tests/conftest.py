@@ -2,8 +2,8 @@
 
 import gc
 import os
-import shutil
 from contextlib import nullcontext
+from itertools import accumulate
 from pathlib import Path
 
 from jaxlib.version import __version__ as jaxlib_version
@@ -23,9 +23,10 @@ if jaxlib_version.startswith("0.10."):
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-# What was compiled once, by any process and in any run, is not compiled again: two
-# fifths of the time of a second run.
-COMPILED = Path(__file__).parents[1] / ".pytest_cache" / "compiled"
+# What was compiled once, by any process, in any run and checkout of this user, is not
+# compiled again: two fifths of the time of a second run.
+CACHES = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+COMPILED = CACHES / "einit_jax" / "compiled"
 KEPT = 2**31
 """Bytes of it that are kept from one run to the next."""
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(COMPILED))
@@ -77,10 +78,18 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 def pytest_configure(config):
-    """Before the workers start."""
-    first = not hasattr(config, "workerinput") and COMPILED.is_dir()
-    if first and sum(file.stat().st_size for file in COMPILED.iterdir()) > KEPT:
-        shutil.rmtree(COMPILED)
+    """Before the workers start, what was not read for longest goes."""
+    if hasattr(config, "workerinput") or not COMPILED.is_dir():
+        return
+    latest = sorted(
+        ((file, file.stat()) for file in COMPILED.iterdir()),
+        key=lambda pair: pair[1].st_atime,
+        reverse=True,
+    )
+    total = accumulate(stat.st_size for _, stat in latest)
+    for (file, _), kept in zip(latest, total, strict=True):
+        if kept > KEPT:
+            file.unlink(missing_ok=True)
 
 
 @pytest.fixture(autouse=True)
@@ -90,7 +99,7 @@ def check_signatures(request):
         yield
 
 
-FORGET = 40
+FORGET = 120
 _since: list[str] = []
 
 
