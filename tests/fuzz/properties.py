@@ -2,7 +2,7 @@
 
 import math
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -301,6 +301,12 @@ PROPERTIES: tuple[Callable[[Run], None], ...] = (
     folded_is_the_same,
     jitted_is_eager,
 )
+UNMEASURED: tuple[Callable[[Run], None], ...] = (
+    factors_are_positive,
+    factors_of_one_change_nothing,
+    folded_is_the_same,
+)
+"""Those that ask nothing of `measure`, which costs as much as all else."""
 
 
 @dataclass(frozen=True)
@@ -312,8 +318,8 @@ class Verdict:
     property: str = ""
 
 
-def judge(example: Example) -> Verdict:
-    """Runs an example through all properties."""
+def judge(example: Example, properties: Sequence = PROPERTIES) -> Verdict:
+    """Runs an example through all properties, or those."""
     try:
         run = run_of(example)
         run.scales  # noqa: B018 - all properties are of these
@@ -326,7 +332,7 @@ def judge(example: Example) -> Verdict:
     except Exception as error:  # an error of this file
         return Verdict("failed", "".join(traceback.format_exception(error)), "fuzz")
     refused = ""
-    for check in PROPERTIES:
+    for check in properties:
         try:
             check(run)
         except Refused as error:

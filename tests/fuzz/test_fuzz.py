@@ -20,7 +20,13 @@ from tests.fuzz.__main__ import main, records
 from tests.fuzz.examples import Example, Model
 from tests.fuzz.growing import KINDS, NNX_KINDS, inside
 from tests.fuzz.nnx_models.running import run_of
-from tests.fuzz.properties import Verdict, gradient_deviation, judge
+from tests.fuzz.properties import (
+    PROPERTIES,
+    UNMEASURED,
+    Verdict,
+    gradient_deviation,
+    judge,
+)
 from tests.fuzz.rounding import sensitivity
 from tests.fuzz.running import Broken, Invalid, Refused, Run, judged
 from tests.fuzz.shrinking import failure_kind, shrunk
@@ -36,8 +42,10 @@ EVERY = settings(
 )
 OLD = "ff18aadd6117cecd"
 """Of the lines of the first models of Linen."""
-PARTS, SIZE = 4, 6
-"""Of the models of continuous integration; each part is a test."""
+PARTS, SIZE, WHOLE = 10, 10, 3
+"""Of the models of continuous integration: each part is a test, a third of which has
+all properties, the others those that ask nothing of `measure` (the referee is part of
+`tune`)."""
 LIBRARIES = pytest.mark.parametrize("library", ["linen", "nnx"])
 
 
@@ -68,7 +76,7 @@ def test_many_models(library, part):
     failed = {}
     for number in range(part * SIZE, (part + 1) * SIZE):
         example = numbered(1, number, library=library)
-        verdict = judge(example)
+        verdict = judge(example, UNMEASURED if number % WHOLE else PROPERTIES)
         if verdict.status == "failed":
             failed[repr(example)] = verdict
         jax.clear_caches()
