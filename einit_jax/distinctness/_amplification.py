@@ -1,13 +1,11 @@
 """The amplification of a model with its outputs at given sizes, as one number."""
 
 from collections.abc import Mapping
-from functools import partial
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..binding import amplifications
+from ..binding import amplifications, compiled_once
 from ..core import ModelArgs, Path, plain
 from ..units import Objective, Unit
 
@@ -15,7 +13,7 @@ COLLAPSE = 1 / 8
 """What a loss of spread counts for beside an amplification."""
 
 
-@partial(jax.jit, static_argnames=("objective", "units"))
+@compiled_once("objective", "units")
 def amplification_with(
     sizes: Mapping[Path, Float[Array, ""]],
     args: ModelArgs,

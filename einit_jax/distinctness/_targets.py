@@ -10,7 +10,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from ..binding import Arrays, Model, any_library, setup, sum_of_means
+from ..binding import (
+    Arrays,
+    Model,
+    any_library,
+    compiled_once,
+    setup,
+    sum_of_means,
+)
 from ..core import (
     ModelArgs,
     Path,
@@ -155,7 +162,7 @@ class _Layout:
     """The names of those whose outputs reach a curved function."""
 
 
-@partial(jax.jit, static_argnames=("objective", "selection"))
+@compiled_once("objective", "selection")
 def _layout_of(
     arrays: Arrays, *, objective: Objective, selection: UnitSelection
 ) -> _Layout:
@@ -170,7 +177,7 @@ def _layout_of(
     return _Layout(graph.units, frozenset(tuned), tuple(alone))
 
 
-@partial(jax.jit, static_argnames=("objective",))
+@compiled_once("objective")
 def _try_sizes(
     choice: Choice, layout: _Layout, args: ModelArgs, *, objective: Objective
 ) -> Choice:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ...binding import compiled_once
 from ...core import ModelArgs, Path, flatten, path_str, unboxed, with_leaves
 from ...distinctness import Choice, amplification_with, find_pairs, next_choice
 from ...units import Objective, Unit, UnitSelection, check_measurable
@@ -65,7 +66,7 @@ class Drawn:
         )
 
 
-@partial(jax.jit, static_argnames=("objective", "selection"))
+@compiled_once("objective", "selection")
 def draw_both(
     args: ModelArgs, key: jax.Array, *, objective: Objective, selection: UnitSelection
 ) -> Drawn:
@@ -110,7 +111,7 @@ def _keeping_size(drawn: Array, weight: Parameter) -> Array:
     return drawn * jnp.asarray(wider**0.5, drawn.dtype)
 
 
-@partial(jax.jit, static_argnames=("objective",))
+@compiled_once("objective")
 def try_out(
     choice: Choice, drawn: Drawn, args: ModelArgs, *, objective: Objective
 ) -> Choice:

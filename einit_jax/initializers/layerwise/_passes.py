@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ...binding import compiled_once
 from ...core import (
     ModelArgs,
     Path,
@@ -61,7 +62,7 @@ def layer_pass(
     return _next_progress(progress, stopping, moments)
 
 
-_layer_pass_compiled = jax.jit(layer_pass, static_argnames=("objective", "stopping"))
+_layer_pass_compiled = compiled_once("objective", "stopping")(layer_pass)
 
 
 def run_passes(
