@@ -3,8 +3,8 @@
     python -m tests.benchmarks.cost.first_call [--out runs.jsonl] [--read runs.jsonl]
 
 Each row is a process of its own, in which a small network was tuned and trained first,
-so that nothing else is new. "tune" is compiled as it is outside of `jax.jit`, "tune,
-full effort" as if its arrays were large, "jit(tune)" by `jax.jit`. Later calls are
+so that nothing else is new. "tune" is compiled as it is outside of `jax.jit`, "full
+effort" as if its arrays were large, "jit(tune)" by `jax.jit`. Later calls are
 medians of five, over the medians of later steps. CPU time counts all threads.
 """
 
@@ -39,7 +39,8 @@ NETWORKS: dict[str, Callable[[], Job]] = {
     "ResNet": lambda: vision(networks.ResNet()),
 }
 TINY: dict[str, Callable[[], Job]] = {"MLP 3": lambda: dense(Plain(3, 16), 8)}
-WAYS = ("tune", "tune, full effort", "jit(tune)", "measure")
+VERBS = {"measure": ei.measure, "looks_linear": ei.looks_linear}
+WAYS = ("tune", "tune, full effort", "jit(tune)", *VERBS, "looks_linear, full effort")
 AIM = 2.0
 """How many first steps a first call of `tune` is to take at most."""
 
@@ -47,7 +48,7 @@ AIM = 2.0
 def calls_of(job: Job, way: str) -> tuple[Callable, Callable]:
     """A gradient step, and what is compared with it."""
     params, _, x, key = given = step_arguments(job)
-    verb = ei.measure if way == "measure" else ei.tune
+    verb = VERBS.get(way.partition(",")[0], ei.tune)
     run = partial(verb, loss_fn=job.loss_fn, key=key, **job.options)
     call = lambda params, x: run(job.model, params, x)
     call = jax.jit(call) if way.startswith("jit") else call
