@@ -31,6 +31,7 @@ SHOWN = {
     "training.folklore": ["second moment", "overflows", "AutoInit", "all 1"],
     "training.initializers": ["MLP 3, Adam", "gradinit", "least loss"],
     "training.language": ["AdamW, warm-up", "width 8, LayerNorm", "without a search"],
+    "training.language_transfer": ["width 8, 16, LayerNorm", "muP", "octaves"],
     "training.mup_transfer": ["torch default", "log2 best rate"],
     "training.one_rate": ["MLP tanh 4", "rules for the common factor", "off, octaves"],
     "training.rate_search": ["MLP 3", "tuned", "steepest"],
@@ -87,6 +88,32 @@ def test_what_is_written_of_the_language_model_is_that_of_its_records():
     assert f"without LayerNorm {a} and {b}, and 32 wide {c} and {d}:" in text
 
 
+def test_what_is_written_of_transfer_is_that_of_its_records():
+    """The table of the page, and the sentence of the first one."""
+    from tests.benchmarks.report import read_records
+    from tests.benchmarks.training.language_transfer import (
+        LINEAR,
+        MUP,
+        ONE,
+        TUNE,
+        markdown,
+        summary,
+    )
+
+    folder = ROOT / "tests" / "benchmarks"
+    records = read_records(folder / "records" / "language_transfer.jsonl")
+    assert markdown(records) in (folder / "README.md").read_text()
+    rows = [row for row in summary(records) if row["over"].startswith("width")]
+    rows = [row for row in rows if row["over"].endswith("LayerNorm")]
+    rates = {row["way"]: row["log2 of the best rates"].split(", ") for row in rows}
+    text = " ".join((ROOT / "README.md").read_text().split())
+    assert set(rates[TUNE] + rates[LINEAR]) == {"2"}
+    first, last = rates[ONE][0], rates[ONE][-1]
+    assert rates[MUP][0] == first
+    said = f"its best rate stays 4; AdamW's falls from 2^{first} to 2^{last}, muP's to"
+    assert f"{said} 2^{rates[MUP][-1]}." in text
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SHOWN)
 def test_benchmark_runs(name, tmp_path, capsys):
@@ -112,3 +139,24 @@ def test_benchmark_runs(name, tmp_path, capsys):
         figure = tmp_path / "figure.svg"
         main(["--read", str(records), "--figure", str(figure)])
         assert "<svg" in figure.read_text()
+
+
+def test_the_rewritten_decoder_is_the_decoder_at_its_base():
+    """What muP and CompleteP write into it is 1 there, and elsewhere it is not."""
+    import jax
+    import jax.numpy as jnp
+
+    from tests.benchmarks.training.language import Decoder
+    from tests.benchmarks.training.language_transfer import (
+        BASE_WIDTH,
+        RewrittenDecoder,
+    )
+
+    x = jax.random.randint(jax.random.key(0), (2, 64), 0, 128)
+    base = (BASE_WIDTH, True, 1.0), (BASE_WIDTH, False, 1.0)
+    for width, norm, branch in (*base, (48, True, 1.0), (BASE_WIDTH, True, 0.5)):
+        plain = Decoder(width, 2, norm)
+        variables = jax.jit(plain.init)(jax.random.key(1), x)
+        found = RewrittenDecoder(width, 2, norm, branch).apply(variables, x)
+        near = jnp.allclose(found, plain.apply(variables, x), atol=1e-6)
+        assert near == ((width, norm, branch) in base)

@@ -102,7 +102,9 @@ def recipe(
 
 
 @lru_cache(1)
-def training(way: str, model: Decoder, steps: int) -> Callable:
+def training(
+    way: str, model: nn.Module, steps: int, recipe: Callable = recipe
+) -> Callable:
     """A function of variables, rows and rates: losses on the way, and held out."""
     learn, rest = source()
     chosen = np.random.default_rng(1).permutation(len(rest.labels))[:HELD_OUT]
@@ -139,12 +141,17 @@ def training(way: str, model: Decoder, steps: int) -> Callable:
     return over
 
 
-def started(way: str, model: Decoder, seed: int) -> tuple[Any, Any]:
-    """Parameters, and factors where the way has them."""
+def drawn(model: nn.Module, seed: int) -> tuple[Any, ei.Batch]:
+    """Parameters as Flax draws them, and a batch of its own."""
     learn, _ = source()
     rows = np.random.default_rng(1000 + seed).integers(len(learn.labels), size=BATCH)
     batch = ei.Batch(learn.inputs[rows], learn.labels[rows])
-    params = model.init(jax.random.key(seed), batch.inputs)["params"]
+    return model.init(jax.random.key(seed), batch.inputs)["params"], batch
+
+
+def started(way: str, model: Decoder, seed: int) -> tuple[Any, Any]:
+    """Parameters, and factors where the way has them."""
+    params, batch = drawn(model, seed)
     if way in (PLAIN, USUAL):
         return params, None
     params, found = ei.looks_linear(model, params, batch, with_report=True)
@@ -157,13 +164,15 @@ def record_of(run: Mapping[str, Any], rates: Sequence[int]) -> dict[str, Any]:
     model = Decoder(run["width"], run["depth"], run["norm"])
     params, scales = started(run["way"], model, run["seed"])
     train = training(run["way"], model, run["steps"])
-    curves, ends = zip(*train(params, scales, run["seed"], rates), strict=True)
+    return {**run, **losses(train(params, scales, run["seed"], rates), rates)}
+
+
+def losses(found: Sequence[tuple], rates: Sequence[int]) -> dict[str, Any]:
+    """What a record says of them: where training diverged, infinity."""
+    curves, ends = zip(*found, strict=True)
     finite = lambda x: np.where(np.isfinite(x), x, np.inf).round(5).tolist()
-    found = {
-        "training": [finite(c) for c in curves],
-        "held_out": finite(np.array(ends)),
-    }
-    return {**run, "log2_rates": list(rates), **found}
+    both = {"training": [finite(c) for c in curves], "held_out": finite(np.array(ends))}
+    return {"log2_rates": list(rates), **both}
 
 
 def measured(given: Any, known: Sequence[Mapping]) -> Iterator[dict]:
