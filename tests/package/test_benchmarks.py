@@ -31,7 +31,7 @@ SHOWN = {
     "training.folklore": ["second moment", "overflows", "AutoInit", "all 1"],
     "training.initializers": ["MLP 3, Adam", "gradinit", "least loss"],
     "training.language": ["AdamW, warm-up", "width 8, LayerNorm", "without a search"],
-    "training.language_transfer": ["width 8, 16, LayerNorm", "muP", "octaves"],
+    "training.language_transfer": ["width 8, 16,", "muP", "octaves"],
     "training.mup_transfer": ["torch default", "log2 best rate"],
     "training.one_rate": ["MLP tanh 4", "rules for the common factor", "off, octaves"],
     "training.rate_search": ["MLP 3", "tuned", "steepest"],
