@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 def in_a_process(filling: str | None) -> dict:
     """The numbers with XLA as users have it, in memory filled with such bytes."""
     env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    env["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # programs are of that process, too
     if filling is not None:
         env["MALLOC_PERTURB_"] = filling
     command = [sys.executable, "-m", "tests.support.rests"]

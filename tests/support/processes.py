@@ -98,6 +98,9 @@ def check_agreement(file: str, arguments: Arguments, folder: Path) -> dict[str, 
     finally:
         for process in workers:
             process.kill()
+            process.wait()
+            assert process.stdout
+            process.stdout.close()
     for rank in range(PROCESSES):
         with np.load(f"{out}{rank}.npz") as saved:
             theirs = dict(saved)
@@ -171,4 +174,6 @@ def _free_port() -> int:
 
 def _environment() -> dict[str, str]:
     own = {"JAX_PLATFORMS": "cpu", "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"}
+    # one process would find a program that the other compiles, and wait for it in vain
+    own["JAX_ENABLE_COMPILATION_CACHE"] = "false"
     return os.environ | own | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": FLAGS}
