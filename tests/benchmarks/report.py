@@ -47,3 +47,10 @@ def show(title: str, rows: Iterable[Mapping[str, str]]) -> None:
     for row in rows:
         table.add_row(*row.values())
     Console(width=110, highlight=False).print(table)
+
+
+def ruled(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table of a Markdown page."""
+    names = list(head)
+    lines = [names, ["---"] * len(names), *map(list, rows)]
+    return "\n".join(f"| {' | '.join(line)} |".replace("|  |", "| |") for line in lines)

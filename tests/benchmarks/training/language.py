@@ -20,7 +20,8 @@ Each tries a grid of powers of two. A record is one way, network and seed: the h
 loss in nats per character at the end, and the training loss on the way.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import argparse
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache, lru_cache
 from itertools import product
 from pathlib import Path
@@ -35,7 +36,7 @@ import optax
 
 import einit_jax as ei
 from einit_jax._demo import cross_entropy
-from tests.benchmarks.report import parser_of, read_records, show, written
+from tests.benchmarks.report import parser_of, read_records, ruled, show, written
 from tests.benchmarks.training.curves import training_figure
 from tests.benchmarks.training.kinds import SMALL, WINDOW, Block, Examples, windows
 
@@ -215,33 +216,43 @@ def markdown(records: Sequence[Mapping]) -> str:
     for row in summary(records):
         both = f"{row['without a search']}; {row['at its best rate']}"
         lines.setdefault(row["network"], {})[row["way"]] = both
-    head = ["", *RATES]
     rows = [[name, *(own.get(way, "") for way in RATES)] for name, own in lines.items()]
-    ruled = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(row)} |".replace("|  |", "| |") for row in ruled)
+    return ruled(["", *RATES], rows)
 
 
-def main(words: Sequence[str] | None = None) -> None:
-    parser = parser_of(__doc__)
-    parser.add_argument("--widths", type=int, nargs="*", default=[32, 64, 128])
+def options_of(doc: str | None, ways: Iterable[str]) -> argparse.ArgumentParser:
+    """The command line of trainings of the decoder by such ways."""
+    parser = parser_of(doc)
     parser.add_argument("--depth", type=int, default=4)
-    parser.add_argument("--ways", nargs="*", choices=RATES, default=[*RATES])
+    parser.add_argument("--ways", nargs="*", choices=ways, default=[*ways])
     both = ["with", "without"]
     parser.add_argument("--norm", nargs="*", choices=both, default=both)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--out", type=Path, help="append records as JSON lines")
     parser.add_argument("--read", type=Path, nargs="*", help="show records of --out")
-    parser.add_argument("--figure", type=Path, help="write training curves as a figure")
     parser.add_argument("--markdown", type=Path, help="write the table of the page")
-    given = parser.parse_args(words)
-    if given.tiny:
-        given.widths, given.depth, given.ways = [8], 1, [USUAL, TUNED]
-        given.norm, given.seeds, given.steps = ["with"], 1, EVERY
+    return parser
+
+
+def records_of(given: Any, measured: Callable) -> list[dict]:
+    """Those that are read, or those that are known and those measured now."""
     files = given.read or [f for f in [given.out] if f and f.exists()]
     records = read_records(*files)
     if not given.read:
         records += written(measured(given, records), given.out)
+    return records
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    parser = options_of(__doc__, RATES)
+    parser.add_argument("--widths", type=int, nargs="*", default=[32, 64, 128])
+    parser.add_argument("--figure", type=Path, help="write training curves as a figure")
+    given = parser.parse_args(words)
+    if given.tiny:
+        given.widths, given.depth, given.ways = [8], 1, [USUAL, TUNED]
+        given.norm, given.seeds, given.steps = ["with"], 1, EVERY
+    records = records_of(given, measured)
     show("nats per held-out character; * at an end of the rates", summary(records))
     if given.markdown:
         given.markdown.write_text(markdown(records) + "\n")

@@ -22,7 +22,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial, wraps
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -32,10 +31,17 @@ import optax
 
 import einit_jax as ei
 from einit_jax._demo import cross_entropy
-from tests.benchmarks.report import parser_of, read_records, show, written
+from tests.benchmarks.report import ruled, show
 from tests.benchmarks.training import language
 from tests.benchmarks.training.kinds import SMALL, WINDOW
-from tests.benchmarks.training.language import ALPHABET, EVERY, Decoder
+from tests.benchmarks.training.language import (
+    ALPHABET,
+    EVERY,
+    RUN,
+    Decoder,
+    options_of,
+    records_of,
+)
 
 BASE_WIDTH, BASE_DEPTH, HEADS, DECAY = 32, 4, 2, 0.1
 ONE, MUP, COMPLETE = "one rate", "muP", "CompleteP"
@@ -50,7 +56,6 @@ WAYS = {
 """log2 of the rates that each tries."""
 OVER = {"width": (ONE, MUP, TUNE, LINEAR), "depth": (ONE, COMPLETE, TUNE, LINEAR)}
 """Along each axis, those that differ."""
-RUN = ("way", "norm", "width", "depth", "steps", "seed")
 
 
 class RewrittenBlock(nn.Module):
@@ -101,7 +106,7 @@ class RewrittenDecoder(nn.Module):
 
 
 def by_hand(
-    model: Any, _: str, rate: Any, steps: int, __: Any
+    model: RewrittenDecoder, _: str, rate: Any, steps: int, __: Any
 ) -> optax.GradientTransformation:
     """AdamW with rates of hidden matrices that fall with the width."""
 
@@ -110,7 +115,7 @@ def by_hand(
         hidden = "block" in names and "kernel" in names
         return update * (BASE_WIDTH / model.width if hidden else 1)
 
-    eps = 1e-8 * BASE_WIDTH / model.width * getattr(model, "branch", 1.0)
+    eps = 1e-8 * BASE_WIDTH / model.width * model.branch
     shape = optax.warmup_cosine_decay_schedule(0.0, 1.0, steps // 10, steps)
     slowed = lambda updates, params=None: jax.tree.map_with_path(own, updates)
     return optax.chain(
@@ -122,15 +127,15 @@ def by_hand(
     )
 
 
-def prepared(run: Mapping[str, Any]) -> tuple[nn.Module, Any, Any, Callable]:
-    """The model of a run, its parameters, factors if any, and its training."""
+def prepared(run: Mapping[str, Any]) -> tuple[Any, Any, Callable]:
+    """Parameters of a run, factors if any, and its training."""
     width, depth, norm, way = (run[name] for name in ("width", "depth", "norm", "way"))
     if way in (MUP, COMPLETE):
         branch = BASE_DEPTH / depth if way == COMPLETE else 1.0
         model = RewrittenDecoder(width, depth, norm, branch)
         params, _ = language.drawn(model, run["seed"])
         train = language.training(way, model, run["steps"], partial(by_hand, model))
-        return model, params, None, train
+        return params, None, train
     model = Decoder(width, depth, norm)
     known = language.USUAL if way == ONE else language.WARM
     if way == TUNE:
@@ -138,12 +143,12 @@ def prepared(run: Mapping[str, Any]) -> tuple[nn.Module, Any, Any, Callable]:
         scales = ei.tune(model, params, batch, cross_entropy, optimizer=optax.adam)
     else:
         params, scales = language.started(known, model, run["seed"])
-    return model, params, scales, language.training(known, model, run["steps"])
+    return params, scales, language.training(known, model, run["steps"])
 
 
 def record_of(run: Mapping[str, Any], rates: Sequence[int]) -> dict[str, Any]:
     """One way, size and seed at all rates."""
-    _, params, scales, train = prepared(run)
+    params, scales, train = prepared(run)
     return {**run, **language.losses(train(params, scales, run["seed"], rates), rates)}
 
 
@@ -200,32 +205,19 @@ def line_of(sizes: Mapping[int, Sequence[Mapping]]) -> dict[str, str]:
 def markdown(records: Sequence[Mapping]) -> str:
     """The table of the benchmarks' page."""
     rows = list(summary(records))
-    lines = [[*rows[0]], ["---"] * len(rows[0]), *([*row.values()] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |".replace("|  |", "| |") for line in lines)
+    return ruled(rows[0], (row.values() for row in rows))
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    parser = parser_of(__doc__)
+    parser = options_of(__doc__, WAYS)
     parser.add_argument("--widths", type=int, nargs="*", default=[32, 64, 128, 256])
     parser.add_argument("--depths", type=int, nargs="*", default=[2, 4, 8, 16])
-    parser.add_argument("--depth", type=int, default=BASE_DEPTH, help="over widths")
-    parser.add_argument("--ways", nargs="*", choices=WAYS, default=[*WAYS])
-    both = ["with", "without"]
-    parser.add_argument("--norm", nargs="*", choices=both, default=both)
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--out", type=Path, help="append records as JSON lines")
-    parser.add_argument("--read", type=Path, nargs="*", help="show records of --out")
-    parser.add_argument("--markdown", type=Path, help="write the table of the page")
     given = parser.parse_args(words)
     if given.tiny:
         given.widths, given.depths, given.depth = [8, 16], [], 1
         given.norm, given.seeds, given.steps = ["with"], 1, EVERY
         given.ways = [ONE, MUP, LINEAR]
-    files = given.read or [f for f in [given.out] if f and f.exists()]
-    records = read_records(*files)
-    if not given.read:
-        records += written(measured(given, records), given.out)
+    records = records_of(given, measured)
     show("best rates; * at an end of those tried; held-out nats", summary(records))
     if given.markdown:
         given.markdown.write_text(markdown(records) + "\n")
