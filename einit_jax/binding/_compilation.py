@@ -17,11 +17,14 @@ import jax.numpy as jnp
 
 from ..core import is_array, is_concrete
 
-QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+OLDER_WAY = "xla_cpu_use_fusion_emitters"
+QUICK = {"xla_backend_optimization_level": 0, OLDER_WAY: False}
 """Options of XLA: no optimization of machine code, and the older way to make it."""
 ELEMENTS_PER_ARRAY = 2**18
 """Elements per array from which on a run counts for more than its compilation: as many
 arrays as a model has, so long is its program, and as many elements, so long it runs."""
+SHORT = 48
+"""Arrays up to which the older way is the quicker one for long programs, too."""
 
 
 _quickly: ContextVar[bool] = ContextVar("compiled quickly", default=False)
@@ -46,16 +49,22 @@ class OnceCompiled:
     `lower` and `trace` are those of the function that such a call would run.
     """
 
-    def __init__(self, function: Callable, static: tuple[str, ...]):
+    def __init__(self, function: Callable, static: tuple[str, ...], long: bool):
         update_wrapper(self, function)
-        self._function, self._static = function, static
+        self._function, self._static, self._long = function, static, long
         self._usual = jax.jit(function, static_argnames=static)
         self._compiled_as_usual: set[tuple] = set()
         """The static arguments of calls that are not to be compiled quickly."""
 
     @cached_property
     def _quick(self) -> Any:
-        how = dict(quick_options())
+        return self._jitted(dict(quick_options()))
+
+    @cached_property
+    def _quick_if_long(self) -> Any:
+        return self._jitted({k: v for k, v in quick_options() if k != OLDER_WAY})
+
+    def _jitted(self, how: dict[str, Any]) -> Any:
         return jax.jit(
             self._function, static_argnames=self._static, compiler_options=how
         )
@@ -63,8 +72,11 @@ class OnceCompiled:
     def _chosen(self, args: Any, kwargs: Any) -> Any:
         if self._static_of(kwargs) in self._compiled_as_usual:
             return self._usual
-        quickly = is_worth_it(jax.tree.leaves((args, kwargs)))
-        return self._quick if quickly else self._usual
+        leaves = jax.tree.leaves((args, kwargs))
+        if not is_worth_it(leaves):
+            return self._usual
+        is_long = self._long and len(leaves) > SHORT
+        return self._quick_if_long if is_long else self._quick
 
     def _static_of(self, kwargs: Any) -> tuple:
         return tuple(kwargs.get(name) for name in self._static)
@@ -89,9 +101,15 @@ class OnceCompiled:
         return self._chosen(args, kwargs).trace(*args, **kwargs)
 
 
-def compiled_once(*static: str) -> Callable[[Callable], OnceCompiled]:
-    """Decorates a function whose arguments of these names are static."""
-    return lambda function: OnceCompiled(function, static)
+def compiled_once(
+    *static: str, long: bool = False
+) -> Callable[[Callable], OnceCompiled]:
+    """Decorates a function whose arguments of these names are static.
+
+    Args:
+        long: its program is long for the number of its arrays.
+    """
+    return lambda function: OnceCompiled(function, static, long)
 
 
 def is_worth_it(leaves: list[Any]) -> bool:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any, SupportsIndex
 
 import jax
@@ -11,7 +10,14 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
-from ..binding import Arrays, Model, any_library, setup
+from ..binding import (
+    Arrays,
+    Model,
+    any_library,
+    check_quickly,
+    compiled_once,
+    setup,
+)
 from ..core import (
     Draw,
     ModelArgs,
@@ -124,6 +130,9 @@ def measure(
         >>> print(f"{kept['layers_2']['output']:.4f}")
         1.0000
 
+    Compilation: as that of `tune`, on a CPU with little effort where that takes longer
+    than the run.
+
     Source: the three pillars are those of P. Bement, empirical_init 0.0.2 (2023).
     """
     bound = setup(
@@ -169,9 +178,8 @@ def _whose_step(optimizer: Any, params: PyTree) -> str:
     return "the optimizer" if known else "the optimizer, taken to be"
 
 
-@partial(
-    jax.jit,
-    static_argnames=("objective", "zeros", "optimizer", "by", "blank", "selection"),
+@compiled_once(
+    *("objective", "zeros", "optimizer", "by", "blank", "selection"), long=True
 )
 def _measure_compiled(
     arrays: Arrays,
@@ -188,6 +196,9 @@ def _measure_compiled(
     """The measurement of a model under factors (None: 1), geometric mean over draws."""
     graph = objective.trace(arrays.args)
     check_measurable(graph.units)
+    convolved = convolves(graph.jaxpr)
+    again = any(unit.calls > 1 for unit in graph.units)
+    check_quickly(convolved and (again or convolves(graph.jaxpr, in_loops=True)))
     factors = ones(graph.units) if factors is None else factors
     check_missing(graph, factors)
     check_foreign(graph, factors)
@@ -208,7 +219,7 @@ def _measure_compiled(
         like=arrays.params,
         uncounted=uncounted,
         captured=tuple(u for u in graph.units if not u.lifted_axes),
-        written_out=convolves(graph.jaxpr),
+        written_out=convolved,
     )
 
     observation = _observed(observer, arrays, params)

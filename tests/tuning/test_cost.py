@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from einit_jax.binding import _compilation
-from einit_jax.binding._compilation import is_worth_it
+from einit_jax.binding._compilation import compiled_once, is_worth_it
 from einit_jax.graph import convolves
 from einit_jax.measurement import _measure
 from einit_jax.tuning import _tune
@@ -106,6 +106,17 @@ def test_options_that_xla_does_not_know_are_left_out(monkeypatch):
     known = {"xla_backend_optimization_level": 0}
     monkeypatch.setattr(_compilation, "QUICK", {**known, "xla_no_such_option": 1})
     assert dict(_compilation.quick_options.__wrapped__()) == known
+
+
+def test_the_older_way_is_for_short_programs():
+    """It takes longer than the other from some thousand instructions on."""
+    few, many = [jnp.zeros(3)] * 48, [jnp.zeros(3)] * 49
+    for long, expected in ((False, (True, True)), (True, (True, False))):
+        twice = compiled_once(long=long)(lambda xs: [2 * x for x in xs])
+        ways = [twice._chosen((xs,), {}) for xs in (few, many)]
+        assert tuple(way is twice._quick for way in ways) == expected
+        assert twice._usual not in ways
+        assert all(jnp.array_equal(y, jnp.zeros(3)) for y in twice(many))
 
 
 @pytest.mark.parametrize("name", ["masked_attention", "mnist_cnn", "scan_layers"])
