@@ -42,8 +42,8 @@ EVERY = settings(
 )
 OLD = "ff18aadd6117cecd"
 """Of the lines of the first models of Linen."""
-PARTS, SIZE, WHOLE = 10, 10, 3
-"""Of the models of continuous integration: each part is a test, a third of which has
+PARTS, SIZE, WHOLE = 10, 10, 5
+"""Of the models of continuous integration: each part is a test, a fifth of which has
 all properties, the others those that ask nothing of `measure` (the referee is part of
 `tune`)."""
 LIBRARIES = pytest.mark.parametrize("library", ["linen", "nnx"])
@@ -79,7 +79,7 @@ def test_many_models(library, part):
         verdict = judge(example, UNMEASURED if number % WHOLE else PROPERTIES)
         if verdict.status == "failed":
             failed[repr(example)] = verdict
-        jax.clear_caches()
+    jax.clear_caches()
     assert not failed, "\n".join(f"{e}: {v}" for e, v in failed.items())
 
 

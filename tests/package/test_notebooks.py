@@ -18,7 +18,7 @@ def test_there_are_notebooks():
     assert NOTEBOOKS
 
 
-SMALL = {"STEPS": 12, "DEPTH": 6, "WIDTHS": (32, 64)}
+SMALL = {"STEPS": 12, "DEPTH": 6, "BLOCKS": 2, "WIDTHS": (32, 64)}
 """So that it is all run, and not all learned."""
 
 
