@@ -31,8 +31,9 @@ def test_notebook_runs(path, tmp_path):
     first = next(cell for cell in notebook["cells"] if cell["cell_type"] == "code")
     names = {n for line in first["source"] for n in re.findall(r"[A-Z]{2,}", line)}
     assert "STEPS" in names
-    small = [f"\n{name} = {n}" for name, n in SMALL.items() if name in names]
-    first["source"] += small
+    small = [f"{name} = {n}\n" for name, n in SMALL.items() if name in names]
+    sizes = next(i for i, line in enumerate(first["source"]) if "STEPS" in line)
+    first["source"][sizes] += "\n" + "".join(small)
     short = tmp_path / path.name
     short.write_text(json.dumps(notebook))
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
