@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from ..core import (
     FLOOR,
@@ -94,9 +95,14 @@ def output_changes(
     if wide:
         return {k: rms_of_calls(own["size"], own["calls"]) for k, own in sums.items()}
     return {
-        key: jnp.sqrt(own["power"] / jnp.maximum(own["calls"], 1)) / shrink
-        for key, own in sums.items()
+        key: _root_mean(own["power"], own["calls"], shrink) for key, own in sums.items()
     }
+
+
+@partial(jax.jit, static_argnums=2)
+def _root_mean(power: Array, calls: Array, shrink: float) -> Array:
+    """The root of the mean square over calls, at full size again."""
+    return jnp.sqrt(power / jnp.maximum(calls, 1)) / shrink
 
 
 def empty_changes(unit: Unit, like: jax.Array, *, wide: bool) -> dict[str, Any]:
@@ -181,6 +187,7 @@ def _note_backward(residual, cotangents):
 _note.defvjp(_note_forward, _note_backward)
 
 
+@jax.jit
 def sure_spread(values: list[jax.Array]) -> jax.Array:
     """The rms of arrays around their means over the batch, their first axis.
 

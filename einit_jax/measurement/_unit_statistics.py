@@ -127,6 +127,7 @@ def _observe_call(call: UnitCall, entry: Mapping[str, Any]) -> Any:
     return call.finish(emit(outputs, summed_like(statistics, sums), sums))
 
 
+@jax.jit
 def output_statistics(outputs: list[Array]) -> dict[str, Float[Array, ""]]:
     """What is read off one call's outputs."""
     wide, peak = at_peak([widen(t) for t in outputs])
@@ -146,6 +147,7 @@ def output_statistics(outputs: list[Array]) -> dict[str, Float[Array, ""]]:
     }
 
 
+@jax.jit
 def count_nonfinite(values: list[Array]) -> Float[Array, ""]:
     """The number of elements that are not finite."""
     count = sum(jnp.sum(~jnp.isfinite(t)) for t in values)

@@ -8,6 +8,7 @@ carry true gradients times a positive number for each parameter.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -146,9 +147,11 @@ def closed_forms(
     units: Mapping[Unit, Float[np.ndarray, "..."]], sums: Mapping[UnitKey, Sums]
 ) -> dict[UnitKey, dict[str, Array]]:
     """What the sums of a pass tell of each unit."""
-    return {unit.key: _closed_form(t, sums[unit.key]) for unit, t in units.items()}
+    read = {unit: sums[unit.key]._replace(gradient=None) for unit in units}
+    return {unit.key: _closed_form(t, read[unit]) for unit, t in units.items()}
 
 
+@partial(jax.jit, static_argnames="wide")
 def output_factor(
     target: Float[Array | np.ndarray, "..."], size: Float[Array, "..."], *, wide: bool
 ) -> Float[Array, "..."]:
@@ -160,7 +163,8 @@ def output_factor(
     return jnp.where(usable(size), a, 1.0)
 
 
-def _closed_form(target: Float[np.ndarray, "..."], sums: Sums) -> dict[str, Array]:
+@jax.jit
+def _closed_form(target: Float[Array, "..."], sums: Sums) -> dict[str, Array]:
     """a and b c in closed form, and the numbers that they and c come from.
 
     Those are mean squares, the `change` at a = 1; from a wide pass they are root mean
@@ -197,9 +201,18 @@ def unit_factors(
 ) -> dict[str, Array]:
     """a, b and c, from a, b c and the change of the output."""
     a, change = implied["output"], implied["change"]
-    c = inverse(change) if wide else inverse_rms(jnp.square(a) * change)
-    b = implied["input_scale"] / c if unit.floats else jnp.ones_like(c)
+    b, c = _gradient_factors(a, change, implied["input_scale"], wide=wide)
+    b = b if unit.floats else jnp.ones_like(c)
     return {"output": a, "input_grad": b, "output_grad": c}
+
+
+@partial(jax.jit, static_argnames="wide")
+def _gradient_factors(
+    a: Array, change: Array, input_scale: Array, *, wide: bool
+) -> tuple[Array, Array]:
+    """b and c."""
+    c = inverse(change) if wide else inverse_rms(jnp.square(a) * change)
+    return input_scale / c, c
 
 
 def is_extreme(

@@ -10,7 +10,7 @@ loss with respect to them *is* the table of sums over calls.
 """
 
 from collections.abc import Callable, Mapping
-from functools import reduce
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -154,7 +154,7 @@ def _read(residual: Any, cotangents: list[Array]) -> _Found:
         passed, weight = settings.input_grad, None
     else:
         passed = inverse_rms(strength / count)
-        weight = inverse_rms(jnp.square(factor) * change / size)
+        weight = _weight(factor, change, size)
         if shared is not None:
             passed = jnp.where(shared.found > 0, shared.input_scale, passed)
             weight = settings.output_grad
@@ -210,6 +210,12 @@ def _read_wide(residual: Any, cotangents: list[Array]) -> _Found:
     carried = [multiply(g, weight) for g in gradient]
     raw = [multiply(g, aside) for g in gradient] if shared is not None else []
     return _Found(carried, raw, [multiply(t, passed) for t in back], statistics)
+
+
+@partial(jax.jit, static_argnums=2)
+def _weight(factor: Array, change: Array, size: int) -> Array:
+    """c, of a change of so many elements at a = 1."""
+    return inverse_rms(jnp.square(factor) * change / size)
 
 
 def _step(gradient: list[Array], shared: Shared | None) -> list[Array]:

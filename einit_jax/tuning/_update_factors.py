@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from ..binding import output_changes, own_changes
 from ..core import (
@@ -78,8 +78,8 @@ def rescale_to_total(
     factors = dict(solution.factors)
     for unit in spec.units:
         own, by = factors[unit.key], grown[unit.key]
-        b = own["input_grad"] * by["input"] / by["inside"]
-        c = own["output_grad"] * by["inside"] / by["output"]
+        b = _regrown(own["input_grad"], by["input"], by["inside"])
+        c = _regrown(own["output_grad"], by["inside"], by["output"])
         new = {"input_grad": b if unit.floats else own["input_grad"], "output_grad": c}
         if spec.wide:  # what is at the ends of the range stays there
             new = {n: jnp.where(in_range(own[n]), new[n], own[n]) for n in new}
@@ -96,6 +96,13 @@ def rescale_to_total(
     return solution._replace(factors=factors, findings=findings, raw=of_raw)
 
 
+@jax.jit
+def _regrown(factor: Array, ahead: Array, behind: Array) -> Array:
+    """A factor, where what is ahead of it has grown and what is behind."""
+    return factor * ahead / behind
+
+
+@jax.jit
 def _one_factor(common: Array, size: Array, change: Array) -> Array:
     """What brings a step of some size, and its change at size 1, to a common one."""
     fine = usable(size) & usable(change)
@@ -111,11 +118,15 @@ def _look_at_changes(
     spec: SweepSpec, changes: Mapping[UnitKey, Array], findings: Findings
 ) -> Findings:
     """The findings with changes that overflow, and of which wide passes say more."""
-    over = lambda unit: jnp.any(jnp.isinf(changes[unit.key]))
-    every = jnp.stack([over(unit) for unit in spec.units])
+    every = jnp.stack([_overflows(changes[unit.key]) for unit in spec.units])
     if not spec.wide:
         return replace(findings, extreme=findings.extreme | jnp.any(every))
     return replace(findings, reach=findings.reach & ~every)
+
+
+@jax.jit
+def _overflows(t: Float[Array, "..."]) -> Bool[Array, ""]:
+    return jnp.any(jnp.isinf(t))
 
 
 def keep_in_range(spec: SweepSpec, solution: Solution) -> Solution:
@@ -258,5 +269,9 @@ def _mean_over_methods(
 
 def _one_over_largest(changes: Mapping[UnitKey, Array]) -> Float[Array, ""]:
     """1 over the largest finite value, and 1 where that is none."""
-    finite = [jnp.max(jnp.where(jnp.isfinite(t), t, 0)) for t in changes.values()]
-    return inverse(jnp.max(jnp.stack(finite)))
+    return inverse(jnp.max(jnp.stack([*map(_largest_finite, changes.values())])))
+
+
+@jax.jit
+def _largest_finite(t: Float[Array, "..."]) -> Float[Array, ""]:
+    return jnp.max(jnp.where(jnp.isfinite(t), t, 0))

@@ -41,7 +41,7 @@ def concat_units(
     units: Iterable[Unit], values: Mapping[UnitKey, jax.Array]
 ) -> jax.Array:
     """The values of all units and their layers, one after the other."""
-    return jnp.concatenate([values[u.key].ravel() for u in units])
+    return jnp.concatenate([values[u.key].reshape(-1) for u in units])
 
 
 def split_units(

@@ -4,8 +4,10 @@ Each array is reduced by itself, and all that follows is arithmetic on whole col
 scalars of each unit would be as many small kernels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -46,15 +48,14 @@ class ParamColumns:
         Products are cheap enough for XLA to make them anew in each sum.
         """
         both = list(zip(arrays, self._axes, strict=True))
-        peaks = [jnp.max(jnp.abs(x), axes, keepdims=True) for x, axes in both]
-        pairs = zip(arrays, peaks, strict=True)
-        self._parts = [x * (1 / _divisor(peak)) for x, peak in pairs]
+        peaks = [_peak(x, axes) for x, axes in both]
+        self._parts = list(map(_over, arrays, peaks))
         own = self._by_row(peaks)
         divisors = jnp.where(own == 0, 0, _divisor(own))
         top = jnp.max(divisors, -1)
         self._top = jnp.where(top > 0, top, 1)
         self._shares = divisors / self._top[..., None]
-        squares = [jnp.square(jnp.abs(x)) for x in self._parts]
+        squares = [_length(*pair) for pair in self._pairs()]
         self._lengths = jnp.sqrt(self._means(squares, jnp.square(self._shares)))
 
     def rms(self) -> Float[Array, "kinds rows"]:
@@ -63,22 +64,46 @@ class ParamColumns:
 
     def cosine(self) -> Float[Array, " rows"]:
         """Between the first two kinds; NaN where one is zero."""
-        products = [jnp.real(jnp.conj(x[:1]) * x[1:2]) for x in self._parts]
+        products = [_product(*pair) for pair in self._pairs()]
         dot = self._means(products, self._shares[:1] * self._shares[1:2])[0]
         product = self._lengths[0] * self._lengths[1]
         return dot / jnp.where(product > 0, product, jnp.nan)
 
-    def _means(self, values: list[Array], weights: Array) -> Float[Array, "kinds rows"]:
-        """Weighted sums over all elements of a row, over the number of these."""
-        pairs = zip(values, self._axes, strict=True)
-        sums = self._by_row([x.sum(axes) for x, axes in pairs])
-        return (sums * weights).sum(-1) / self._sizes
+    def _pairs(self) -> Iterable[tuple[Array, tuple[int, ...]]]:
+        """What each array is divided to, and the axes over which it is summed."""
+        return zip(self._parts, self._axes, strict=True)
+
+    def _means(self, sums: list[Array], weights: Array) -> Float[Array, "kinds rows"]:
+        """Weighted sums over the arrays of a row, over the number of elements."""
+        return (self._by_row(sums) * weights).sum(-1) / self._sizes
 
     def _by_row(self, columns: list[Array]) -> Float[Array, "kinds rows arrays"]:
         """A number of each array and layer, by row; 0 where a unit has no more."""
         flat = [gathered(c).reshape(len(c), -1).astype(jnp.float32) for c in columns]
         none = jnp.zeros((len(flat[0]), 1), jnp.float32)
         return jnp.concatenate([*flat, none], 1)[:, self._places]
+
+
+@partial(jax.jit, static_argnums=1)
+def _peak(x: Array, axes: tuple[int, ...]) -> Array:
+    return jnp.max(jnp.abs(x), axes, keepdims=True)
+
+
+@jax.jit
+def _over(x: Array, peak: Array) -> Array:
+    return x * (1 / _divisor(peak))
+
+
+@partial(jax.jit, static_argnums=1)
+def _length(x: Array, axes: tuple[int, ...]) -> Array:
+    """The sum of squares."""
+    return jnp.square(jnp.abs(x)).sum(axes)
+
+
+@partial(jax.jit, static_argnums=1)
+def _product(x: Array, axes: tuple[int, ...]) -> Array:
+    """Of the first two kinds, their inner product."""
+    return jnp.real(jnp.conj(x[:1]) * x[1:2]).sum(axes)
 
 
 def _divisor(peak: Float[Array, "..."]) -> Float[Array, "..."]:
