@@ -114,6 +114,34 @@ def test_what_is_written_of_transfer_is_that_of_its_records():
     assert f"{said} 2^{rates[MUP][-1]}." in text
 
 
+def test_what_is_written_of_first_calls_is_that_of_its_records():
+    """The lines of the page, and the sentence of the first one."""
+    from tests.benchmarks.report import read_records
+
+    folder = ROOT / "tests" / "benchmarks"
+    records = read_records(folder / "records" / "first_call.jsonl")
+
+    def over_step(way: str, when: str = "first") -> dict[str, str]:
+        """By network, how many gradient steps a call takes."""
+        pairs = {r["network"]: r[when] for r in records if r["way"] == way}
+        return {name: f"{call / step:.2g}" for name, (step, call) in pairs.items()}
+
+    ways = ("tune", "measure", "looks_linear")
+    page = (folder / "README.md").read_text()
+    for when in ("first", "later"):
+        columns = [", ".join(over_step(way, when).values()) for way in ways]
+        assert f"| {'; '.join(columns)} |" in page
+    first = over_step("tune")
+    deep = first.pop("MLP 64")
+    (low, high), (least, most) = (
+        (min(found, key=float), max(found, key=float))
+        for found in (first.values(), over_step("measure").values())
+    )
+    text = " ".join((ROOT / "README.md").read_text().split())
+    said = f"as long as {low} to {high} first gradient steps, {deep} for 64 layers"
+    assert f"{said} written out, and that of `measure` {least} to {most};" in text
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SHOWN)
 def test_benchmark_runs(name, tmp_path, capsys):
