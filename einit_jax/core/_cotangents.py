@@ -32,7 +32,7 @@ def per_call(value: int | float, statistic: Float[Array, ""]) -> Float[Array, ""
     on something mapped: it would count a bare constant of all members as one.
     """
     constant = jnp.asarray(value, jnp.float32)
-    return jax.lax.select(jax.lax.eq(statistic, statistic), constant, constant)
+    return jnp.where(statistic == statistic, constant, constant)
 
 
 def summed_like(
@@ -65,9 +65,7 @@ def _mapped_like(t: Array, factor: Array) -> Array:
     The tangent is: members that share t have factors of their own. A rule whose output
     is mapped in one half alone cannot be staged and differentiated afterwards.
     """
-    if factor.ndim:
-        return jnp.where(factor == factor, t, t)
-    return jax.lax.select(jax.lax.eq(factor, factor), t, t)
+    return jnp.where(factor == factor, t, t)
 
 
 @jax.custom_vjp

@@ -58,7 +58,7 @@ def unfused(t: Inexact[Array, "..."]) -> Array:
     which is one number throughout, such as a step of zeros. A choice stays outside of
     such a fusion; an `optimization_barrier` is gone by then.
     """
-    return jax.lax.select(jax.lax.ne(t, t), jax.lax.neg(t), t)
+    return jnp.where(jnp.isnan(t), -t, t)
 
 
 def unforeseen(t: Inexact[Array, "..."], beside: Inexact[Array, "..."]) -> Array:
@@ -68,7 +68,7 @@ def unforeseen(t: Inexact[Array, "..."], beside: Inexact[Array, "..."]) -> Array
     parameters that rest, cotangents of outputs that no loss reads. `beside` is any
     array of that shape which is known at run time alone; NaNs in it turn signs.
     """
-    return jax.lax.select(jax.lax.ne(beside, beside), jax.lax.neg(t), t)
+    return jnp.where(jnp.isnan(beside), -t, t)
 
 
 def squares(
