@@ -34,7 +34,7 @@ GROUPS = {
 }
 LISTS = {"Args": "Arguments", "Attributes": "Attributes", "Raises": "Raises"}
 LISTS |= {"Warns": "Warns"}
-SECTION = re.compile(rf"^({'|'.join(LISTS)}|Returns|Example|Source):", re.M)
+SECTION = re.compile(rf"^({'|'.join(LISTS)}|Returns|Example|Compilation|Source):", re.M)
 WIDTH = 88
 OWN = "einit_jax."
 FIRST = ei.Measurement
