@@ -1,11 +1,12 @@
 """Each benchmark runs, small, and shows what it is to show."""
 
 import importlib
-import json
 import re
 from pathlib import Path
 
 import pytest
+
+from tests.benchmarks.report import read_records
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "tests" / "benchmarks").glob("*/*.py"))
@@ -62,16 +63,22 @@ def test_what_is_written_of_benchmarks_and_tests_is_there():
     assert not [path for path in paths if not (ROOT / path).exists()]
 
 
+def written_of(records: str) -> tuple[list[dict], str, str]:
+    """The records of that name, the benchmarks' page, and the first one on one line."""
+    folder = ROOT / "tests" / "benchmarks"
+    found = read_records(folder / "records" / f"{records}.jsonl")
+    first = " ".join((ROOT / "README.md").read_text().split())
+    return found, (folder / "README.md").read_text(), first
+
+
 def test_what_is_written_of_the_language_model_is_that_of_its_records():
     """The table of the page, and the sentence of the first one."""
     from tests.benchmarks.training.language import TUNED, USUAL, markdown, summary
 
-    folder = ROOT / "tests" / "benchmarks"
-    lines = (folder / "records" / "language.jsonl").read_text().splitlines()
-    records = [json.loads(line) for line in lines]
+    records, page, text = written_of("language")
     table = markdown(records)
     assert table.count("\n") >= 5
-    assert table in (folder / "README.md").read_text()
+    assert table in page
     found = {(row["network"], row["way"]): row for row in summary(records)}
 
     def both(network: str) -> tuple[str, str]:
@@ -79,7 +86,6 @@ def test_what_is_written_of_the_language_model_is_that_of_its_records():
         theirs = found[network, USUAL]["at its best rate"]
         return ours.partition(",")[0], theirs.partition(",")[0]
 
-    text = " ".join((ROOT / "README.md").read_text().split())
     ours, theirs = both("width 128, LayerNorm")
     assert f"at {ours} nats per held-out character at rate 1, AdamW with" in text
     assert f"clipping at {theirs} at its best rate (128 wide" in text
@@ -90,7 +96,6 @@ def test_what_is_written_of_the_language_model_is_that_of_its_records():
 
 def test_what_is_written_of_transfer_is_that_of_its_records():
     """The table of the page, and the sentence of the first one."""
-    from tests.benchmarks.report import read_records
     from tests.benchmarks.training.language_transfer import (
         LINEAR,
         MUP,
@@ -100,13 +105,11 @@ def test_what_is_written_of_transfer_is_that_of_its_records():
         summary,
     )
 
-    folder = ROOT / "tests" / "benchmarks"
-    records = read_records(folder / "records" / "language_transfer.jsonl")
-    assert markdown(records) in (folder / "README.md").read_text()
+    records, page, text = written_of("language_transfer")
+    assert markdown(records) in page
     rows = [row for row in summary(records) if row["over"].startswith("width")]
     rows = [row for row in rows if row["over"].endswith("LayerNorm")]
     rates = {row["way"]: row["log2 of the best rates"].split(", ") for row in rows}
-    text = " ".join((ROOT / "README.md").read_text().split())
     assert set(rates[TUNE] + rates[LINEAR]) == {"2"}
     first, last = rates[ONE][0], rates[ONE][-1]
     assert rates[MUP][0] == first
@@ -116,10 +119,7 @@ def test_what_is_written_of_transfer_is_that_of_its_records():
 
 def test_what_is_written_of_first_calls_is_that_of_its_records():
     """The lines of the page, and the sentence of the first one."""
-    from tests.benchmarks.report import read_records
-
-    folder = ROOT / "tests" / "benchmarks"
-    records = read_records(folder / "records" / "first_call.jsonl")
+    records, page, text = written_of("first_call")
 
     def over_step(way: str, when: str = "first") -> dict[str, str]:
         """By network, how many gradient steps a call takes."""
@@ -127,7 +127,6 @@ def test_what_is_written_of_first_calls_is_that_of_its_records():
         return {name: f"{call / step:.2g}" for name, (step, call) in pairs.items()}
 
     ways = ("tune", "measure", "looks_linear")
-    page = (folder / "README.md").read_text()
     for when in ("first", "later"):
         columns = [", ".join(over_step(way, when).values()) for way in ways]
         assert f"| {'; '.join(columns)} |" in page
@@ -137,7 +136,6 @@ def test_what_is_written_of_first_calls_is_that_of_its_records():
         (min(found, key=float), max(found, key=float))
         for found in (first.values(), over_step("measure").values())
     )
-    text = " ".join((ROOT / "README.md").read_text().split())
     said = f"as long as {low} to {high} first gradient steps, {deep} for 64 layers"
     assert f"{said} written out, and that of `measure` {least} to {most};" in text
 
