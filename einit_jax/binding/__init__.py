@@ -13,7 +13,7 @@ from ._bind import binding_of as binding_of
 from ._bind import check_model as check_model
 from ._bind import is_model_type as is_model_type
 from ._bind import unscaled as unscaled
-from ._compilation import check_quickly as check_quickly
+from ._compilation import check_convolved as check_convolved
 from ._compilation import compiled_once as compiled_once
 from ._input_changes import Amplifications as Amplifications
 from ._input_changes import amplifications as amplifications

@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from ..core import is_array, is_concrete
+from ..graph import convolves
+from ..units import ModelGraph
 
 OLDER_WAY = "xla_cpu_use_fusion_emitters"
 QUICK = {"xla_backend_optimization_level": 0, OLDER_WAY: False}
@@ -34,13 +36,19 @@ class _NotQuickly(Exception):
     """Ends the trace of what is not to be compiled quickly."""
 
 
-def check_quickly(needed: bool) -> None:
-    """For functions that are `compiled_once`: says that they need usual effort.
+def check_convolved(graph: ModelGraph) -> bool:
+    """Whether a model convolves; for functions that are `compiled_once`.
 
-    To be called while they are traced; then they are traced anew.
+    To be called while they are traced. Those that would convolve in a loop, for the
+    model does or some unit is called several times, need usual effort: they are traced
+    anew.
     """
-    if needed and _quickly.get():
+    convolved = convolves(graph.jaxpr)
+    again = any(unit.calls > 1 for unit in graph.units)
+    looped = convolved and (again or convolves(graph.jaxpr, in_loops=True))
+    if looped and _quickly.get():
         raise _NotQuickly
+    return convolved
 
 
 class OnceCompiled:

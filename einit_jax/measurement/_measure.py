@@ -10,14 +10,7 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
-from ..binding import (
-    Arrays,
-    Model,
-    any_library,
-    check_quickly,
-    compiled_once,
-    setup,
-)
+from ..binding import Arrays, Model, any_library, check_convolved, compiled_once, setup
 from ..core import (
     Draw,
     ModelArgs,
@@ -32,7 +25,7 @@ from ..core import (
     unboxed,
     usual_rules,
 )
-from ..graph import convolves, find_regions, multiplying
+from ..graph import find_regions, multiplying
 from ..units import (
     Objective,
     UnitSelection,
@@ -196,9 +189,7 @@ def _measure_compiled(
     """The measurement of a model under factors (None: 1), geometric mean over draws."""
     graph = objective.trace(arrays.args)
     check_measurable(graph.units)
-    convolved = convolves(graph.jaxpr)
-    again = any(unit.calls > 1 for unit in graph.units)
-    check_quickly(convolved and (again or convolves(graph.jaxpr, in_loops=True)))
+    convolved = check_convolved(graph)
     factors = ones(graph.units) if factors is None else factors
     check_missing(graph, factors)
     check_foreign(graph, factors)

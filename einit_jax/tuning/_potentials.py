@@ -147,8 +147,10 @@ def closed_forms(
     units: Mapping[Unit, Float[np.ndarray, "..."]], sums: Mapping[UnitKey, Sums]
 ) -> dict[UnitKey, dict[str, Array]]:
     """What the sums of a pass tell of each unit."""
-    read = {unit: sums[unit.key]._replace(gradient=None) for unit in units}
-    return {unit.key: _closed_form(t, read[unit]) for unit, t in units.items()}
+    return {
+        unit.key: _closed_form(t, sums[unit.key]._replace(gradient=None))
+        for unit, t in units.items()
+    }
 
 
 @partial(jax.jit, static_argnames="wide")

@@ -9,7 +9,7 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
-from ..binding import Arrays, Model, any_library, check_quickly, compiled_once, setup
+from ..binding import Arrays, Model, any_library, check_convolved, compiled_once, setup
 from ..core import (
     Draw,
     ModelArgs,
@@ -21,7 +21,6 @@ from ..core import (
     is_concrete,
     usual_rules,
 )
-from ..graph import convolves
 from ..units import (
     Objective,
     UnitKey,
@@ -259,9 +258,7 @@ def _tune_compiled(
     """The scales of all batches together, what was finite, what the referee says."""
     graph = objective.trace(arrays.args)
     check_measurable(graph.units)
-    again = any(unit.calls > 1 for unit in graph.units)
-    convolved = convolves(graph.jaxpr)
-    check_quickly(convolved and (again or convolves(graph.jaxpr, in_loops=True)))
+    convolved = check_convolved(graph)
     params, _ = put_probes(arrays.params, graph, arrays.key, zeros)
     spec, regions = sweep_spec(objective, options, graph, params)
     units, total = spec.units, options.rules.update == "total"
